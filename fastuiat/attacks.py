@@ -1,0 +1,148 @@
+"""Sign-gradient attacks: one function climbs a loss (adversarial) or descends it (inverse)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from fastuiat_kernels import Noise, noise_key, random_start, sign_step
+from torch import Tensor, nn
+
+from fastuiat.losses import ATTACK_LOSSES, AttackLoss
+
+BatchNormMode = Literal["eval", "batch", "train"]
+NORMAL_STD = 0.001
+"""Standard deviation of the normal start of TRADES, MART and the instance-wise inverse attack."""
+
+
+@contextmanager
+def batchnorm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """eval: running statistics; batch: the batch's own, nothing kept; train: the same, tracked."""
+    was_training = model.training
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    model.train(mode != "eval")
+    if mode == "batch":
+        for norm in norms:
+            norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        if mode == "batch":
+            for norm in norms:
+                norm.track_running_stats = True
+        model.train(was_training)
+
+
+@contextmanager
+def frozen(model: Any, bn: BatchNormMode = "eval") -> Iterator[Any]:
+    """The network without weight gradients: what attacks and targets differentiate.
+
+    A plain module yields itself, its parameters frozen meanwhile. A trainer's view has a `frozen`
+    of its own, which yields compiled, pre-cast weights.
+    """
+    if hasattr(model, "frozen"):
+        with model.frozen(bn) as net:
+            yield net
+        return
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        with batchnorm_mode(model, bn):
+            yield model
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def region(net: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one compiled region where the net's owner compiles, else itself."""
+    return net.region(function) if hasattr(net, "region") else function
+
+
+def input_gradient(
+    net: Any, x: Tensor, y: Tensor, target_probs: Tensor | None, loss: AttackLoss
+) -> Tensor:
+    """∂loss/∂x (B, C, H, W); `loss` is a sum over the batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(net(x), y, target_probs), x)
+    return in_layout_of(x, grad)
+
+
+def in_layout_of(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient with x's strides: a net with NCHW weights hands back NCHW gradients."""
+    if grad.stride() == x.stride():
+        return grad
+    return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+
+
+def attack_step(
+    net: Any, x: Tensor, x_adv: Tensor, y: Tensor, target_probs: Tensor | None,
+    loss: AttackLoss, alpha: float, eps: float, ascend: bool,
+) -> Tensor:
+    """One step from x_adv inside the ball around x."""
+    grad = input_gradient(net, x_adv, y, target_probs, loss)
+    return sign_step(x, x_adv, grad, alpha=alpha, eps=eps, ascend=ascend)
+
+
+def as_noise(noise: Noise | Tensor | int | None, x: Tensor) -> Noise:
+    """A key with its sample indices; a bare key or seed numbers the samples 0 … B−1."""
+    if isinstance(noise, Noise):
+        return noise
+    key = noise if isinstance(noise, Tensor) else noise_key(0 if noise is None else noise)
+    return Noise(key.to(x.device), torch.arange(x.shape[0], device=x.device))
+
+
+def starting_point(
+    x: Tensor, start: str | Tensor, eps: float, noise: Noise | Tensor | int | None
+) -> Tensor:
+    """x̂ before the first step, clipped to the pixel range."""
+    if isinstance(start, Tensor):
+        return start.detach().to(x.dtype).clone(memory_format=torch.preserve_format)
+    if start == "zero":
+        return x.clone(memory_format=torch.preserve_format)
+    if start not in ("uniform", "normal"):
+        raise ValueError(f"start must be uniform, normal, zero or a tensor, got {start!r}")
+    key, index = as_noise(noise, x)
+    kind: Any = start
+    return random_start(x, index, key, eps=eps if kind == "uniform" else NORMAL_STD, kind=kind)
+
+
+def pgd(
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    loss: str | AttackLoss = "ce",
+    target_probs: Tensor | None = None,
+    start: str | Tensor = "uniform",
+    project: bool = True,
+    bn: BatchNormMode = "eval",
+    targeted: bool = False,
+    noise: Noise | Tensor | int | None = None,
+) -> Tensor:
+    """Projected sign-gradient attack in the L∞ ball (Madry et al. 2018), detached.
+
+    x (B, C, H, W) in [0, 1], y int64 (B,); eps and alpha in pixel units. `loss` is `ce`, `margin`,
+    `kl` (needs target_probs) or a function of (logits, y, target_probs) summed over the batch;
+    `targeted` descends it. `project=False` keeps only the pixel range. `noise` is a Noise, a key or
+    an int seed. ValueError on an unknown loss or start.
+    """
+    if isinstance(loss, str):
+        if loss not in ATTACK_LOSSES:
+            raise ValueError(f"unknown loss {loss!r}: choose from {', '.join(ATTACK_LOSSES)}")
+        loss = ATTACK_LOSSES[loss]
+    x = x.detach()
+    x_adv = starting_point(x, start, eps, noise)
+    radius = eps if project else float("inf")
+    with frozen(model, bn) as net, torch.no_grad():
+        step = region(net, attack_step)
+        for _ in range(steps):
+            x_adv = step(net, x, x_adv, y, target_probs, loss, alpha, radius, not targeted)
+    return x_adv

@@ -1,0 +1,159 @@
+"""What a run is made of: frozen settings that refuse nonsense, and the one error users see."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line that says what is wrong and what to do."""
+
+
+def parse_radius(value: str | float) -> float:
+    """A radius in [0, 1] pixel units from a number or text such as `8/255`."""
+    try:
+        if isinstance(value, str):
+            top, _, bottom = value.partition("/")
+            radius = float(top) / float(bottom) if bottom else float(top)
+        else:
+            radius = float(value)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"'{value}' is not a radius: write it as 8/255") from error
+    if not (math.isfinite(radius) and -1 <= radius <= 1):
+        raise UserError(f"a radius of {value} is outside the pixel range: write {value}/255")
+    return radius
+
+
+def radius_text(radius: float) -> str:
+    """`8/255` for 0.0313…, the plain number where it is no whole 255th."""
+    levels = radius * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{radius:g}"
+
+
+Radius = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="RADIUS",
+        instance_from_str=lambda words: parse_radius(words[0]),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [radius_text(value)],
+    ),
+]
+
+
+def positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """The attack that makes the training examples."""
+
+    eps: Radius = 8 / 255
+    """Radius of the L∞ ball, in pixel units."""
+    alpha: Radius = 2 / 255
+    """Step size, in pixel units."""
+    steps: int = 10
+    """Number of sign-gradient steps."""
+    start: Literal["uniform", "normal", "zero"] = "uniform"
+    """Where the attack begins: U(−eps, eps), 0.001·N(0,1), or the image itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "alpha"):
+            object.__setattr__(self, name, parse_radius(getattr(self, name)))
+        positive(eps=self.eps, alpha=self.alpha)
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+
+    def kwargs(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Everything that moves a number is here and in the run's config.json."""
+
+    recipe: str | None = None
+    """Named settings to begin from (`fastuiat recipes` lists them)."""
+    dataset: str = "cifar10"
+    """Data set to train on."""
+    data_dir: Path = Path("data")
+    """Folder with the data sets' published files; downloads land there."""
+    arch: str = "resnet-18"
+    """Network: resnet-18, prn-18 or wrn-D-W."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Activation function of the network."""
+    method: str = "uiat"
+    """Training method."""
+    epochs: int = 100
+    """Passes over the training set (with extra data: 50,000 images each)."""
+    batch_size: int = 128
+    """Images per step, over all devices."""
+    max_lr: float = 0.1
+    """Peak of the one-cycle learning rate."""
+    seed: int = 0
+    """Fixes weights, order, augmentation and noise."""
+    out: Path | None = None
+    """Run folder; by default runs/<data set>-<method>-<net>-s<seed>."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where there is one."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the network; auto: bf16 where the device has it in hardware, else fp32."""
+    compile: bool = True
+    """Compile the hot regions with torch.compile."""
+    loader: Literal["auto", "ffcv", "resident"] = "auto"
+    """FFCV, or the whole set in the device's memory; auto takes FFCV where it is installed."""
+    workers: int = 1
+    """Loader threads."""
+    extra_data: str | None = None
+    """Generated images: ddpm1m, or the path of an .npz with `image` and `label`."""
+    extra_share: float = 0.7
+    """Share of generated images in each batch."""
+    weight_averaging: float = 0.0
+    """Decay of the averaged weights; 0 keeps none."""
+    weight_decay: float = 5e-4
+    """L2 penalty on every parameter."""
+    val_size: int = 1024
+    """Images split off the training set to choose the best checkpoint; 0 for none."""
+    test_every: int = 0
+    """Also measure on the test set every so many epochs (never used to choose); 0 for never."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    max_steps: int | None = None
+    """Stop after so many steps, the schedule unchanged."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints inside an epoch; each epoch's end has one anyway."""
+    settings: Any = None
+    """The settings of the method."""
+
+    def __post_init__(self) -> None:
+        positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            max_lr=self.max_lr,
+            log_every=self.log_every,
+            workers=self.workers,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
+        if self.max_steps is not None:
+            positive(max_steps=self.max_steps)
+        for name in ("seed", "val_size", "test_every", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name.replace('_', '-')} must not be negative")
+        if not 0 < self.extra_share <= 1:
+            raise UserError(f"extra-share must be in (0, 1], got {self.extra_share:g}")
+        if not 0 <= self.weight_averaging < 1:
+            raise UserError(f"weight-averaging must be in [0, 1), got {self.weight_averaging:g}")
+
+    def to_json(self) -> dict[str, Any]:
+        plain = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}

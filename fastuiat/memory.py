@@ -1,0 +1,59 @@
+"""The two memories of the method: the universal bank z and the probability memory P."""
+
+from __future__ import annotations
+
+import torch
+from fastuiat_kernels import bank_apply, bank_step, memory_update, noise_key, philox_uint32
+from fastuiat_kernels.philox import normal
+from torch import Tensor, nn
+
+BANK_START_STD = 0.001
+HALF_PRECISION_BYTES = 250e6
+"""P is kept in fp16 where fp32 would need more than this."""
+
+
+class UniversalBank(nn.Module):
+    """z: one perturbation per class, fp32 (K, C, H, W), starting as 0.001·N(0, 1) (Algorithm 1).
+
+    Drawn on the CPU from the seed, so that every device starts from the same numbers.
+    """
+
+    z: Tensor
+
+    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], seed: int = 0) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        count = channels * height * width
+        words = philox_uint32(noise_key(seed, stream="bank"), torch.arange(num_classes), -(-count // 4))
+        z = normal(words)[:, :count].reshape(num_classes, height, width, channels)
+        self.register_buffer("z", BANK_START_STD * z.permute(0, 3, 1, 2))
+
+    def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """clip(x + z[y], 0, 1)."""
+        return bank_apply(x, self.z, y)
+
+    def step(self, grad: Tensor, y: Tensor, *, alpha: float, eps: float) -> None:
+        """One sign step of the present classes down the class sums of grad (B, C, H, W)."""
+        bank_step(self.z, grad, y, alpha=alpha, eps=eps)
+
+
+class ProbabilityMemory(nn.Module):
+    """P (N, K): the target probabilities last used for each sample, and whether it has any."""
+
+    probs: Tensor
+    seen: Tensor
+
+    def __init__(self, num_samples: int, num_classes: int) -> None:
+        super().__init__()
+        needs_half = 4 * num_samples * num_classes > HALF_PRECISION_BYTES
+        dtype = torch.float16 if needs_half else torch.float32
+        self.register_buffer("probs", torch.zeros(num_samples, num_classes, dtype=dtype))
+        self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.bool))
+
+    def update(self, index: Tensor, p: Tensor, *, gamma: float) -> Tensor:
+        """Mix p (B, K) with what is stored (eq. 8), store the mixture and return it."""
+        return memory_update(self.probs, self.seen, index, p, gamma=gamma)
+
+    def recall(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored probabilities fp32 (B, K) and which of them are real, bool (B,)."""
+        return self.probs[index].float(), self.seen[index]

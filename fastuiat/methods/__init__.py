@@ -1,0 +1,74 @@
+"""Training methods by name. A file in this folder that registers a Method is all one takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from fastuiat.config import UserError
+from fastuiat.methods.base import REGISTRY, Method, StepOutput, register
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+
+__all__ = ["Method", "StepOutput", "create", "get", "names", "register"]
+
+
+def names() -> list[str]:
+    return sorted(REGISTRY)
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method; UserError with the known names otherwise."""
+    if name not in REGISTRY:
+        raise UserError(f"unknown method '{name}': choose from {', '.join(names())}")
+    return REGISTRY[name]
+
+
+def configure(cls: type, settings: dict[str, Any]) -> Any:
+    """A (nested) settings dataclass from plain values; UserError on a setting it does not have."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in fields:
+            raise UserError(f"no setting '{key}': choose from {', '.join(fields) or 'none'}")
+        factory: Any = fields[key].default_factory
+        if isinstance(value, dict) and dataclasses.is_dataclass(default := factory()):
+            value = dataclasses.replace(default, **_known(type(default), value))
+        values[key] = value
+    return cls(**values)
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise UserError(f"no setting '{sorted(unknown)[0]}' in {cls.__name__}")
+    return values
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    num_samples: int,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    epochs: int = 100,
+    seed: int = 0,
+    **config: Any,
+) -> Method:
+    """A method ready to train: `create("uiat", num_classes=10, num_samples=50000, lam=3.0)`.
+
+    `num_samples` counts every sample index that a batch may carry. Nested settings are dicts:
+    `attack={"eps": "8/255"}`. UserError on an unknown method or setting.
+    """
+    cls = get(name)
+    return cls(
+        configure(cls.Config, config),
+        num_classes=num_classes,
+        num_samples=num_samples,
+        image_shape=image_shape,
+        epochs=epochs,
+        seed=seed,
+    )

@@ -1,0 +1,74 @@
+"""What a training method is: settings, state, and a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound="type[Method]")
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Make the class below known under `name`, to the CLI, checkpoints, bench and tests."""
+
+    def add(cls: M) -> M:
+        cls.name = name
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+@dataclass
+class StepOutput:
+    """What one step gives: a scalar to differentiate, and metrics that stay on the device."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A loss with state: buffers (z, P) travel with `.to()` and in the checkpoint.
+
+    `loss(model, batch)` advances that state exactly once per call. `model` is a network or the
+    trainer's view of one; BatchNorm is in training mode at the call.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[dict[str, str]] = {}
+    """Other nets the method needs: role to the method that trains it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of the method."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        num_classes: int,
+        num_samples: int,
+        image_shape: tuple[int, int, int],
+        epochs: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.num_samples = num_samples
+        self.image_shape = image_shape
+        self.epochs = epochs
+        self.seed = seed
+
+    def loss(self, model: Any, batch: Any) -> StepOutput:
+        """The training loss of a Batch, a mean over it."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of correct predictions, a scalar on the device."""
+    return (logits.detach().argmax(dim=1) == y).float().mean()

@@ -1,0 +1,73 @@
+"""Universal Inverse Adversarial Training (the paper's Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastuiat_kernels import distill_loss
+from torch import nn
+
+from fastuiat.attacks import pgd
+from fastuiat.config import AttackConfig, UserError
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.targets import (
+    InverseConfig,
+    MomentumTarget,
+    UniversalTarget,
+    checked_epoch,
+    default_momentum_epoch,
+)
+
+
+class TargetMethod(Method):
+    """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)): PGD on CE, and a target for p (eq. 7)."""
+
+    target: nn.Module
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(InverseConfig, Method.Config):
+        attack: AttackConfig = field(default_factory=AttackConfig)
+
+    def loss(self, model: Any, batch: Any) -> StepOutput:
+        x_adv = pgd(
+            model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
+        )
+        p = self.target(model, batch, x_adv)
+        logits = model(x_adv)
+        loss = distill_loss(logits, p, batch.y, lam=self.config.lam)
+        metrics = {
+            "robust_accuracy": accuracy(logits, batch.y),
+            "target_accuracy": accuracy(p, batch.y),
+        }
+        return StepOutput(loss, metrics)
+
+
+@register("uiat")
+class UIAT(TargetMethod):
+    """Pull f(x̂) towards f(x̌), x̌ = x + z[y] moved by the class gradients of the inverse loss."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TargetMethod.Config):
+        gamma: float = 0.9
+        """Momentum of the target probabilities from epoch T on (eq. 8); 0 for none."""
+        momentum_epoch: int | None = None
+        """T; by default ceil(0.75·epochs)."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.gamma <= 1:
+                raise UserError(f"gamma must be in [0, 1], got {self.gamma:g}")
+
+    def __init__(self, config: Any, **shape: Any) -> None:
+        super().__init__(config, **shape)
+        start = checked_epoch(
+            "momentum-epoch",
+            config.momentum_epoch,
+            default_momentum_epoch(self.epochs),
+            self.epochs,
+        )
+        universal = UniversalTarget(config, self.num_classes, self.image_shape, self.seed)
+        self.target = MomentumTarget(
+            universal, self.num_samples, self.num_classes, gamma=config.gamma, start_epoch=start
+        )

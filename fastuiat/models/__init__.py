@@ -1,0 +1,35 @@
+"""Networks by name: resnet-18, prn-18 and wrn-D-W."""
+
+from __future__ import annotations
+
+import re
+
+from fastuiat.config import UserError
+from fastuiat.models.blocks import ACTIVATIONS, Classifier
+from fastuiat.models.preact_resnet import PreActResNet18
+from fastuiat.models.resnet import ResNet18
+from fastuiat.models.wide_resnet import WideResNet
+
+__all__ = ["Classifier", "build_model"]
+
+KNOWN = "resnet-18, prn-18, wrn-D-W such as wrn-28-10 (D = 10, 16, 22, 28, 34 …)"
+
+
+def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> Classifier:
+    """A freshly initialised network for (B, 3, H, W) images in [0, 1], channels-last weights.
+
+    UserError on an unknown name, an illegal depth or width, or an unknown activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(f"unknown activation '{activation}': choose from {', '.join(ACTIVATIONS)}")
+    if name == "resnet-18":
+        return ResNet18(num_classes, activation)
+    if name == "prn-18":
+        return PreActResNet18(num_classes, activation)
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if not match:
+        raise UserError(f"unknown net '{name}': choose from {KNOWN}")
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise UserError(f"'{name}' has no legal depth and width: choose from {KNOWN}")
+    return WideResNet(depth, width, num_classes, activation)

@@ -1,0 +1,97 @@
+"""How a run shows itself: a live bar on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+class TrainingDisplay:
+    """Loss, robust accuracy on f(x̂), natural accuracy of the last validation, images/s."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.natural: float | None = None
+        self.values: dict[str, float] = {}
+        self.rate = 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=None, line="")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def begin(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total)
+
+    def advance(self, done: int) -> None:
+        self.bar.update(self.task, completed=done)
+
+    def line(self) -> str:
+        parts = [f"loss {self.values['loss']:.3f}"] if "loss" in self.values else []
+        if "robust_accuracy" in self.values:
+            parts.append(f"robust {percent(self.values['robust_accuracy'])}")
+        parts += [f"natural {percent(self.natural)}", f"{self.rate:,.0f} images/s"]
+        return " · ".join(parts)
+
+    def step(self, epoch: int, done: int, values: dict[str, float], rate: float) -> None:
+        self.values, self.rate = values, rate
+        self.bar.update(
+            self.task, completed=done, description=f"epoch {epoch}", line=self.line()
+        )
+
+    def epoch(self, epoch: int, values: dict[str, Any], rate: float) -> None:
+        self.natural = values.get("val_natural", self.natural)
+        robust = percent(values.get("val_robust"))
+        self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}")
+
+
+@contextmanager
+def show_training() -> Iterator[TrainingDisplay]:
+    display = TrainingDisplay(Console())
+    with display.bar:
+        yield display
+
+
+class EvaluationDisplay:
+    """`progress(name, done, total)`, as the attacks go."""
+
+    def __init__(self, console: Console) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.began = time.monotonic()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.bar.add_task(name, total=total)
+        self.bar.update(self.tasks[name], completed=done, total=total)
+
+
+@contextmanager
+def show_evaluation() -> Iterator[EvaluationDisplay]:
+    display = EvaluationDisplay(Console())
+    with display.bar:
+        yield display

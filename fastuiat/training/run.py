@@ -1,0 +1,227 @@
+"""From settings to a finished run folder: assemble, start or resume, train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastuiat
+from fastuiat import data, methods
+from fastuiat.config import TrainConfig, UserError
+from fastuiat.evaluation.attacks import correct_under
+from fastuiat.models import build_model
+from fastuiat.training.checkpoint import read, save_json
+from fastuiat.training.compile import missing_for_compilation
+from fastuiat.training.precision import resolve_device, resolve_precision
+from fastuiat.training.trainer import Evaluate, Progress, Trainer
+
+FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
+"""Settings that move no number; all others stay as the run began."""
+VALIDATION_STEPS = 10
+EVALUATION_BATCH = 256
+
+
+def default_folder(config: TrainConfig) -> Path:
+    return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on beside the settings."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "fastuiat": fastuiat.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+
+
+def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[str]]:
+    """Resolve `auto` by what this machine has; notes say what was decided and why."""
+    notes = []
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    compiled = config.compile
+    if compiled and (missing := missing_for_compilation(device)):
+        compiled = False
+        notes.append(f"not compiling: {missing}")
+    settled = dataclasses.replace(
+        config,
+        device=device.type,
+        precision=precision,
+        compile=compiled,
+        out=config.out or default_folder(config),
+    )
+    return settled, device, precision, notes
+
+
+def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Evaluate:
+    """Natural and PGD accuracy of a net on a part that does not train it, in fp32."""
+    attack = getattr(config.settings, "attack", None)
+    eps, alpha = (attack.eps, attack.alpha) if attack else (8 / 255, 2 / 255)
+
+    def evaluate(net: torch.nn.Module) -> dict[str, float]:
+        shares = {}
+        for name, kind in (("natural", "clean"), ("robust", "pgd")):
+            correct = correct_under(
+                net, images, kind, eps=eps, alpha=alpha, steps=VALIDATION_STEPS,
+                seed=config.seed, batch_size=min(EVALUATION_BATCH, len(images.labels)),
+                device=device,
+            )
+            shares[name] = correct.float().mean().item()
+        return shares
+
+    return evaluate
+
+
+def part(images: Any, rows: Any) -> Any:
+    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
+
+
+def assemble(
+    config: TrainConfig, device: torch.device, precision: str, progress: Progress
+) -> Trainer:
+    """Build everything a run needs. Nothing is written but a data set's prepared file."""
+    info = data.DATASETS[config.dataset] if config.dataset in data.DATASETS else None
+    if info is None:
+        known = ", ".join(data.DATASETS)
+        raise UserError(f"unknown data set '{config.dataset}': choose from {known}")
+    torch.manual_seed(config.seed)
+    net = build_model(config.arch, info.num_classes, config.activation)
+    methods.get(config.method)
+    train_set = data.load(config.dataset, config.data_dir, "train")
+    train_index, val_index = data.validation_split(
+        len(train_set.labels), config.val_size, config.seed
+    )
+    images, labels, num_extra = train_set.images, train_set.labels, 0
+    if config.extra_data:
+        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
+        images, labels, num_extra = data.joined(train_set, extra)
+    order = data.Order(
+        seed=config.seed,
+        train_index=train_index,
+        batch_size=config.batch_size,
+        num_extra=num_extra,
+        first_extra=len(train_set.labels),
+        extra_share=config.extra_share if num_extra else 0.0,
+    )
+    method = methods.get(config.method)(
+        config.settings,
+        num_classes=info.num_classes,
+        num_samples=len(labels),
+        image_shape=(3, 32, 32),
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    loader = data.make_loader(
+        config.loader, images, labels, order, device=device, flip=info.flip,
+        workers=config.workers, cache_dir=config.data_dir, name=config.dataset,
+    )
+    test = None
+    if config.test_every:
+        test_set = data.load(config.dataset, config.data_dir, "test")
+        test = evaluation_on(test_set, config, device)
+    validation = part(train_set, val_index)
+    return Trainer(
+        config,
+        net=net.to(device),
+        net_info={
+            "arch": config.arch,
+            "activation": config.activation,
+            "num_classes": info.num_classes,
+            "dataset": config.dataset,
+        },
+        method=method.to(device),
+        loader=loader,
+        device=device,
+        precision=precision,
+        validate=evaluation_on(validation, config, device) if config.val_size else None,
+        test=test,
+        folder=Path(config.out or default_folder(config)),
+        progress=progress,
+    )
+
+
+def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
+    """Make the run folder with its settings; UserError where there is one, or no room."""
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        save_json(folder / "environment.json", environment(device))
+        save_json(folder / "config.json", config.to_json())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The settings that a run began with; UserError where there is no run."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no run folder: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
+    """UserError that names the first setting which differs from the run's own."""
+    wanted = config.to_json()
+    for name, value in stored.items():
+        if name not in FREE_ON_RESUME and wanted.get(name) != value:
+            old, new = value, wanted.get(name)
+            if isinstance(value, dict) and isinstance(new, dict):
+                name = next(k for k in value if new.get(k) != value[k])
+                old, new = value[name], new.get(name)
+            flag = name.replace("_", "-")
+            raise UserError(f"--resume keeps the run's settings, but --{flag} is {old}, not {new}")
+
+
+def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
+    """Start a new run and finish it."""
+    config, device, precision, notes = settle(config)
+    for note in notes:
+        say(note)
+    folder = Path(config.out or default_folder(config))
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
+    trainer = assemble(config, device, precision, progress)
+    open_folder(folder, config, device)
+    trainer.train()
+    return trainer
+
+
+def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = print) -> Trainer:
+    """Continue the run in `folder` to the same end that it would have reached."""
+    refuse_changes(stored_config(folder), config)
+    config = dataclasses.replace(config, out=folder)
+    settled, device, precision, _ = settle(config)
+    if settled.compile != config.compile:
+        raise UserError("the run was compiled, and this machine cannot: install g++ and headers")
+    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    if threads != torch.get_num_threads():
+        # Another thread count sums in another order.
+        torch.set_num_threads(threads)
+        say(f"using {threads} threads, as the run did")
+    trainer = assemble(settled, device, precision, progress)
+    last = folder / "checkpoints" / "last.pt"
+    offset = trainer.restore(read(last)) if last.exists() else 0
+    if trainer.step >= trainer.last_step and trainer.validated_epoch:
+        say(f"{folder} is finished: step {trainer.step}")
+        trainer.loader.close()
+        return trainer
+    say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
+    os.makedirs(folder / "checkpoints", exist_ok=True)
+    trainer.train(offset)
+    return trainer
