@@ -1,0 +1,62 @@
+"""A batch, and the augmentation that makes it from stored bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastuiat_kernels import Noise, augment, noise_key, philox_uint32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    x fp32 (B, C, H, W) in [0, 1], augmented, channels-last; y, index int64 (B,), all on one device.
+    `epoch` counts from 1, `step` from 0 within the epoch. `host_index` is `index` on the CPU, for
+    whoever must look at it without stalling the device.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    epoch: int
+    step: int
+    seed: int = 0
+    host_index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.host_index is None and self.index.device.type == "cpu":
+            object.__setattr__(self, "host_index", self.index)
+
+    def noise(self, stream: str) -> Noise:
+        """The noise of one purpose: a pure function of (seed, epoch, step, stream, index)."""
+        key = noise_key(self.seed, self.epoch, self.step, stream)
+        return Noise(key.to(self.x.device), self.index)
+
+
+def augmented(
+    images_u8: Tensor,
+    y: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    flip: bool,
+    pad: int = 4,
+    host_index: Tensor | None = None,
+) -> Batch:
+    """Crop out of a zero border and flip, by (seed, epoch, sample index); images_u8 is (B, H, W, C).
+
+    `pad` is in pixels. Not by the step: a sample looks the same in any batch of an epoch.
+    """
+    key = noise_key(seed, epoch, 0, "augment").to(images_u8.device)
+    words = philox_uint32(key, index, 1)
+    # 32 random bits modulo 9: the bias is below 3e-9.
+    shift_y, shift_x = words[:, 0] % (2 * pad + 1), words[:, 1] % (2 * pad + 1)
+    mirrored = (words[:, 2] & 1).bool() if flip else torch.zeros_like(words[:, 2]).bool()
+    x = augment(images_u8, shift_y, shift_x, mirrored, pad=pad)
+    return Batch(x, y, index, epoch, step, seed, host_index)

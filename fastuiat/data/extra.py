@@ -1,0 +1,50 @@
+"""Generated images: an .npz with `image` uint8 (M, 32, 32, 3) and `label` (M,)."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fastuiat.config import UserError
+from fastuiat.data.download import fetch
+from fastuiat.data.sources import ImageSet, checked, dataset_info
+
+DDPM_BUCKET = "https://storage.googleapis.com/dm-adversarial-robustness"
+DDPM_SETS = ("cifar10", "cifar100", "svhn")
+
+
+def extra_path(spec: str, dataset: str, data_dir: Path) -> Path:
+    """Where the file of `ddpm1m`, or of a path, lies; it is downloaded if it must be."""
+    if spec != "ddpm1m":
+        return Path(spec)
+    if dataset not in DDPM_SETS:
+        raise UserError(f"there are no ddpm1m images of {dataset}, only of {', '.join(DDPM_SETS)}")
+    path = Path(data_dir) / f"{dataset}_ddpm.npz"
+    if not path.is_file():
+        fetch(f"{DDPM_BUCKET}/{path.name}", path)
+    return path
+
+
+def load_extra(spec: str, dataset: str, data_dir: Path) -> ImageSet:
+    """Generated images for a data set; UserError on a file that does not fit it."""
+    path = extra_path(spec, dataset, data_dir)
+    if not path.is_file():
+        raise UserError(f"--extra-data {path} does not exist: give ddpm1m or the path of an .npz")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if not hasattr(content, "files"):
+                raise UserError(f"{path} is a plain array, not an .npz with 'image' and 'label'")
+            lacking = [key for key in ("image", "label") if key not in content.files]
+            if lacking:
+                raise UserError(
+                    f"{path} lacks {' and '.join(map(repr, lacking))}: it has "
+                    f"{', '.join(content.files) or 'nothing'}"
+                )
+            images, labels = content["image"], content["label"]
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is truncated or no .npz of plain arrays ({error})") from error
+    return checked(f"{dataset}+extra", images, labels, dataset_info(dataset).num_classes, path)

@@ -1,0 +1,165 @@
+"""The loader that reads a .beton with FFCV: order, augmentation and lifetimes are our own.
+
+FFCV only fetches bytes here. Its shuffling, seeds and augmentations are not used, since they
+depend on its threads; the batches are those of ResidentLoader, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import weakref
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastuiat.config import UserError
+from fastuiat.data.batch import Batch, augmented
+from fastuiat.data.order import Order
+
+
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Undoes what FFCV does to PyTorch's thread count, when imported as well as when used."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def available() -> bool:
+    """Whether FFCV can be imported."""
+    with torch_threads_kept():
+        try:
+            import ffcv.loader  # noqa: F401
+        except (ImportError, OSError):  # OSError: a shared library of its is missing
+            return False
+    return True
+
+
+class _FixedOrder:
+    """An FFCV traversal order that is just the given samples."""
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self.samples = np.ascontiguousarray(samples, dtype=np.uint64).reshape(-1)
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return self.samples
+
+
+class FFCVLoader:
+    """Batches on `device` from a .beton of images (N, H, W, 3), labels and indices.
+
+    `workers` threads, 1 or more, read it; neither their number nor where an epoch is entered
+    changes a batch. The first batch takes some seconds, which numba compiles for.
+    """
+
+    def __init__(
+        self,
+        beton: str | Path,
+        order: Order,
+        *,
+        device: torch.device | str,
+        flip: bool,
+        workers: int,
+        pad: int = 4,
+    ) -> None:
+        if workers < 1:
+            raise UserError(f"the ffcv loader needs at least 1 worker, got {workers}")
+        self.order, self.flip, self.pad = order, flip, pad
+        self.device = torch.device(device)
+        self._open: weakref.WeakSet[Generator] = weakref.WeakSet()
+        with torch_threads_kept():
+            self._loader = self._make(str(beton), workers)
+
+    def _make(self, beton: str, workers: int) -> Any:
+        import numba
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.loader import Loader
+        from ffcv.transforms import ToTensor
+
+        return Loader(
+            beton,
+            batch_size=self.order.batch_size // self.order.world,
+            num_workers=min(workers, numba.config.NUMBA_NUM_THREADS),  # numba raises above
+            os_cache=True,
+            seed=0,  # else FFCV draws one from numpy's global generator
+            drop_last=True,
+            pipelines={
+                "image": [SimpleRGBImageDecoder(), ToTensor()],
+                "label": [IntDecoder(), ToTensor()],
+                "index": [IntDecoder(), ToTensor()],
+            },
+        )
+
+    @property
+    def num_samples(self) -> int:
+        return int(self._loader.reader.num_samples)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (from 1), from `start_step` on."""
+        batches = self._batches(epoch, start_step)
+        self._open.add(batches)
+        return batches
+
+    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        order = self.order.batches(epoch)[start_step:]
+        if not len(order):
+            return
+        # FFCV's thread sets the thread count before it makes its first batch.
+        with torch_threads_kept():
+            reader = self._reader(order)
+            fetched = next(reader)
+        try:
+            for step in range(start_step, start_step + len(order)):
+                # What FFCV yields is a view of a buffer that it fills again a few batches on.
+                host_index = torch.from_numpy(order[step - start_step])
+                images, y, index = (self._own(tensor) for tensor in fetched)
+                yield augmented(
+                    images,
+                    y.squeeze(1),
+                    index.squeeze(1),
+                    seed=self.order.seed,
+                    epoch=epoch,
+                    step=step,
+                    flip=self.flip,
+                    pad=self.pad,
+                    host_index=host_index,
+                )
+                fetched = next(reader, None)
+        finally:
+            _stop(reader)
+
+    def _reader(self, order: np.ndarray) -> Any:
+        # Its `order=` argument takes no class of ours; these two attributes are all it reads.
+        self._loader.traversal_order = _FixedOrder(order)
+        self._loader.first_traversal_order = self._loader.traversal_order.samples
+        return iter(self._loader)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """A copy on the device, through pinned memory where the copy can then overlap."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.clone()
+
+    def close(self) -> None:
+        """Ends every epoch still under way; its thread and buffers are gone afterwards."""
+        for batches in list(self._open):
+            batches.close()
+
+
+def _stop(reader: Any) -> None:
+    """Ends FFCV's thread, which FFCV itself leaves behind blocked on a full queue."""
+    reader.terminate_event.set()
+    while reader.is_alive():
+        with contextlib.suppress(queue.Empty):
+            reader.output_queue.get_nowait()
+        reader.join(timeout=0.05)
+    reader.close()
+    reader.closed = True

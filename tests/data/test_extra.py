@@ -1,0 +1,77 @@
+"""Generated images: one .npz layout, refused clearly in every other shape."""
+
+import numpy as np
+import pytest
+
+from fastuiat.config import UserError
+from fastuiat.data import extra_path, load_extra
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+LABELS = np.array([0, 9, 3, 4, 5, 6], np.int32)
+
+
+def test_any_npz(tmp_path):
+    path = tmp_path / "edm.npz"
+    np.savez(path, image=IMAGES, label=LABELS)
+    extra = load_extra(path, "cifar10", "unused")
+    np.testing.assert_array_equal(extra.images, IMAGES)
+    np.testing.assert_array_equal(extra.labels, LABELS)
+    assert extra.labels.dtype == np.int64 and extra.num_classes == 10
+
+
+def test_ddpm1m_is_taken_from_data_dir(tmp_path):
+    assert extra_path("ddpm1m", "cifar100", tmp_path) == tmp_path / "cifar100_ddpm.npz"
+    np.savez_compressed(tmp_path / "cifar100_ddpm.npz", image=IMAGES, label=LABELS + 90)
+    assert load_extra("ddpm1m", "cifar100", tmp_path).labels.max() == 99
+    with pytest.raises(UserError, match="fashion-mnist"):
+        load_extra("ddpm1m", "fashion-mnist", tmp_path)
+
+
+def test_failing_download_names_url_and_place(tmp_path, monkeypatch):
+    def refuse(url, timeout):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError) as raised:
+        load_extra("ddpm1m", "svhn", tmp_path)
+    assert "dm-adversarial-robustness/svhn_ddpm.npz" in str(raised.value)
+    assert str(tmp_path / "svhn_ddpm.npz") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"image": IMAGES},
+        {"label": LABELS},
+        {"image": IMAGES.astype(np.float32), "label": LABELS},
+        {"image": IMAGES[:, :28], "label": LABELS},
+        {"image": IMAGES[0], "label": LABELS},
+        {"image": IMAGES, "label": LABELS[:5]},
+        {"image": IMAGES, "label": LABELS + 1},
+        {"image": IMAGES, "label": LABELS - 1},
+        {"image": IMAGES, "label": LABELS / 2},
+        {"image": IMAGES, "label": LABELS.astype(object)},
+        {"image": IMAGES[:0], "label": LABELS[:0]},
+    ],
+)
+def test_bad_arrays(tmp_path, arrays):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=r"bad\.npz") as raised:
+        load_extra(tmp_path / "bad.npz", "cifar10", "unused")
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_files(tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez(path, image=IMAGES, label=LABELS)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[3000] ^= 1
+    for blob in (whole[:-100], whole[:5000], b"", b"junk", bytes(flipped)):
+        path.write_bytes(blob)
+        with pytest.raises(UserError, match=r"bad\.npz"):
+            load_extra(path, "cifar10", "unused")
+    np.save(tmp_path / "one.npy", IMAGES)
+    for other in ("missing.npz", "one.npy", "."):
+        with pytest.raises(UserError):
+            load_extra(tmp_path / other, "cifar10", "unused")

@@ -1,0 +1,182 @@
+"""Both loaders give the same batches, and leave no thread, buffer or setting behind."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from fastuiat.config import UserError
+from fastuiat.data import Order, ResidentLoader, beton, ffcv_loader, make_loader
+
+RNG = np.random.default_rng(0)
+N, M, BATCH = 300, 60, 16
+IMAGES = RNG.integers(0, 256, (N + M, 32, 32, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, N + M)
+needs_ffcv = pytest.mark.skipif(not ffcv_loader.available(), reason="ffcv is not installed")
+
+
+def plain(seed=3, **more):
+    return Order(seed, np.arange(7, N), BATCH, **more)
+
+
+def resident(order, flip=True):
+    return ResidentLoader(IMAGES, LABELS, order, device="cpu", flip=flip)
+
+
+def keep(batches):
+    return list(batches)
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert (a.epoch, a.step, a.seed) == (b.epoch, b.step, b.seed)
+        for x, y in ((a.x, b.x), (a.y, b.y), (a.index, b.index)):
+            assert x.dtype == y.dtype and x.stride() == y.stride() and torch.equal(x, y)
+
+
+def test_resident_batches():
+    order = plain()
+    loader = resident(order)
+    batches = keep(loader.epoch(2))
+    assert loader.num_samples == N + M and len(batches) == order.steps_per_epoch
+    np.testing.assert_array_equal(torch.stack([b.index for b in batches]), order.batches(2))
+    for batch in batches:
+        assert batch.x.dtype == torch.float32 and batch.x.shape == (BATCH, 3, 32, 32)
+        assert batch.x.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_array_equal(batch.y, LABELS[batch.index])
+    assert_same(keep(loader.epoch(2, start_step=5)), batches[5:])
+
+
+def test_augmentation_is_pure_in_seed_epoch_and_sample():
+    by_sample = {}
+    for order in (plain(), Order(3, np.arange(7, N), 2 * BATCH)):  # other batches, same samples
+        for batch in resident(order).epoch(4):
+            for x, i in zip(batch.x, batch.index.tolist(), strict=True):
+                assert torch.equal(by_sample.setdefault(i, x), x)
+
+
+def test_every_shift_and_both_mirrorings_occur():
+    ramp = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)  # two channels name each pixel
+    image = np.stack((ramp >> 8, ramp & 255, np.ones_like(ramp)), axis=-1).astype(np.uint8)
+    images = np.repeat(image[None], 2000, axis=0)
+    for flip in (True, False):
+        loader = ResidentLoader(
+            images, np.zeros(2000), Order(0, np.arange(2000), 2000), device="cpu", flip=flip
+        )
+        (batch,) = loader.epoch(1)
+        high, low, inside = (batch.x * 255).round().long().unbind(dim=1)
+        assert ((inside == 0) | (inside == 1)).all() and inside[:, 4:-4, 4:-4].all()
+        row, column = divmod(high[:, 16, 16] * 256 + low[:, 16, 16], 32)
+        mirrored = low[:, 16, 17] < low[:, 16, 16]
+        assert set(row.tolist()) == set(range(12, 21))
+        assert mirrored.any().item() == flip and not mirrored.all()
+        assert set(column[~mirrored].tolist()) == set(range(12, 21))
+
+
+def test_noise_depends_on_stream_and_step():
+    first, second = itertools.islice(resident(plain()).epoch(1), 2)
+    keys = [first.noise("a").key, first.noise("b").key, second.noise("a").key]
+    assert len({tuple(key.tolist()) for key in keys}) == 3
+    assert torch.equal(first.noise("a").index, first.index)
+
+
+@needs_ffcv
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ffcv_gives_the_same_batches(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("fastuiat.data.order.EPOCH_IMAGES", 400)
+    mix = Order(5, np.arange(N), BATCH, num_extra=M, first_extra=N, extra_share=0.7)
+    threads, random = torch.get_num_threads(), np.random.get_state()[1].copy()
+    running = threading.active_count()
+    fast = make_loader(
+        "ffcv",
+        IMAGES,
+        LABELS,
+        mix,
+        device="cpu",
+        flip=True,
+        workers=workers,
+        cache_dir=tmp_path / "cache",
+        name="made",
+    )
+    slow = resident(mix)
+    assert isinstance(fast, ffcv_loader.FFCVLoader) and fast.num_samples == N + M
+    assert_same(keep(fast.epoch(1)), keep(slow.epoch(1)))
+    assert_same(keep(fast.epoch(7, start_step=11)), keep(slow.epoch(7, start_step=11)))
+    assert keep(fast.epoch(1, start_step=mix.steps_per_epoch)) == []
+    unfinished = fast.epoch(2)
+    next(unfinished)
+    assert torch.get_num_threads() == threads
+    fast.close()
+    assert next(unfinished, None) is None
+    for _ in range(3):  # left early, and collected
+        next(fast.epoch(2))
+    assert_same(keep(fast.epoch(2)), keep(slow.epoch(2)))
+    fast.close()
+    assert threading.active_count() == running
+    assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(np.random.get_state()[1], random)
+
+
+@needs_ffcv
+def test_a_damaged_beton_is_never_used(tmp_path):
+    path = beton.prepare(IMAGES, LABELS, tmp_path, "made")
+    whole, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert beton.prepare(IMAGES, LABELS, tmp_path, "made") == path
+    assert path.stat().st_mtime_ns == written
+    assert beton.prepare(IMAGES, LABELS[::-1], tmp_path, "made") != path
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for blob in (whole[:-1], whole[: len(whole) // 2], b"", bytes(flipped)):
+        path.write_bytes(blob)
+        with pytest.raises(UserError, match="truncated or was changed: delete"):
+            make_loader(
+                "auto",
+                IMAGES,
+                LABELS,
+                plain(),
+                device="cpu",
+                flip=True,
+                cache_dir=tmp_path,
+                name="made",
+            )
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="other images"):
+        beton.check(path, "0")
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(UserError, match="not written by fastuiat"):
+        beton.prepare(IMAGES, LABELS, tmp_path, "made")
+    path.unlink()
+    assert beton.prepare(IMAGES, LABELS, tmp_path, "made").read_bytes()[:100] == whole[:100]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_choice_of_loader(tmp_path, monkeypatch, caplog):
+    def make(kind, cache_dir=tmp_path):
+        return make_loader(
+            kind,
+            IMAGES,
+            LABELS,
+            plain(),
+            device="cpu",
+            flip=True,
+            cache_dir=cache_dir,
+            name="made",
+        )
+
+    assert isinstance(make("resident"), ResidentLoader)
+    with pytest.raises(UserError, match="auto, ffcv or resident"):
+        make("fast")
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(ffcv_loader, "available", lambda: True)
+        assert isinstance(make("auto", tmp_path / "file"), ResidentLoader)
+        assert len(caplog.records) == 1
+        with pytest.raises(UserError, match="another cache folder"):
+            make("ffcv", tmp_path / "file")
+    monkeypatch.setattr(ffcv_loader, "available", lambda: False)
+    assert isinstance(make("auto"), ResidentLoader)
+    with pytest.raises(UserError, match="pip install"):
+        make("ffcv")

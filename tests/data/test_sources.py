@@ -1,0 +1,200 @@
+"""Every published format is read as published; every damaged file is named, never executed."""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+import urllib.error
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from fastuiat.config import UserError
+from fastuiat.data import DATASETS, load, sources
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(url, timeout):
+        raise urllib.error.URLError(f"no network within {timeout} s")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(sources, "_DEBIAN_FASHION", sources.Path("/nonexistent"))
+
+
+def pixels(n):
+    return RNG.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+
+
+def cifar_pickle(images, labels, key="labels", protocol=2, **change):
+    data = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+    content = {b"data": data, key.encode(): list(labels), b"batch_label": b"x", **change}
+    return pickle.dumps(content, protocol)
+
+
+def write_cifar10(folder, per_file=3, protocol=2):
+    folder.mkdir(parents=True)
+    images, labels = pixels(5 * per_file), RNG.integers(0, 10, 5 * per_file)
+    for i in range(5):
+        part = slice(i * per_file, (i + 1) * per_file)
+        blob = cifar_pickle(images[part], labels[part].tolist(), protocol=protocol)
+        (folder / f"data_batch_{i + 1}").write_bytes(blob)
+    (folder / "test_batch").write_bytes(cifar_pickle(images[:2], labels[:2].tolist()))
+    return images, labels
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_cifar10_folder(tmp_path, protocol):
+    images, labels = write_cifar10(tmp_path / "cifar-10-batches-py", protocol=protocol)
+    train, test = load("cifar10", tmp_path, "train"), load("cifar10", str(tmp_path), "test")
+    np.testing.assert_array_equal(train.images, images)
+    np.testing.assert_array_equal(train.labels, labels)
+    assert train.labels.dtype == np.int64 and train.images.flags.c_contiguous
+    assert (len(test), test.num_classes) == (2, 10)
+
+
+def test_cifar10_archive(tmp_path):
+    images, _ = write_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    np.testing.assert_array_equal(load("cifar10", tmp_path, "train").images, images)
+    archive.write_bytes(archive.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz"):
+        load("cifar10", tmp_path, "train")
+
+
+def test_cifar100_fine_labels(tmp_path):
+    (tmp_path / "cifar-100-python").mkdir()
+    images = pixels(4)
+    blob = cifar_pickle(images, np.array([0, 99, 5, 50]), "fine_labels")  # numpy scalars
+    (tmp_path / "cifar-100-python" / "train").write_bytes(blob)
+    train = load("cifar100", tmp_path, "train")
+    assert train.labels.tolist() == [0, 99, 5, 50]
+    np.testing.assert_array_equal(train.images, images)
+    with pytest.raises(UserError, match="cifar-100-python/test is missing"):
+        load("cifar100", tmp_path, "test")
+
+
+class Malice:
+    def __reduce__(self):
+        return (sources.Path.touch, (sources.Path("executed"),))
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"junk",
+        cifar_pickle(pixels(2), [0, 1])[:500],
+        cifar_pickle(pixels(2), [0, 10]),
+        cifar_pickle(pixels(2), [0, -1]),
+        cifar_pickle(pixels(2), [0]),
+        cifar_pickle(pixels(2), [0.5, 1.5]),
+        cifar_pickle(pixels(2), [0, 1], "other"),
+        pickle.dumps([1, 2]),
+        pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}),
+        pickle.dumps({"data": np.zeros((2, 3000), np.uint8), "labels": [0, 1]}),
+        pickle.dumps({"data": np.zeros((2, 3072), object), "labels": [0, 1]}),
+        cifar_pickle(pixels(2), [0, 1], extra=Malice()),
+    ],
+)
+def test_bad_cifar_batch_is_named(tmp_path, monkeypatch, blob):
+    monkeypatch.chdir(tmp_path)
+    write_cifar10(tmp_path / "cifar-10-batches-py")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(blob)
+    with pytest.raises(UserError, match="data_batch_3") as raised:
+        load("cifar10", tmp_path, "train")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_svhn(tmp_path):
+    images = pixels(3)
+    path = tmp_path / "train_32x32.mat"
+    X, y = images.transpose(1, 2, 3, 0), np.array([[10], [1], [9]], np.uint8)
+    savemat(path, {"X": X, "y": y})
+    train = load("svhn", tmp_path, "train")
+    np.testing.assert_array_equal(train.images, images)
+    assert train.labels.tolist() == [0, 1, 9]
+    whole = path.read_bytes()
+    bad = [{"X": X}, {"X": X, "y": y + 1}, {"X": X, "y": y[:2]}, {"X": X[..., 0], "y": y}]
+    for content in bad:
+        savemat(path, content)
+        with pytest.raises(UserError, match="train_32x32.mat"):
+            load("svhn", tmp_path, "train")
+    for blob in (whole[: len(whole) // 2], b"", b"junk"):
+        path.write_bytes(blob)
+        with pytest.raises(UserError, match="train_32x32.mat"):
+            load("svhn", tmp_path, "train")
+
+
+def idx_bytes(array):
+    return struct.pack(f">{array.ndim + 1}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.mark.parametrize("folder", ["FashionMNIST/raw", "."])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_fashion_mnist(tmp_path, folder, suffix):
+    place = tmp_path / folder
+    place.mkdir(parents=True, exist_ok=True)
+    grey = RNG.integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    pack = gzip.compress if suffix else bytes
+    image_file = place / f"train-images-idx3-ubyte{suffix}"
+    label_file = place / f"train-labels-idx1-ubyte{suffix}"
+    image_file.write_bytes(pack(idx_bytes(grey)))
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte.* is missing"):
+        load("fashion-mnist", tmp_path, "train")
+    label_file.write_bytes(pack(idx_bytes(np.array([0, 9, 3, 3], np.uint8))))
+    train = load("fashion-mnist", tmp_path, "train")
+    assert train.labels.tolist() == [0, 9, 3, 3]
+    np.testing.assert_array_equal(train.images[:, 2:30, 2:30, 1], grey)
+    assert train.images.sum() == 3 * grey.sum(dtype=np.int64)
+    for blob in (image_file.read_bytes()[:-9], b"", pack(idx_bytes(grey[:3])), pack(b"junk" * 9)):
+        image_file.write_bytes(blob)
+        with pytest.raises(UserError, match="train-images"):
+            load("fashion-mnist", tmp_path, "train")
+
+
+def test_digits():
+    train, test = load("digits", "unused", "train"), load("digits", "unused", "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.max() == 255 and set(np.unique(test.labels)) == set(range(10))
+    np.testing.assert_array_equal(train.images, load("digits", "unused", "train").images)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if DATASETS[name].published])
+def test_without_network_url_and_place_are_named(tmp_path, name):
+    published = DATASETS[name].published[0]
+    with pytest.raises(UserError) as raised:
+        load(name, tmp_path, "train")
+    assert published.url in str(raised.value)
+    assert str(tmp_path / DATASETS[name].folder.partition("cifar")[0]) in str(raised.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_download_is_whole_and_checked(tmp_path, monkeypatch):
+    class Response(io.BytesIO):
+        headers = {"Content-Length": "4"}
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"data"))
+    path = tmp_path / "new" / "file"
+    assert sources.fetch("http://x/file", path).read_bytes() == b"data"
+    with pytest.raises(UserError, match="checksum"):
+        sources.fetch("http://x/file", tmp_path / "other", md5="0")
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"dat"))
+    with pytest.raises(UserError, match="3 of 4 bytes"):
+        sources.fetch("http://x/file", tmp_path / "other")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["file"]
+
+
+def test_names():
+    with pytest.raises(UserError, match="cifar10, cifar100, svhn, fashion-mnist, digits"):
+        load("imagenet", "unused", "train")
+    with pytest.raises(UserError, match="train or test"):
+        load("digits", "unused", "val")
+    assert [name for name, d in DATASETS.items() if not d.flip] == ["svhn", "digits"]
