@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 from torch import Tensor, nn
 
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
+from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 
 BatchNormMode = Literal["eval", "batch", "train"]
 NORMAL_STD = 0.001
@@ -80,8 +80,15 @@ def in_layout_of(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def attack_step(
-    net: Any, x: Tensor, x_adv: Tensor, y: Tensor, target_probs: Tensor | None,
-    loss: AttackLoss, alpha: float, eps: float, ascend: bool,
+    net: Any,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    target_probs: Tensor | None,
+    loss: AttackLoss,
+    alpha: float,
+    eps: float,
+    ascend: bool,
 ) -> Tensor:
     """One step from x_adv inside the ball around x."""
     grad = input_gradient(net, x_adv, y, target_probs, loss)

@@ -210,9 +210,17 @@ def evaluate(argv: list[str]) -> None:
     device = resolve_device(options.device)
     with show_evaluation() as progress:
         records = measure(
-            model.to(device), images, attacks=list(options.attacks), eps=options.eps, n=options.n,
-            seed=options.seed, batch_size=options.batch_size, device=device, out=folder,
-            info=info, progress=progress,
+            model.to(device),
+            images,
+            attacks=list(options.attacks),
+            eps=options.eps,
+            n=options.n,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            device=device,
+            out=folder,
+            info=info,
+            progress=progress,
         )
     Console().print(table(records))
     print(f"seed {options.seed}; records: {folder / 'eval'}")

@@ -52,8 +52,13 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
 
 
 def inverse_loss(
-    logits_inv: Tensor, y: Tensor, features_inv: Tensor, features: Tensor, features_adv: Tensor,
-    *, beta: float,
+    logits_inv: Tensor,
+    y: Tensor,
+    features_inv: Tensor,
+    features: Tensor,
+    features_adv: Tensor,
+    *,
+    beta: float,
 ) -> Tensor:
     """L_inv summed over the batch (paper eq. 4); L1 is a mean over the feature width."""
     near = (wide(features_inv) - wide(features)).abs().mean(dim=1)

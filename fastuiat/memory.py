@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from fastuiat_kernels import bank_apply, bank_step, memory_update, noise_key, philox_uint32
 from fastuiat_kernels.philox import normal
-from torch import Tensor, nn
 
 BANK_START_STD = 0.001
 HALF_PRECISION_BYTES = 250e6
@@ -24,7 +25,9 @@ class UniversalBank(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         count = channels * height * width
-        words = philox_uint32(noise_key(seed, stream="bank"), torch.arange(num_classes), -(-count // 4))
+        words = philox_uint32(
+            noise_key(seed, stream="bank"), torch.arange(num_classes), -(-count // 4)
+        )
         z = normal(words)[:, :count].reshape(num_classes, height, width, channels)
         self.register_buffer("z", BANK_START_STD * z.permute(0, 3, 1, 2))
 

@@ -52,9 +52,7 @@ class TrainingDisplay:
 
     def step(self, epoch: int, done: int, values: dict[str, float], rate: float) -> None:
         self.values, self.rate = values, rate
-        self.bar.update(
-            self.task, completed=done, description=f"epoch {epoch}", line=self.line()
-        )
+        self.bar.update(self.task, completed=done, description=f"epoch {epoch}", line=self.line())
 
     def epoch(self, epoch: int, values: dict[str, Any], rate: float) -> None:
         self.natural = values.get("val_natural", self.natural)

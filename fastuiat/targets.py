@@ -94,8 +94,13 @@ class MomentumTarget(nn.Module):
     """UIAT's target: the universal one, mixed with P from epoch T on (eq. 8), filled from T − 1."""
 
     def __init__(
-        self, universal: UniversalTarget, num_samples: int, num_classes: int,
-        *, gamma: float, start_epoch: int,
+        self,
+        universal: UniversalTarget,
+        num_samples: int,
+        num_classes: int,
+        *,
+        gamma: float,
+        start_epoch: int,
     ) -> None:
         super().__init__()
         self.universal = universal

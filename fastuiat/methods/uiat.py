@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastuiat_kernels import distill_loss
 from torch import nn
 
 from fastuiat.attacks import pgd
@@ -18,6 +17,7 @@ from fastuiat.targets import (
     checked_epoch,
     default_momentum_epoch,
 )
+from fastuiat_kernels import distill_loss
 
 
 class TargetMethod(Method):

@@ -31,9 +31,7 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say how it makes features")
 
-    def forward(
-        self, x: Tensor, return_features: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         features = self.features(x)
         logits = getattr(self, self.head)(features)
         return (logits, features) if return_features else logits

@@ -17,9 +17,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != planes:
-            self.shortcut = nn.Sequential(
-                conv1x1(inputs, planes, stride), nn.BatchNorm2d(planes)
-            )
+            self.shortcut = nn.Sequential(conv1x1(inputs, planes, stride), nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(self.conv1(x)))

@@ -27,15 +27,11 @@ class WideBlock(nn.Module):
 class WideGroup(nn.Module):
     """The blocks of one resolution; only the first strides and widens."""
 
-    def __init__(
-        self, blocks: int, inputs: int, planes: int, stride: int, activation: str
-    ) -> None:
+    def __init__(self, blocks: int, inputs: int, planes: int, stride: int, activation: str) -> None:
         super().__init__()
         self.layer = nn.Sequential(
             *(
-                WideBlock(
-                    inputs if i == 0 else planes, planes, stride if i == 0 else 1, activation
-                )
+                WideBlock(inputs if i == 0 else planes, planes, stride if i == 0 else 1, activation)
                 for i in range(blocks)
             )
         )

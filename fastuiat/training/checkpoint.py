@@ -47,7 +47,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} could not be written ({error}): the one before it is kept") from error
+        raise UserError(
+            f"{path} could not be written ({error}): the one before it is kept"
+        ) from error
 
 
 def read(path: Path) -> dict[str, Any]:

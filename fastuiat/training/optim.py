@@ -29,7 +29,9 @@ def one_cycle(step: int, total: int, max_lr: float) -> float:
     return end + (begin - end) / 2 * (1 + math.cos(math.pi * share))
 
 
-def make_optimizer(net: nn.Module, *, lr: float, weight_decay: float, fused: bool) -> torch.optim.SGD:
+def make_optimizer(
+    net: nn.Module, *, lr: float, weight_decay: float, fused: bool
+) -> torch.optim.SGD:
     """Weight decay is on every parameter. `fused` keeps the fp16 scaler free of host syncs."""
     return torch.optim.SGD(
         net.parameters(),

@@ -75,8 +75,14 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
         shares = {}
         for name, kind in (("natural", "clean"), ("robust", "pgd")):
             correct = correct_under(
-                net, images, kind, eps=eps, alpha=alpha, steps=VALIDATION_STEPS,
-                seed=config.seed, batch_size=min(EVALUATION_BATCH, len(images.labels)),
+                net,
+                images,
+                kind,
+                eps=eps,
+                alpha=alpha,
+                steps=VALIDATION_STEPS,
+                seed=config.seed,
+                batch_size=min(EVALUATION_BATCH, len(images.labels)),
                 device=device,
             )
             shares[name] = correct.float().mean().item()
@@ -125,8 +131,15 @@ def assemble(
         seed=config.seed,
     )
     loader = data.make_loader(
-        config.loader, images, labels, order, device=device, flip=info.flip,
-        workers=config.workers, cache_dir=config.data_dir, name=config.dataset,
+        config.loader,
+        images,
+        labels,
+        order,
+        device=device,
+        flip=info.flip,
+        workers=config.workers,
+        cache_dir=config.data_dir,
+        name=config.dataset,
     )
     test = None
     if config.test_every:

@@ -23,9 +23,9 @@ def augment_reference(
     rows = torch.arange(height, device=device) + (shift_y[:, None] - pad)
     columns = torch.arange(width, device=device).expand(batch, width)
     columns = torch.where(flip[:, None], width - 1 - columns, columns) + (shift_x[:, None] - pad)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
     sample = torch.arange(batch, device=device)[:, None, None]
     pixels = images_u8[
         sample, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]

@@ -46,9 +46,7 @@ def bank_accumulate(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, 
     return bank_accumulate_reference(grad, y, num_classes)
 
 
-def bank_update(
-    z: Tensor, sums: Tensor, present: Tensor, *, alpha: float, eps: float
-) -> Tensor:
+def bank_update(z: Tensor, sums: Tensor, present: Tensor, *, alpha: float, eps: float) -> Tensor:
     """Step and project the present classes of z in place; returns z."""
     checks.floating(z=z, sums=sums)
     checks.same_device(z=z, sums=sums, present=present)

@@ -22,7 +22,9 @@ def same_layout(**tensors: Tensor) -> None:
         return
     (name, first), *rest = tensors.items()
     if not is_dense(first):
-        raise ValueError(f"{name} must be dense (no gaps, no overlap), got strides {first.stride()}")
+        raise ValueError(
+            f"{name} must be dense (no gaps, no overlap), got strides {first.stride()}"
+        )
     for other, tensor in rest:
         same_device(**{name: first, other: tensor})
         if tensor.shape != first.shape:

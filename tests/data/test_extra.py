@@ -28,7 +28,7 @@ def test_ddpm1m_is_taken_from_data_dir(tmp_path):
 
 
 def test_failing_download_names_url_and_place(tmp_path, monkeypatch):
-    def refuse(url, timeout):
+    def refuse(*args, **kwargs):
         raise TimeoutError("timed out")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)

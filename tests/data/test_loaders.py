@@ -18,7 +18,7 @@ needs_ffcv = pytest.mark.skipif(not ffcv_loader.available(), reason="ffcv is not
 
 
 def plain(seed=3, **more):
-    return Order(seed, np.arange(7, N), BATCH, **more)
+    return Order(seed=seed, train_index=np.arange(7, N), batch_size=BATCH, **more)
 
 
 def resident(order, flip=True):
@@ -33,7 +33,7 @@ def assert_same(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert (a.epoch, a.step, a.seed) == (b.epoch, b.step, b.seed)
-        for x, y in ((a.x, b.x), (a.y, b.y), (a.index, b.index)):
+        for x, y in ((a.x, b.x), (a.y, b.y), (a.index, b.index), (a.host_index, b.host_index)):
             assert x.dtype == y.dtype and x.stride() == y.stride() and torch.equal(x, y)
 
 
@@ -52,7 +52,10 @@ def test_resident_batches():
 
 def test_augmentation_is_pure_in_seed_epoch_and_sample():
     by_sample = {}
-    for order in (plain(), Order(3, np.arange(7, N), 2 * BATCH)):  # other batches, same samples
+    for order in (
+        plain(),
+        Order(seed=3, train_index=np.arange(7, N), batch_size=2 * BATCH),
+    ):  # other batches, same samples
         for batch in resident(order).epoch(4):
             for x, i in zip(batch.x, batch.index.tolist(), strict=True):
                 assert torch.equal(by_sample.setdefault(i, x), x)
@@ -64,7 +67,11 @@ def test_every_shift_and_both_mirrorings_occur():
     images = np.repeat(image[None], 2000, axis=0)
     for flip in (True, False):
         loader = ResidentLoader(
-            images, np.zeros(2000), Order(0, np.arange(2000), 2000), device="cpu", flip=flip
+            images,
+            np.zeros(2000, np.int64),
+            Order(seed=0, train_index=np.arange(2000), batch_size=2000),
+            device="cpu",
+            flip=flip,
         )
         (batch,) = loader.epoch(1)
         high, low, inside = (batch.x * 255).round().long().unbind(dim=1)
@@ -86,8 +93,15 @@ def test_noise_depends_on_stream_and_step():
 @needs_ffcv
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ffcv_gives_the_same_batches(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("fastuiat.data.order.EPOCH_IMAGES", 400)
-    mix = Order(5, np.arange(N), BATCH, num_extra=M, first_extra=N, extra_share=0.7)
+    monkeypatch.setattr("fastuiat.data.order.IMAGES_PER_MIXED_EPOCH", 400)
+    mix = Order(
+        seed=5,
+        train_index=np.arange(N),
+        batch_size=BATCH,
+        num_extra=M,
+        first_extra=N,
+        extra_share=0.7,
+    )
     threads, random = torch.get_num_threads(), np.random.get_state()[1].copy()
     running = threading.active_count()
     fast = make_loader(

@@ -1,0 +1,15 @@
+"""Accuracy under attack, in fp32, repeatable from what it writes."""
+
+from fastuiat.evaluation.attacks import correct_under, pixels
+from fastuiat.evaluation.autoattack import AutoAttackResult, run_autoattack
+from fastuiat.evaluation.record import evaluate, table, write_json
+
+__all__ = [
+    "AutoAttackResult",
+    "correct_under",
+    "evaluate",
+    "pixels",
+    "run_autoattack",
+    "table",
+    "write_json",
+]

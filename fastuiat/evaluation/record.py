@@ -1,0 +1,194 @@
+"""An evaluation with everything that is needed to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from fastuiat.config import UserError, radius_text
+from fastuiat.data import ImageSet
+from fastuiat.evaluation.attacks import LOSSES, Progress, correct_under, pixels
+from fastuiat.evaluation.autoattack import run_autoattack
+
+ALPHA, STEPS = 2 / 255, 20
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a temporary file, fsync, rename."""
+    partial = path.with_name(f".{path.name}.part")
+    with open(partial, "w") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def bits(correct: Tensor) -> str:
+    """One character a sample: 1 where it was classified correctly."""
+    return "".join("1" if c else "0" for c in correct.tolist())
+
+
+def file_name(attack: str, eps: float, n: int) -> str:
+    strength = "" if attack == "clean" else f"_eps{radius_text(eps).replace('/', 'over')}"
+    label = f"{attack}-{STEPS}" if attack in LOSSES else attack
+    return f"{label}{strength}_n{n}"
+
+
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    attacks: list[str],
+    eps: float,
+    n: int | None,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    out: Path,
+    info: dict[str, Any],
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Measure each attack on the first n test images and write OUT/eval/<attack>.json.
+
+    `info` says which weights these are (path, sha256 …). An unfinished AutoAttack is gone on with.
+    UserError where OUT/eval holds the results of another checkpoint, or cannot be written.
+    """
+    if n is not None:
+        images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
+    count = len(images.labels)
+    folder = out / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    for attack in attacks:
+        refuse_foreign(folder / f"{file_name(attack, eps, count)}.json", info)
+    model.eval()
+    records = []
+    for attack in attacks:
+        name = file_name(attack, eps, count)
+        began = time.monotonic()
+        settings: dict[str, Any] = {"eps": radius_text(eps), "eps_value": eps}
+        if attack == "autoattack":
+            state = folder / f"{name}.state"
+            result = run_autoattack(
+                model,
+                pixels(images.images, torch.device("cpu")).contiguous(),
+                torch.from_numpy(images.labels),
+                eps=eps,
+                seed=seed,
+                batch_size=batch_size,
+                state_path=state,
+                device=device,
+                progress=progress,
+            )
+            correct = result.robust
+            seconds = sum(result.seconds.values())
+            settings |= {
+                "version": "standard",
+                "package": result.package,
+                "parts": result.accuracy,
+                "part_seconds": result.seconds,
+                "target_classes": result.target_classes,
+            }
+        else:
+            correct = correct_under(
+                model,
+                images,
+                attack,
+                eps=eps,
+                alpha=ALPHA,
+                steps=STEPS,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
+            )
+            seconds = time.monotonic() - began
+            if attack in LOSSES:
+                settings |= {
+                    "alpha": radius_text(ALPHA),
+                    "steps": STEPS,
+                    "loss": LOSSES[attack],
+                    "start": "uniform",
+                }
+            else:
+                settings = {}
+        record = {
+            "attack": attack,
+            **settings,
+            "accuracy": int(correct.sum()) / count,
+            "correct": int(correct.sum()),
+            "n": count,
+            "dataset": images.name,
+            "split": "test",
+            "seed": seed,
+            "batch_size": batch_size,
+            "checkpoint": info,
+            "seconds": seconds,
+            **machine(device),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "per_sample": bits(correct),
+        }
+        write_json(folder / f"{name}.json", record)
+        if attack == "autoattack":
+            state.unlink(missing_ok=True)
+        records.append(record)
+    return records
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "precision": "fp32",
+    }
+
+
+def refuse_foreign(path: Path, info: dict[str, Any]) -> None:
+    """A run's own results may be renewed; those of another checkpoint stay."""
+    if not path.exists():
+        return
+    try:
+        owner = json.loads(path.read_text())["checkpoint"]["path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no evaluation record: remove it or choose --out") from error
+    if owner != info.get("path"):
+        raise UserError(f"{path} is of {owner}: choose another --out")
+
+
+def table(records: list[dict[str, Any]]) -> Table:
+    """The records as rows: attack, radius, points, accuracy, time."""
+    result = Table(title=f"{records[0]['checkpoint'].get('path')} on {records[0]['dataset']}")
+    for heading, justify in (
+        ("attack", "left"),
+        ("eps", "right"),
+        ("n", "right"),
+        ("accuracy", "right"),
+        ("s", "right"),
+    ):
+        result.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for record in records:
+        result.add_row(
+            record["attack"],
+            record.get("eps", "–"),
+            str(record["n"]),
+            f"{100 * record['accuracy']:.2f}%",
+            f"{record['seconds']:.1f}",
+        )
+    return result
