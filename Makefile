@@ -8,7 +8,7 @@ install: .venv/ready
 
 demo: .venv/ready
 	@rm -rf runs/demo
-	$(BIN)/fastuiat train --method uiat-oneoff --dataset digits --arch wrn-10-1 --epochs 30 --batch-size 128 --max-lr 0.4 --val-size 128 --log-every 5 --out runs/demo
+	$(BIN)/fastuiat train --method uiat-oneoff --dataset digits --arch wrn-10-1 --epochs 10 --batch-size 64 --max-lr 0.2 --val-size 128 --log-every 5 --no-compile --out runs/demo
 	$(BIN)/fastuiat eval runs/demo --attacks clean pgd cw autoattack --n 24
 
 test: .venv/ready

@@ -24,7 +24,7 @@ def attack_cross_entropy(logits: Tensor, y: Tensor, target_probs: Tensor | None)
 
 
 def attack_margin(logits: Tensor, y: Tensor, target_probs: Tensor | None) -> Tensor:
-    """Σ max_{k≠y} z_k − z_y: above 0 where the sample is misclassified (CW; Carlini, Wagner 2017)."""
+    """Σ max_{k≠y} z_k − z_y: above 0 where the sample is misclassified (Carlini, Wagner 2017)."""
     logits = wide(logits)
     own = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], float("-inf"))

@@ -35,7 +35,7 @@ class TrainingDisplay:
         self.task = self.bar.add_task("training", total=None, line="")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
         self.bar.update(self.task, completed=done, total=total)

@@ -49,7 +49,7 @@ def augmented(
     pad: int = 4,
     host_index: Tensor | None = None,
 ) -> Batch:
-    """Crop out of a zero border and flip, by (seed, epoch, sample index); images_u8 is (B, H, W, C).
+    """Crop out of a zero border and flip, by (seed, epoch, index); images_u8 is (B, H, W, C).
 
     `pad` is in pixels. Not by the step: a sample looks the same in any batch of an epoch.
     """

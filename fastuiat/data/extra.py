@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,15 @@ def load_extra(spec: str, dataset: str, data_dir: Path) -> ImageSet:
             images, labels = content["image"], content["label"]
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise UserError(f"{path} is truncated or no .npz of plain arrays ({error})") from error
     return checked(f"{dataset}+extra", images, labels, dataset_info(dataset).num_classes, path)

@@ -8,6 +8,7 @@ import pickle
 import socket
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,10 @@ class ArrayUnpickler(pickle.Unpickler):
         {
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
             ("_codecs", "encode"),
@@ -111,9 +116,11 @@ def read_cifar(
             pixels = np.asarray(batch["data"])
             if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
                 raise UserError(f"{path}: 'data' must be uint8 (N, 3072), got {pixels.shape}")
-            images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.extend(batch[label_key])
-        return np.concatenate(images), np.asarray(labels)
+            pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            part = checked(dataset, pixels, batch[label_key], DATASETS[dataset].num_classes, path)
+            images.append(part.images)
+            labels.append(part.labels)
+        return np.concatenate(images), np.concatenate(labels)
 
     return read
 
@@ -130,7 +137,7 @@ def cifar_member(data_dir: Path, folder: str, archive: str, member: str) -> byte
             file = tar.extractfile(f"{folder}/{member}")
             assert file is not None
             return file.read()
-    except (tarfile.TarError, KeyError, EOFError, OSError, AssertionError) as error:
+    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError, AssertionError) as error:
         raise UserError(f"{path} is truncated or lacks {folder}/{member}") from error
 
 
@@ -145,8 +152,12 @@ def read_svhn(data_dir: Path, split: str) -> tuple[Any, Any]:
         images, labels = content["X"], content["y"]
     except Exception as error:
         raise UserError(f"{path} is truncated or not in SVHN's format") from error
-    labels = labels.reshape(-1).astype(np.int64)
-    return images.transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels)
+    labels = labels.reshape(-1)
+    if images.ndim != 4 or not np.isin(labels, range(1, 11)).all():
+        raise UserError(f"{path}: X must be (32, 32, 3, N) and y 1 to 10, got X {images.shape}")
+    labels = labels.astype(np.int64) % 10  # the digit 0 is published as 10
+    part = checked("svhn", images.transpose(3, 0, 1, 2), labels, 10, path)
+    return part.images, part.labels
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -160,7 +171,7 @@ def read_idx(path: Path) -> np.ndarray:
         if zero != 0 or kind != 8:
             raise ValueError("wrong magic number")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is truncated or no idx file ({error})") from error
 
 
@@ -181,7 +192,9 @@ def read_fashion_mnist(data_dir: Path, split: str) -> tuple[Any, Any]:
     if images.shape[1:] != (28, 28):
         raise UserError(f"{found[0]}: images must be 28×28, got {images.shape}")
     framed = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-    return np.repeat(framed[..., None], 3, axis=3), labels.astype(np.int64)
+    colour = np.repeat(framed[..., None], 3, axis=3)
+    part = checked("fashion-mnist", colour, labels, 10, found[1])
+    return part.images, part.labels
 
 
 def read_digits(data_dir: Path, split: str) -> tuple[Any, Any]:
@@ -273,5 +286,7 @@ def dataset_info(name: str) -> DatasetInfo:
 def load(name: str, data_dir: Path, split: str) -> ImageSet:
     """The `train` or `test` part of a data set, downloaded where it is not in data_dir."""
     info = dataset_info(name)
+    if split not in ("train", "test"):
+        raise UserError(f"unknown split '{split}': choose train or test")
     images, labels = info.read(Path(data_dir), split)
     return checked(name, images, labels, info.num_classes, Path(data_dir) / name)

@@ -1,4 +1,4 @@
-"""Weight averaging with its own BatchNorm statistics (Izmailov et al. 2018; Rebuffi et al. 2021)."""
+"""Weight averaging with own BatchNorm statistics (Izmailov et al. 2018; Rebuffi et al. 2021)."""
 
 from __future__ import annotations
 

@@ -99,10 +99,7 @@ def assemble(
     config: TrainConfig, device: torch.device, precision: str, progress: Progress
 ) -> Trainer:
     """Build everything a run needs. Nothing is written but a data set's prepared file."""
-    info = data.DATASETS[config.dataset] if config.dataset in data.DATASETS else None
-    if info is None:
-        known = ", ".join(data.DATASETS)
-        raise UserError(f"unknown data set '{config.dataset}': choose from {known}")
+    info = data.dataset_info(config.dataset)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
     methods.get(config.method)
@@ -193,12 +190,14 @@ def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
     wanted = config.to_json()
     for name, value in stored.items():
         if name not in FREE_ON_RESUME and wanted.get(name) != value:
-            old, new = value, wanted.get(name)
-            if isinstance(value, dict) and isinstance(new, dict):
+            new = wanted.get(name)
+            while isinstance(value, dict) and isinstance(new, dict):
                 name = next(k for k in value if new.get(k) != value[k])
-                old, new = value[name], new.get(name)
+                value, new = value[name], new.get(name)
             flag = name.replace("_", "-")
-            raise UserError(f"--resume keeps the run's settings, but --{flag} is {old}, not {new}")
+            raise UserError(
+                f"--resume keeps the run's settings, but --{flag} is {value}, not {new}"
+            )
 
 
 def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:

@@ -1,7 +1,7 @@
 """The tensor operations of adversarial training that PyTorch has no single call for.
 
 Each file holds one operation, its formula and its plain-PyTorch reference, which is what runs on
-the CPU. Images are (B, C, H, W), dense, usually channels-last; pixels and radii are in [0, 1] units.
+the CPU. Images are (B, C, H, W), dense, usually channels-last; pixels and radii are in [0, 1].
 """
 
 from fastuiat_kernels.augment import augment

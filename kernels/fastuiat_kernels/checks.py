@@ -1,4 +1,4 @@
-"""Argument checks shared by the operations: every failure is a ValueError that names the argument."""
+"""Argument checks of all operations: each failure is a ValueError that names the argument."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     mean over the batch of  −log q_y + lam·Σ_k p_k (log p_k − log q_k),   q = softmax(logits)
 
-Shapes: logits (B, K), target_probs (B, K) detached, y int64 (B,). At least fp32 inside; 0·log 0 = 0,
-so target probabilities of exactly 0 are exact.
+Shapes: logits (B, K), target_probs (B, K) detached, y int64 (B,). At least fp32 inside;
+0·log 0 = 0, so target probabilities of exactly 0 are exact.
 """
 
 from __future__ import annotations

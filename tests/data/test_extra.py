@@ -20,8 +20,8 @@ def test_any_npz(tmp_path):
 
 
 def test_ddpm1m_is_taken_from_data_dir(tmp_path):
-    assert extra_path("ddpm1m", "cifar100", tmp_path) == tmp_path / "cifar100_ddpm.npz"
     np.savez_compressed(tmp_path / "cifar100_ddpm.npz", image=IMAGES, label=LABELS + 90)
+    assert extra_path("ddpm1m", "cifar100", tmp_path) == tmp_path / "cifar100_ddpm.npz"
     assert load_extra("ddpm1m", "cifar100", tmp_path).labels.max() == 99
     with pytest.raises(UserError, match="fashion-mnist"):
         load_extra("ddpm1m", "fashion-mnist", tmp_path)
@@ -71,6 +71,12 @@ def test_bad_files(tmp_path):
         path.write_bytes(blob)
         with pytest.raises(UserError, match=r"bad\.npz"):
             load_extra(path, "cifar10", "unused")
+    np.savez_compressed(path, image=IMAGES // 64, label=LABELS)
+    packed = bytearray(path.read_bytes())
+    packed[300:400] = bytes(100)
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=r"bad\.npz"):
+        load_extra(path, "cifar10", "unused")
     np.save(tmp_path / "one.npy", IMAGES)
     for other in ("missing.npz", "one.npy", "."):
         with pytest.raises(UserError):

@@ -1,0 +1,191 @@
+"""UIAT against an implementation written straight from Algorithm 1 and eqs. 4, 7, 8 and 10."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import fastuiat
+from fastuiat import methods
+from fastuiat.attacks import starting_point
+from fastuiat.data import Batch
+
+K, N, B = 5, 24, 8
+EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 3
+
+
+def make_net(dtype: torch.dtype) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return fastuiat.build_model("wrn-10-1", num_classes=K).to(dtype)
+
+
+def make_batch(epoch: int, dtype: torch.dtype, shift: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(epoch * 10 + shift)
+    x = torch.rand(B, 3, 32, 32, generator=g, dtype=dtype)
+    y = torch.tensor([0, 0, 1, 3, 3, 3, 1, 0])  # classes 2 and 4 are absent
+    index = (torch.arange(B) + shift) % N
+    return Batch(x.to(memory_format=torch.channels_last), y, index, epoch, 0)
+
+
+class ByTheBook:
+    """Plain loops over the paper's formulas; shares only the start points of the attack."""
+
+    def __init__(self, net, z, *, lam, beta, gamma, momentum_epoch=None, oneoff_epoch=None):
+        self.net, self.z = net, z.clone()
+        self.lam, self.beta, self.gamma = lam, beta, gamma
+        self.momentum_epoch, self.oneoff_epoch = momentum_epoch, oneoff_epoch
+        self.memory: dict[int, torch.Tensor] = {}
+
+    def attack(self, x, y, x_adv):
+        self.net.eval()
+        for _ in range(STEPS):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = sum(-F.log_softmax(self.net(x_adv), 1)[i, y[i]] for i in range(len(y)))
+            (grad,) = torch.autograd.grad(loss, x_adv)
+            x_adv = x_adv.detach() + ALPHA * torch.sign(grad)
+            x_adv = torch.minimum(torch.maximum(x_adv, x - EPS), x + EPS).clamp(0, 1)
+        return x_adv
+
+    def inverse(self, x, y, x_adv):
+        """p before z moves, and z moved."""
+        self.net.eval()
+        x_inv = torch.stack([(x[i] + self.z[y[i]].to(x.dtype)).clamp(0, 1) for i in range(len(y))])
+        x_inv.requires_grad_()
+        logits, f_inv = self.net(x_inv, return_features=True)
+        with torch.no_grad():
+            f = self.net(x, return_features=True)[1]
+            f_adv = self.net(x_adv, return_features=True)[1]
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        for i in range(len(y)):
+            near, far = (f_inv[i] - f[i]).abs().mean(), (f_inv[i] - f_adv[i]).abs().mean()
+            loss = loss + self.beta * (near - far)
+        (grad,) = torch.autograd.grad(loss, x_inv)
+        for c in set(y.tolist()):
+            total = sum(grad[i] for i in range(len(y)) if y[i] == c)
+            step = (4 / 255) * torch.sign(total).to(self.z.dtype)
+            self.z[c] = (self.z[c] - step).clamp(-4 / 255, 4 / 255)
+        return torch.softmax(logits.detach(), 1)
+
+    def clean(self, x):
+        self.net.eval()
+        with torch.no_grad():
+            return torch.softmax(self.net(x), 1)
+
+    def target(self, batch, x_adv):
+        if self.oneoff_epoch is not None:
+            if batch.epoch < self.oneoff_epoch:
+                return self.clean(batch.x)
+            if batch.epoch == self.oneoff_epoch:
+                p = self.inverse(batch.x, batch.y, x_adv)
+                for i, row in zip(batch.index.tolist(), p, strict=True):
+                    self.memory[i] = row
+                return p
+            x_inv = (batch.x + self.z[batch.y].to(batch.x.dtype)).clamp(0, 1)
+            fallback = self.clean(x_inv)
+            for i, row in zip(batch.index.tolist(), fallback, strict=True):
+                self.memory.setdefault(i, row)
+            return torch.stack([self.memory[i] for i in batch.index.tolist()])
+        p = self.inverse(batch.x, batch.y, x_adv)
+        if batch.epoch >= self.momentum_epoch:
+            for row, i in enumerate(batch.index.tolist()):
+                if i in self.memory:
+                    p[row] = self.gamma * self.memory[i] + (1 - self.gamma) * p[row]
+        if batch.epoch >= self.momentum_epoch - 1:
+            for i, row in zip(batch.index.tolist(), p, strict=True):
+                self.memory[i] = row
+        return p
+
+    def loss(self, batch, x_adv, p):
+        self.net.train()
+        log_q = F.log_softmax(self.net(x_adv), 1)
+        total = 0.0
+        for i in range(len(batch.y)):
+            kl = sum(p[i, k] * (math.log(p[i, k]) - log_q[i, k]) for k in range(K))
+            total = total - log_q[i, batch.y[i]] + self.lam * kl
+        return total / len(batch.y)
+
+
+CASES = [
+    ("uiat", {"momentum_epoch": 3}, {"momentum_epoch": 3}),
+    ("uiat", {"momentum_epoch": 2, "beta": 0.0}, {"momentum_epoch": 2, "beta": 0.0}),
+    ("uiat-oneoff", {"oneoff_epoch": 2}, {"oneoff_epoch": 2}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name, config, book", CASES)
+def test_against_the_book(name, config, book, dtype):
+    net, twin = make_net(dtype), make_net(dtype)
+    method = methods.create(
+        name,
+        num_classes=K,
+        num_samples=N,
+        epochs=4,
+        attack={"steps": STEPS, "start": "uniform"},
+        **config,
+    )
+    settings = {"lam": 3.5, "beta": 1.0, "gamma": 0.9} | book
+    book = ByTheBook(twin, method.target.universal.bank.z, **settings)
+    for epoch in range(1, 5):
+        # Epochs overlap in part, so that some samples are new after T'.
+        batch = make_batch(epoch, dtype, shift=3 * epoch)
+        start = starting_point(batch.x, "uniform", EPS, batch.noise("attack"))
+        x_adv = book.attack(batch.x, batch.y, start)
+        p = book.target(batch, x_adv)
+        expected = book.loss(batch, x_adv, p)
+        net.train()
+        out = method.loss(net, batch)
+        tolerance = 1e-6 if dtype == torch.float64 else 1e-4
+        assert out.loss.item() == pytest.approx(expected.item(), rel=tolerance)
+        z = method.target.universal.bank.z
+        agree = (z == book.z).float().mean()
+        assert agree == 1 if dtype == torch.float64 else agree > 0.99
+        grads = torch.autograd.grad(out.loss, list(net.parameters()))
+        wanted = torch.autograd.grad(expected, list(twin.parameters()))
+        if dtype == torch.float64:
+            for got, want in zip(grads, wanted, strict=True):
+                assert (got - want).norm() <= 1e-5 * want.norm() + 1e-12
+        # BatchNorm saw the training forward only.
+        for (key, a), b in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
+            assert torch.allclose(a, b, rtol=1e-5), key
+
+
+def test_absent_classes_keep_z_bit_for_bit():
+    method = methods.create("uiat", num_classes=K, num_samples=N, epochs=4, attack={"steps": 1})
+    before = method.target.universal.bank.z.clone()
+    method.loss(make_net(torch.float32), make_batch(1, torch.float32))
+    after = method.target.universal.bank.z
+    assert torch.equal(after[[2, 4]], before[[2, 4]])
+    for c in (0, 1, 3):
+        assert not torch.equal(after[c], before[c])
+    assert after.abs().max() <= 4 / 255
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_one_step_on_meta(name):
+    """No tensor is made on the wrong device, and nothing asks the device for a value."""
+    net = fastuiat.build_model("wrn-10-1").to("meta").train()
+    method = methods.create(name, num_classes=10, num_samples=64, epochs=5).to("meta")
+    for epoch in range(1, 6):
+        x = torch.empty(4, 3, 32, 32, device="meta").to(memory_format=torch.channels_last)
+        index = torch.arange(4, device="meta")
+        out = method.loss(net, Batch(x, index, index, epoch, 0))
+        out.loss.backward()
+        assert out.loss.device.type == "meta" and out.loss.shape == ()
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_state_travels_in_the_state_dict(name):
+    a, b = (methods.create(name, num_classes=K, num_samples=N, epochs=2, seed=s) for s in (0, 1))
+    net = make_net(torch.float32)
+    for epoch in (1, 2):
+        a.loss(net, make_batch(epoch, torch.float32))
+    b.load_state_dict(a.state_dict())
+    later = make_batch(2, torch.float32, shift=4)
+    net.train()
+    twin = copy.deepcopy(net)
+    assert a.loss(net, later).loss.item() == b.loss(twin, later).loss.item()

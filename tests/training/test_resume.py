@@ -1,0 +1,108 @@
+"""A run that is killed and resumed ends with the bits of one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastuiat", "train", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], timeout: float = 240) -> None:
+    _, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, errors.decode()
+
+
+def wait_for_steps(folder: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has logged that many lines, or is over."""
+    path = folder / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.02)
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("clock")
+    return lines
+
+
+def assert_same_state(a: object, b: object, name: str = "") -> None:
+    assert type(a) is type(b), name
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key in a:
+            assert_same_state(a[key], b[key], f"{name}.{key}")
+    elif isinstance(a, list):
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(left, right, f"{name}[{i}]")
+    else:
+        assert a == b, name
+
+
+@pytest.mark.parametrize(
+    "method, precision",
+    [("uiat-oneoff", "fp32"), ("uiat", "bf16")],
+)
+def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, method, precision):
+    flags = [*small_run, "--method", method, "--epochs", "4", "--precision", precision]
+    flags += ["--checkpoint-minutes", "0.002", "--weight-averaging", "0.9"]
+    finish(launch(tmp_path, *flags, "--out", "whole"))
+    broken = tmp_path / "broken"
+    process = launch(tmp_path, *flags, "--out", "broken")
+    chance = random.Random(method)
+    for lines in (3, 8):
+        wait_for_steps(broken, lines, process)
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = launch(tmp_path, "--resume", "broken")
+    finish(process)
+    whole = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)
+    resumed = torch.load(broken / "checkpoints/last.pt", weights_only=True)
+    for content in (whole, resumed):
+        content.pop("metrics_offset")  # its clock fields differ in length
+    assert_same_state(whole, resumed)
+    assert metrics(tmp_path / "whole") == metrics(broken)
+
+
+def test_sigterm_saves_and_says_so(tmp_path, small_run):
+    process = launch(tmp_path, *small_run, "--method", "sat", "--epochs", "50", "--out", "run")
+    wait_for_steps(tmp_path / "run", 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"checkpoint saved" in errors
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] > 0
+
+
+def test_resume_refuses_other_settings(fastuiat, small_run, tmp_path):
+    done = fastuiat("train", *small_run, "--method", "sat", "--max-steps", "2", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    before = (tmp_path / "run/config.json").read_bytes()
+    for flags in (["--max-lr", "0.2"], ["--steps", "3"], ["--method", "uiat"], ["--seed", "1"]):
+        refused = fastuiat("train", "--resume", "run", *flags)
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1 and flags[0] in refused.stderr
+    assert (tmp_path / "run/config.json").read_bytes() == before
+    again = fastuiat("train", "--resume", "run", "--log-every", "7", "--workers", "2")
+    assert again.returncode == 0 and "finished" in again.stdout
