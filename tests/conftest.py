@@ -8,23 +8,15 @@ from pathlib import Path
 
 import pytest
 
-SMALL_RUN = [
-    "--dataset",
-    "digits",
-    "--arch",
-    "wrn-10-1",
-    "--batch-size",
-    "128",
-    "--max-lr",
-    "0.1",
-    "--val-size",
-    "64",
-    "--log-every",
-    "3",
-    "--no-compile",
-    "--loader",
-    "resident",
-]
+SMALL_RUN = {
+    "--dataset": "digits",
+    "--arch": "wrn-10-1",
+    "--batch-size": "128",
+    "--max-lr": "0.1",
+    "--val-size": "64",
+    "--log-every": "3",
+    "--loader": "resident",
+}
 
 
 @pytest.fixture
@@ -46,4 +38,4 @@ def fastuiat(tmp_path: Path):
 
 @pytest.fixture
 def small_run() -> list[str]:
-    return list(SMALL_RUN)
+    return [word for pair in SMALL_RUN.items() for word in pair] + ["--no-compile"]

@@ -93,7 +93,7 @@ def make_loader(
                 _log.warning("no .beton in %s (%s): using the resident loader", cache_dir, error)
         elif kind == "ffcv":
             raise UserError(f"FFCV is not installed: {_INSTALL}, or choose --loader resident")
-    return ResidentLoader(images, labels, order, device=device, flip=flip)
+    return ResidentLoader(images, labels, order, device=torch.device(device), flip=flip)
 
 
 def joined(original: ImageSet, extra: ImageSet) -> tuple[np.ndarray, np.ndarray, int]:

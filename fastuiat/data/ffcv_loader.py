@@ -84,10 +84,11 @@ class FFCVLoader:
         from ffcv.loader import Loader
         from ffcv.transforms import ToTensor
 
+        most: int = vars(numba.config)["NUMBA_NUM_THREADS"]  # numba raises above it
         return Loader(
             beton,
             batch_size=self.order.batch_size // self.order.world,
-            num_workers=min(workers, numba.config.NUMBA_NUM_THREADS),  # numba raises above
+            num_workers=min(workers, most),
             os_cache=True,
             seed=0,  # else FFCV draws one from numpy's global generator
             drop_last=True,

@@ -35,7 +35,8 @@ def configure(cls: type, settings: dict[str, Any]) -> Any:
         if key not in fields:
             raise UserError(f"no setting '{key}': choose from {', '.join(fields) or 'none'}")
         factory: Any = fields[key].default_factory
-        if isinstance(value, dict) and dataclasses.is_dataclass(default := factory()):
+        if isinstance(value, dict) and factory is not dataclasses.MISSING:
+            default = factory()
             value = dataclasses.replace(default, **_known(type(default), value))
         values[key] = value
     return cls(**values)

@@ -48,6 +48,6 @@ class PreActResNet18(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         out = self.conv1(x)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            out = stage(out)
+        for stage in range(1, 5):
+            out = getattr(self, f"layer{stage}")(out)
         return pooled(self.act(self.bn(out)))

@@ -68,7 +68,7 @@ class FrozenNet(nn.Module):
     def refresh(self) -> None:
         """Cast the live weights anew."""
         if self._casts:
-            torch._foreach_copy_(*map(list, zip(*self._casts, strict=True)))
+            torch._foreach_copy_([c for c, _ in self._casts], [live for _, live in self._casts])
 
     def forward(self, x: Tensor, return_features: bool = False) -> Any:
         return self.net(x.to(self.dtype), return_features)

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -58,8 +58,8 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[st
         notes.append(f"not compiling: {missing}")
     settled = dataclasses.replace(
         config,
-        device=device.type,
-        precision=precision,
+        device=cast(Any, device.type),
+        precision=cast(Any, precision),
         compile=compiled,
         out=config.out or default_folder(config),
     )

@@ -24,7 +24,7 @@ class Noise(NamedTuple):
     """What fixes the noise of a batch: `key` int64 (2,), `index` int64 (B,) sample indices."""
 
     key: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index is shadowed on purpose
 
 
 def noise_key(seed: int, epoch: int = 0, step: int = 0, stream: str = "") -> Tensor:
