@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastuiat.losses import wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+
+
+def cross_entropy_loss(net: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """CE(f(x), y), a mean over the batch, and the logits."""
+    logits = net(x)
+    return F.cross_entropy(wide(logits), y), logits
 
 
 @register("natural")
@@ -15,6 +22,5 @@ class Natural(Method):
     """CE(f(x), y)."""
 
     def loss(self, model: Any, batch: Any) -> StepOutput:
-        logits = model(batch.x)
-        loss = F.cross_entropy(wide(logits), batch.y)
+        loss, logits = training_region(model, cross_entropy_loss)(batch.x, batch.y)
         return StepOutput(loss, {"natural_accuracy": accuracy(logits, batch.y)})

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.nn import functional as F
-
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig
-from fastuiat.losses import wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.natural import cross_entropy_loss
 
 
 @register("sat")
@@ -25,6 +23,5 @@ class SAT(Method):
         x_adv = pgd(
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )
-        logits = model(x_adv)
-        loss = F.cross_entropy(wide(logits), batch.y)
+        loss, logits = training_region(model, cross_entropy_loss)(x_adv, batch.y)
         return StepOutput(loss, {"robust_accuracy": accuracy(logits, batch.y)})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, UserError
-from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
 from fastuiat.targets import (
     InverseConfig,
     MomentumTarget,
@@ -18,6 +18,14 @@ from fastuiat.targets import (
     default_momentum_epoch,
 )
 from fastuiat_kernels import distill_loss
+
+
+def distilled_loss(
+    net: Any, x_adv: Tensor, p: Tensor, y: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)) (eq. 7), and the logits f(x̂)."""
+    logits = net(x_adv)
+    return distill_loss(logits, p, y, lam=lam), logits
 
 
 class TargetMethod(Method):
@@ -34,8 +42,7 @@ class TargetMethod(Method):
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )
         p = self.target(model, batch, x_adv)
-        logits = model(x_adv)
-        loss = distill_loss(logits, p, batch.y, lam=self.config.lam)
+        loss, logits = training_region(model, distilled_loss)(x_adv, p, batch.y, self.config.lam)
         metrics = {
             "robust_accuracy": accuracy(logits, batch.y),
             "target_accuracy": accuracy(p, batch.y),

@@ -99,6 +99,8 @@ class TrainingView:
         self.dtype = DTYPES[precision]
         self.shadow = FrozenNet(net, self.dtype)
         self._forward: Callable[..., Any] = net
+        self._compiled = compiled
+        self._training: dict[Callable[..., Any], Callable[..., Any]] = {}
         if compiled:
             # Without it torch.autograd.grad breaks the graph of an attack step.
             torch._dynamo.config.trace_autograd_ops = True
@@ -108,6 +110,23 @@ class TrainingView:
     def __call__(self, x: Tensor, return_features: bool = False) -> Any:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self._forward(x, return_features)
+
+    def training_region(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function(net, …)` on the live network, compiled whole, once per shape."""
+        if function not in self._training:
+            self._training[function] = (
+                torch.compile(function, fullgraph=True, dynamic=False)
+                if self._compiled
+                else function
+            )
+        region = self._training[function]
+
+        def run(*inputs: Any) -> Any:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss, *others = region(self.net, *inputs)
+            return loss, *(other.detach() for other in others)
+
+        return run
 
     @contextmanager
     def frozen(self, bn: BatchNormMode = "eval") -> Iterator[FrozenNet]:
