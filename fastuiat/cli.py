@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -42,19 +43,58 @@ def parse(cls: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", complaint.getvalue())
-        words = " ".join(text.split()).replace("Parsing error ", "")
-        raise UserError(words or "the command could not be parsed") from None
+        raise UserError(first_complaint(complaint.getvalue()) + f" ({prog} --help)") from None
+
+
+def first_complaint(box: str) -> str:
+    """What is wrong, out of tyro's framed report, without the help that it repeats."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    body = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    rule = next((i for i, line in enumerate(body) if line and not line.strip("─")), len(body))
+    words = " ".join(" ".join(body[:rule]).split())
+    # "Error parsing --eps: …" names the flag; "Error parsing TrainConfig: …" names nothing.
+    words = re.sub(r"^Error parsing (?:(--[\w-]+: )|[\w.]+: )", r"\1", words)
+    return words.rstrip(".") or "the command could not be parsed"
+
+
+def method_settings(cls: Any) -> list[str]:
+    """The flags of a settings class, its nested ones included."""
+    flags: list[str] = []
+    for field in dataclasses.fields(cls):
+        nested = field.default_factory
+        if nested is not dataclasses.MISSING and dataclasses.is_dataclass(nested):
+            flags += method_settings(nested)
+        else:
+            flags.append("--" + field.name.replace("_", "-"))
+    return flags
+
+
+def parse_training(default: Any, argv: list[str]) -> Any:
+    """The settings of `train`; an unknown flag is answered with those that the method has."""
+    try:
+        return parse(type(default), argv, prog="fastuiat train", default=default)
+    except UserError as error:
+        unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
+        if not unknown:
+            raise
+        known = ", ".join(method_settings(type(default.settings))) or "none"
+        raise UserError(
+            f"no flag {unknown[1]} with --method {default.method}, whose settings are: {known} "
+            "(fastuiat train --help)"
+        ) from None
 
 
 def early(argv: list[str], flag: str) -> str | None:
-    """The value of a flag that has to be known before the rest can be parsed."""
+    """The value of a flag that must be known before the rest can be parsed; the last one wins."""
+    found = None
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return None
+        if word == flag:
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            found = argv[i + 1]
+        elif word.startswith(flag + "="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def train_class(method: str) -> Any:
@@ -133,14 +173,14 @@ def train(argv: list[str]) -> None:
             raise UserError(
                 f"--resume keeps the run's settings, but --method is {default.method}, not {method}"
             )
-        config = parse(type(default), rest, prog="fastuiat train", default=default)
+        config = parse_training(default, rest)
         with show_training() as progress:
             trainer = resume(config, Path(resumed), progress, say=progress.say)
     else:
         from fastuiat.training.run import train as start
 
         default = default_config(argv)
-        config = parse(type(default), argv, prog="fastuiat train", default=default)
+        config = parse_training(default, argv)
         with show_training() as progress:
             trainer = start(config, progress, say=progress.say)
     print(f"run folder: {trainer.folder}")
@@ -288,6 +328,9 @@ def autoattack_package() -> str:
     return ", ".join(found) or "not installed (pip install pyautoattack)"
 
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""A full or unwritable disk: the user's to mend, wherever it shows."""
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -314,6 +357,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os._exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"fastuiat: {place}{error.strerror}; nothing written before is lost", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         from fastuiat.training.trainer import Interrupted
 

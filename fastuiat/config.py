@@ -26,7 +26,8 @@ def parse_radius(value: str | float) -> float:
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"'{value}' is not a radius: write it as 8/255") from error
     if not (math.isfinite(radius) and -1 <= radius <= 1):
-        raise UserError(f"a radius of {value} is outside the pixel range: write {value}/255")
+        hint = "" if "/" in str(value) else f": for {value} grey levels write {value}/255"
+        raise UserError(f"a radius of {value} is outside the pixel range [0, 1]{hint}")
     return radius
 
 
@@ -50,8 +51,8 @@ Radius = Annotated[
 
 def positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}")
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class AttackConfig:
             object.__setattr__(self, name, parse_radius(getattr(self, name)))
         positive(eps=self.eps, alpha=self.alpha)
         if self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}")
+            raise UserError(f"--steps must be at least 1, got {self.steps}")
 
     def kwargs(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -147,12 +148,12 @@ class TrainConfig:
         if self.max_steps is not None:
             positive(max_steps=self.max_steps)
         for name in ("seed", "val_size", "test_every", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name.replace('_', '-')} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
         if not 0 < self.extra_share <= 1:
-            raise UserError(f"extra-share must be in (0, 1], got {self.extra_share:g}")
+            raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:
-            raise UserError(f"weight-averaging must be in [0, 1), got {self.weight_averaging:g}")
+            raise UserError(f"--weight-averaging must be in [0, 1), got {self.weight_averaging:g}")
 
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)

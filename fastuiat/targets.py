@@ -37,8 +37,8 @@ class InverseConfig:
         for name in ("inverse_eps", "inverse_alpha"):
             object.__setattr__(self, name, parse_radius(getattr(self, name)))
         positive(inverse_eps=self.inverse_eps, inverse_alpha=self.inverse_alpha)
-        if not (self.lam >= 0 and self.beta >= 0):
-            raise UserError("lam and beta must not be negative")
+        if not (0 <= self.lam < math.inf and 0 <= self.beta < math.inf):
+            raise UserError("--lam and --beta must be finite and not negative")
 
 
 def inverse_gradient(

@@ -64,7 +64,7 @@ class UIAT(TargetMethod):
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 0 <= self.gamma <= 1:
-                raise UserError(f"gamma must be in [0, 1], got {self.gamma:g}")
+                raise UserError(f"--gamma must be in [0, 1], got {self.gamma:g}")
 
     def __init__(self, config: Any, **shape: Any) -> None:
         super().__init__(config, **shape)

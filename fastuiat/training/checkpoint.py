@@ -85,7 +85,7 @@ def load_weights(net: nn.Module, weights: Any, path: Path) -> None:
     own = net.state_dict()
     if not isinstance(weights, dict):
         raise UserError(f"{path} holds no state dict")
-    wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
+    wrong = [k for k in own if getattr(weights.get(k), "shape", None) != own[k].shape]
     wrong += [k for k in weights if k not in own]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

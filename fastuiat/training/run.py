@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,7 @@ from fastuiat import data, methods
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.models import build_model
-from fastuiat.training.checkpoint import read, save_json
+from fastuiat.training.checkpoint import FORMAT, read, save_json
 from fastuiat.training.compile import missing_for_compilation
 from fastuiat.training.precision import resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
@@ -163,10 +165,25 @@ def assemble(
     )
 
 
-def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
-    """Make the run folder with its settings; UserError where there is one, or no room."""
+def refuse_folder(folder: Path) -> None:
+    """UserError where a new run cannot go, before anything else is done; leaves no trace."""
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose --out") from error
+    finally:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
+    """Make the run folder with its settings; UserError where there is no room."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         save_json(folder / "environment.json", environment(device))
@@ -200,14 +217,21 @@ def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
             )
 
 
+def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
+    """The trainer's own checkpoint; UserError on a damaged or foreign one."""
+    state = read(path)
+    if state.get("format") != FORMAT or state.get("net") != trainer.net_info:
+        raise UserError(f"{path} is not of this run: it cannot be resumed from")
+    return state
+
+
 def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
     """Start a new run and finish it."""
     config, device, precision, notes = settle(config)
     for note in notes:
         say(note)
     folder = Path(config.out or default_folder(config))
-    if (folder / "config.json").exists():
-        raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
+    refuse_folder(folder)
     trainer = assemble(config, device, precision, progress)
     open_folder(folder, config, device)
     trainer.train()
@@ -228,7 +252,7 @@ def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = 
         say(f"using {threads} threads, as the run did")
     trainer = assemble(settled, device, precision, progress)
     last = folder / "checkpoints" / "last.pt"
-    offset = trainer.restore(read(last)) if last.exists() else 0
+    offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
     if trainer.step >= trainer.last_step and trainer.validated_epoch:
         say(f"{folder} is finished: step {trainer.step}")
         trainer.loader.close()

@@ -223,9 +223,10 @@ class Trainer:
         if bad < 0 and not bool(weights.all()):
             bad = self.step
         if bad >= 0:
+            last = self.folder / "checkpoints" / "last.pt"
+            kept = f"the last good checkpoint is {last}" if last.exists() else "none was saved yet"
             raise UserError(
-                f"loss or weights became non-finite at step {bad}: lower --max-lr; "
-                f"the last good checkpoint is {self.folder / 'checkpoints' / 'last.pt'}"
+                f"loss or weights became non-finite at step {bad}: lower --max-lr; {kept}"
             )
 
     def save(self, name: str = "last") -> None:
