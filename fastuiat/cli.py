@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ USAGE = """usage: fastuiat COMMAND [--help]
 """
 
 
-def parse(cls: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
+def parse(
+    cls: Any, argv: list[str], *, prog: str, default: Any = None, description: str | None = None
+) -> Any:
     """tyro's parse, its complaint folded into one line."""
     complaint = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -37,6 +40,7 @@ def parse(cls: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
                 cls,
                 args=argv,
                 prog=prog,
+                description=description,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
                 **options,
             )
@@ -49,9 +53,10 @@ def parse(cls: Any, argv: list[str], *, prog: str, default: Any = None) -> Any:
 def first_complaint(box: str) -> str:
     """What is wrong, out of tyro's framed report, without the help that it repeats."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    body = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
-    rule = next((i for i, line in enumerate(body) if line and not line.strip("─")), len(body))
-    words = " ".join(" ".join(body[:rule]).split())
+    # A title, then parts between rules; the frame is left out where the stream is plain.
+    _title, *rows = [row for line in plain.splitlines() if (row := line.strip("│| "))] or [""]
+    parts = [list(g) for ruled, g in groupby(rows, lambda r: not r.strip("─-╰╯+")) if not ruled]
+    words = " ".join(" ".join(parts[0]).split()) if parts else ""
     # "Error parsing --eps: …" names the flag; "Error parsing TrainConfig: …" names nothing.
     words = re.sub(r"^Error parsing (?:(--[\w-]+: )|[\w.]+: )", r"\1", words)
     return words.rstrip(".") or "the command could not be parsed"
@@ -72,7 +77,14 @@ def method_settings(cls: Any) -> list[str]:
 def parse_training(default: Any, argv: list[str]) -> Any:
     """The settings of `train`; an unknown flag is answered with those that the method has."""
     try:
-        return parse(type(default), argv, prog="fastuiat train", default=default)
+        return parse(
+            type(default),
+            argv,
+            prog="fastuiat train",
+            default=default,
+            description="Train a robust classifier. `--resume RUN` goes on with a run, with the "
+            "settings it has.",
+        )
     except UserError as error:
         unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
         if not unknown:
@@ -238,11 +250,12 @@ def evaluate(argv: list[str]) -> None:
     name = options.dataset or info.get("dataset")
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
-    folder = options.out or (options.path if options.path.is_dir() else options.path.parent)
+    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    folder = options.out or run or options.path.parent
     data_dir = options.data_dir
-    if data_dir is None and options.path.is_dir() and (options.path / "config.json").exists():
-        data_dir = Path(stored_config(options.path)["data_dir"])
-    images = data.load(name, data_dir or Path("data"), "test")
+    if data_dir is None:
+        data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
+    images = data.load(name, data_dir, "test")
     if images.num_classes != info["num_classes"]:
         raise UserError(
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
@@ -264,6 +277,11 @@ def evaluate(argv: list[str]) -> None:
         )
     Console().print(table(records))
     print(f"seed {options.seed}; records: {folder / 'eval'}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is a run folder: a checkpoint inside one is evaluated there."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

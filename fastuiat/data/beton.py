@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.files import write_json
 
 _WRITERS = 4
 _HEADROOM = 64 << 20
@@ -124,17 +125,10 @@ def _write(path: Path, images: np.ndarray, labels: np.ndarray, source: str) -> N
                 "bytes": partial.stat().st_size,
                 "sha256": _sha256(partial),
             }
-            _write_text(_sidecar(path), json.dumps(written))
+            write_json(_sidecar(path), written)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")  # the lock is held: nobody else writes it
-    partial.write_text(text)
-    _sync(partial)
-    partial.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from fastuiat.evaluation.attacks import correct_under, pixels
 from fastuiat.evaluation.autoattack import AutoAttackResult, run_autoattack
-from fastuiat.evaluation.record import evaluate, table, write_json
+from fastuiat.evaluation.record import evaluate, table
 
 __all__ = [
     "AutoAttackResult",
@@ -11,5 +11,4 @@ __all__ = [
     "pixels",
     "run_autoattack",
     "table",
-    "write_json",
 ]

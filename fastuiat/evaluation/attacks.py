@@ -39,6 +39,7 @@ def padded_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
     """(x, y, index, count) with the last batch filled up: its first `count` samples are real."""
     total = len(images.labels)
+    batch_size = min(batch_size, total)
     for begin in range(0, total, batch_size):
         rows = np.minimum(np.arange(begin, begin + batch_size), total - 1)
         yield (

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.attacks import Progress, finite_logits
+from fastuiat.files import write_json
 
 
 def package() -> tuple[Any, str]:
@@ -65,15 +65,6 @@ def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
     for tensor in (*model.state_dict().values(), x, y):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_state(path: Path, state: State) -> None:
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "w") as file:
-        json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_state(path: Path, expected: str) -> State | None:
@@ -183,9 +174,9 @@ def run_attack(
         elapsed = time.monotonic() - began
         state.seconds[attack] = state.seconds.get(attack, 0.0) + elapsed
         state.queue = rest
-        write_state(state_path, state)
+        write_json(state_path, asdict(state))
         if progress:
             progress(f"autoattack {attack}", total - len(rest), total)
     state.accuracy[attack] = sum(state.robust) / len(state.robust)
     state.attack, state.queue = state.attack + 1, None
-    write_state(state_path, state)
+    write_json(state_path, asdict(state))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import time
 from datetime import datetime, timezone
@@ -19,18 +18,9 @@ from fastuiat.config import UserError, radius_text
 from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import LOSSES, Progress, correct_under, pixels
 from fastuiat.evaluation.autoattack import run_autoattack
+from fastuiat.files import write_json
 
 ALPHA, STEPS = 2 / 255, 20
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a temporary file, fsync, rename."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def bits(correct: Tensor) -> str:

@@ -18,8 +18,9 @@ import fastuiat
 from fastuiat import data, methods
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.evaluation.attacks import correct_under
+from fastuiat.files import write_json
 from fastuiat.models import build_model
-from fastuiat.training.checkpoint import FORMAT, read, save_json
+from fastuiat.training.checkpoint import FORMAT, read
 from fastuiat.training.compile import missing_for_compilation
 from fastuiat.training.precision import resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
@@ -186,8 +187,8 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
     """Make the run folder with its settings; UserError where there is no room."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        save_json(folder / "environment.json", environment(device))
-        save_json(folder / "config.json", config.to_json())
+        write_json(folder / "environment.json", environment(device))
+        write_json(folder / "config.json", config.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
 
