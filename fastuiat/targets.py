@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ class OneOffTarget(nn.Module):
         self.universal = universal
         self.memory = ProbabilityMemory(num_samples, num_classes)
         self.epoch = epoch
-        self._host_seen: Tensor | None = None
+        self._host_seen: np.ndarray | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_host())
 
     def _forget_host(self) -> None:
@@ -144,9 +145,10 @@ class OneOffTarget(nn.Module):
         if batch.host_index is None:
             return False
         if self._host_seen is None:
-            self._host_seen = self.memory.seen.to("cpu", copy=True)
-        known = bool(self._host_seen[batch.host_index].all())
-        self._host_seen[batch.host_index] = True
+            self._host_seen = self.memory.seen.cpu().numpy().copy()
+        index = batch.host_index.numpy()
+        known = bool(self._host_seen[index].all())
+        self._host_seen[index] = True
         return known
 
     def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:

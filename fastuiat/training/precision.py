@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -118,9 +118,11 @@ class TrainingView:
         self._parameters = tuple(net.parameters())
         self._with_gradients: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
         # Around the regions, not in them: a region with autocast inside is not cached on disk.
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype)
 
     def __call__(self, x: Tensor, return_features: bool = False) -> Any:
         with self.autocast():
