@@ -53,6 +53,8 @@ def inverse_gradient(
         if beta == 0:
             grad = gradient_through((logits,), lambda z: attack_cross_entropy(z, y, None), x_inv)
         else:
+            # Two forwards of B: one of 2B is not clearly faster (resnet-18, B = 32, fp32, one CPU
+            # core: median 3.3 s against 3.6 s, least 3.1 s against 2.9 s) and takes more memory.
             with torch.no_grad():
                 _, features = net(x, return_features=True)
                 _, features_adv = net(x_adv, return_features=True)

@@ -20,10 +20,10 @@ class ResidentLoader:
         labels: np.ndarray,
         order: Order,
         *,
-        device: torch.device,
+        device: torch.device | str,
         flip: bool,
     ) -> None:
-        self.order, self.flip, self.device = order, flip, device
+        self.order, self.flip, self.device = order, flip, torch.device(device)
         self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
 

@@ -47,6 +47,11 @@ class FrozenNet(nn.Module):
 
     Whatever keeps its dtype shares storage with the live network, BatchNorm's statistics included;
     the rest is cast by `refresh`, once per training step and not once per attack step.
+
+    BatchNorm is not folded into the convolutions: Inductor fuses its scale and shift with the
+    activation as it is, and folding gained nothing (resnet-18, batch 32, fp32, one AVX2 core,
+    compiled attack step: 2.74 s folded, 2.68 s not, medians of 15). Nor are weights kept in
+    oneDNN's own order: re-ordering took 0.2 to 1.5 ms there, its convolutions 30 to 40 ms.
     """
 
     def __init__(self, live: nn.Module, dtype: torch.dtype, regions: Regions) -> None:
@@ -116,7 +121,6 @@ class TrainingView:
         self.shadow = FrozenNet(net, self.dtype, self.regions)
         self.loss_scale: Tensor | None = None
         self._parameters = tuple(net.parameters())
-        self._with_gradients: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -142,8 +146,7 @@ class TrainingView:
             return loss, *(other.detach() for other in others)
 
         def compiled(*inputs: Any) -> Any:
-            whole = self._with_gradients.setdefault(function, with_gradients(function))
-            scale = self.loss_scale
+            scale, whole = self.loss_scale, with_gradients(function)
             with self.autocast():
                 loss, gradients, others = self.regions(whole, "train")(self.net, scale, *inputs)
             return GradientsInHand.apply(loss, scale, gradients, *self._parameters), *others

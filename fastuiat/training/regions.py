@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class Regions:
         return run
 
 
+@functools.cache
 def with_gradients(function: Function) -> Function:
     """`function(net, *inputs) -> (loss, *others)` as a function that also gives ∂loss/∂parameters.
 

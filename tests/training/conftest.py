@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ class SmallNet(Classifier):
     def __init__(self, width: int = 16, num_classes: int = 10) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.convs = nn.ModuleList(conv3x3(i, o, stride=2) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
         self.fc = nn.Linear(widths[-1], num_classes)
@@ -33,6 +34,12 @@ class SmallNet(Classifier):
         return pooled(x)
 
 
+@pytest.fixture(scope="session")
+def small_net() -> type[Classifier]:
+    return SmallNet
+
+
+@pytest.fixture(scope="session")
 def digits() -> tuple[Tensor, Tensor]:
     """The training images in [0, 1], channels-last, and their labels."""
     train = data.load("digits", "data", "train")
@@ -41,10 +48,10 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def trained() -> dict[str, Any]:
+def trained(digits: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """`net` in eval mode, accurate on the `x`, `y` of digits that it was trained on."""
     torch.manual_seed(0)
-    x, y = digits()
+    x, y = digits
     net = SmallNet().train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for _ in range(8):

@@ -13,6 +13,7 @@ from fastuiat import methods
 from fastuiat.attacks import pgd
 from fastuiat.data import Batch
 from fastuiat.methods.natural import cross_entropy_loss
+from fastuiat.training.optim import make_optimizer
 from fastuiat.training.precision import TrainingView
 
 CPU = torch.device("cpu")
@@ -159,3 +160,38 @@ def test_each_region_compiles_once(name, counted):
     assert graphs_after[3] - graphs_after[2] <= 1  # T' of 5 epochs is 4: the inverse gradient
     assert graphs_after[4] == graphs_after[3]
     assert 1 <= graphs_after[4] <= 4
+
+
+def train(view, seed: int, x, y, steps: int = 50) -> tuple[float, float]:
+    """Loss over the last ten of 50 UIAT steps, and the accuracy afterwards."""
+    net = view.net.train()
+    config = {"attack": {"steps": 3}, "lam": 1.0, "momentum_epoch": 1}
+    method = methods.create("uiat", num_classes=K, num_samples=len(x), seed=seed, **config)
+    optimizer = make_optimizer(net, lr=0.05, weight_decay=5e-4)
+    losses = []
+    for step in range(steps):
+        rows = torch.randperm(len(x))[:64]
+        batch = Batch(x[rows], y[rows], rows, 1, step, seed)
+        out = method.loss(view, batch)
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        optimizer.step()
+        view.refresh()
+        losses.append(out.loss.item())
+    with torch.no_grad():
+        accuracy = (net.eval()(x).argmax(dim=1) == y).float().mean().item()
+    return sum(losses[-10:]) / 10, accuracy
+
+
+def test_fifty_steps_end_inside_the_spread_of_the_seeds(small_net, digits):
+    outcomes = []
+    for compiled in (False, True):
+        view = view_of(small_net(), compiled)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            view.net.load_state_dict(small_net().state_dict())
+            outcomes.append(train(view, seed, *digits))
+    eager, compiled = torch.tensor(outcomes).split(3)
+    assert (eager[:, 1] > 0.5).all()
+    mean = compiled.mean(dim=0)
+    assert (eager.amin(dim=0) <= mean).all() and (mean <= eager.amax(dim=0)).all()
