@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastuiat.gradients import input_gradient
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
 from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 
@@ -40,7 +41,7 @@ def frozen(model: Any, bn: BatchNormMode = "eval") -> Iterator[Any]:
     """The network without weight gradients: what attacks and targets differentiate.
 
     A plain module yields itself, its parameters frozen meanwhile. A trainer's view has a `frozen`
-    of its own, which yields compiled, pre-cast weights.
+    of its own, which yields pre-cast weights, compiles regions and counts bad gradients.
     """
     if hasattr(model, "frozen"):
         with model.frozen(bn) as net:
@@ -62,37 +63,22 @@ def region(net: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return net.region(function) if hasattr(net, "region") else function
 
 
-def input_gradient(
-    net: Any, x: Tensor, y: Tensor, target_probs: Tensor | None, loss: AttackLoss
-) -> Tensor:
-    """∂loss/∂x (B, C, H, W); `loss` is a sum over the batch."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(loss(net(x), y, target_probs), x)
-    return in_layout_of(x, grad)
-
-
-def in_layout_of(x: Tensor, grad: Tensor) -> Tensor:
-    """The gradient with x's strides: a net with NCHW weights hands back NCHW gradients."""
-    if grad.stride() == x.stride():
-        return grad
-    return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-
-
 def attack_step(
     net: Any,
     x: Tensor,
     x_adv: Tensor,
     y: Tensor,
     target_probs: Tensor | None,
+    counts: Tensor | None,
     loss: AttackLoss,
     alpha: float,
     eps: float,
     ascend: bool,
+    bn: BatchNormMode,
 ) -> Tensor:
-    """One step from x_adv inside the ball around x."""
-    grad = input_gradient(net, x_adv, y, target_probs, loss)
-    return sign_step(x, x_adv, grad, alpha=alpha, eps=eps, ascend=ascend)
+    """One step from x_adv inside the ball around x; zero and non-finite gradients into counts."""
+    grad = input_gradient(net, x_adv, y, target_probs, loss, sign_per_sample=bn == "eval")
+    return sign_step(x, x_adv, grad, alpha=alpha, eps=eps, ascend=ascend, counts=counts)
 
 
 def as_noise(noise: Noise | Tensor | int | None, x: Tensor) -> Noise:
@@ -149,7 +135,9 @@ def pgd(
     x_adv = starting_point(x, start, eps, noise)
     radius = eps if project else float("inf")
     with frozen(model, bn) as net, torch.no_grad():
+        counts = net.count(steps * x.numel()) if hasattr(net, "count") else None
         step = region(net, attack_step)
+        constants = (loss, alpha, radius, not targeted, bn)
         for _ in range(steps):
-            x_adv = step(net, x, x_adv, y, target_probs, loss, alpha, radius, not targeted)
+            x_adv = step(net, x, x_adv, y, target_probs, counts, *constants)
     return x_adv

@@ -47,7 +47,11 @@ class TrainingDisplay:
         parts = [f"loss {self.values['loss']:.3f}"] if "loss" in self.values else []
         if "robust_accuracy" in self.values:
             parts.append(f"robust {percent(self.values['robust_accuracy'])}")
-        parts += [f"natural {percent(self.natural)}", f"{self.rate:,.0f} images/s"]
+        parts.append(f"natural {percent(self.natural)}")
+        if self.rate:
+            parts.append(f"{self.rate:,.0f} images/s")
+        if "data_wait_percent" in self.values:
+            parts.append(f"data wait {self.values['data_wait_percent']:.1f}%")
         return " · ".join(parts)
 
     def step(self, epoch: int, done: int, values: dict[str, float], rate: float) -> None:
@@ -55,7 +59,7 @@ class TrainingDisplay:
         self.bar.update(self.task, completed=done, description=f"epoch {epoch}", line=self.line())
 
     def epoch(self, epoch: int, values: dict[str, Any], rate: float) -> None:
-        self.natural = values.get("val_natural", self.natural)
+        self.natural, self.rate = values.get("val_natural", self.natural), rate
         robust = percent(values.get("val_robust"))
         self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}")
 

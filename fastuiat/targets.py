@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastuiat.attacks import frozen, in_layout_of, region
+from fastuiat.attacks import BatchNormMode, frozen, region
 from fastuiat.config import Radius, UserError, parse_radius, positive
-from fastuiat.losses import inverse_loss, wide
+from fastuiat.gradients import gradient_through, in_layout_of
+from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
 
 
@@ -49,23 +51,31 @@ def inverse_gradient(
         x_inv = x_inv.detach().requires_grad_()
         logits, features_inv = net(x_inv, return_features=True)
         if beta == 0:
-            features = features_adv = features_inv.detach()
+            grad = gradient_through((logits,), lambda z: attack_cross_entropy(z, y, None), x_inv)
         else:
+            # Two forwards of B: one of 2B is not clearly faster (resnet-18, B = 32, fp32, one CPU
+            # core: median 3.3 s against 3.6 s, least 3.1 s against 2.9 s) and takes more memory.
             with torch.no_grad():
                 _, features = net(x, return_features=True)
                 _, features_adv = net(x_adv, return_features=True)
-        loss = inverse_loss(logits, y, features_inv, features, features_adv, beta=beta)
-        (grad,) = torch.autograd.grad(loss, x_inv)
+            grad = gradient_through(
+                (logits, features_inv),
+                lambda z, f: inverse_loss(z, y, f, features, features_adv, beta=beta),
+                x_inv,
+            )
     return in_layout_of(x_inv, grad), logits.detach()
 
 
-def probabilities(model: Any, x: Tensor, bn: Literal["eval", "train"]) -> Tensor:
-    """softmax(f(x)), no gradient; `train` uses and updates the batch statistics."""
+def predicted(net: Any, x: Tensor) -> Tensor:
+    """softmax(f(x)), at least fp32 (B, K), no gradient."""
     with torch.no_grad():
-        if bn == "train":
-            return torch.softmax(wide(model(x)), dim=1)
-        with frozen(model) as net:
-            return torch.softmax(wide(net(x)), dim=1)
+        return torch.softmax(wide(net(x)), dim=1)
+
+
+def probabilities(model: Any, x: Tensor, bn: BatchNormMode) -> Tensor:
+    """softmax(f(x)), no gradient; `train` uses and updates the batch statistics."""
+    with frozen(model, bn) as net:
+        return region(net, predicted)(net, x)
 
 
 class UniversalTarget(nn.Module):
@@ -126,7 +136,7 @@ class OneOffTarget(nn.Module):
         self.universal = universal
         self.memory = ProbabilityMemory(num_samples, num_classes)
         self.epoch = epoch
-        self._host_seen: Tensor | None = None
+        self._host_seen: np.ndarray | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_host())
 
     def _forget_host(self) -> None:
@@ -137,9 +147,10 @@ class OneOffTarget(nn.Module):
         if batch.host_index is None:
             return False
         if self._host_seen is None:
-            self._host_seen = self.memory.seen.to("cpu", copy=True)
-        known = bool(self._host_seen[batch.host_index].all())
-        self._host_seen[batch.host_index] = True
+            self._host_seen = self.memory.seen.cpu().numpy().copy()
+        index = batch.host_index.numpy()
+        known = bool(self._host_seen[index].all())
+        self._host_seen[index] = True
         return known
 
     def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastuiat.config import UserError
+from fastuiat.data.ahead import one_ahead
 from fastuiat.data.batch import Batch
 from fastuiat.data.extra import extra_path, load_extra
 from fastuiat.data.order import Order, validation_split
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "load_extra",
     "make_loader",
+    "one_ahead",
     "prepare",
     "validation_split",
 ]
@@ -51,7 +53,7 @@ class Loader(Protocol):
     @property
     def num_samples(self) -> int: ...
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]: ...
 
     def close(self) -> None: ...
 

@@ -10,6 +10,16 @@ from torch import Tensor
 from fastuiat_kernels import Noise, augment, noise_key, philox_uint32
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for: a plain `.to` stalls the GPU's queue.
+
+    The tensor itself where it is there already.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch.
@@ -34,7 +44,7 @@ class Batch:
     def noise(self, stream: str) -> Noise:
         """The noise of one purpose: a pure function of (seed, epoch, step, stream, index)."""
         key = noise_key(self.seed, self.epoch, self.step, stream)
-        return Noise(key.to(self.x.device), self.index)
+        return Noise(on_device(key, self.x.device), self.index)
 
 
 def augmented(
@@ -53,7 +63,7 @@ def augmented(
 
     `pad` is in pixels. Not by the step: a sample looks the same in any batch of an epoch.
     """
-    key = noise_key(seed, epoch, 0, "augment").to(images_u8.device)
+    key = on_device(noise_key(seed, epoch, 0, "augment"), images_u8.device)
     words = philox_uint32(key, index, 1)
     # 32 random bits modulo 9: the bias is below 3e-9.
     shift_y, shift_x = words[:, 0] % (2 * pad + 1), words[:, 1] % (2 * pad + 1)

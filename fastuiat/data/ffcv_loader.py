@@ -103,7 +103,7 @@ class FFCVLoader:
     def num_samples(self) -> int:
         return int(self._loader.reader.num_samples)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch (from 1), from `start_step` on."""
         batches = self._batches(epoch, start_step)
         self._open.add(batches)

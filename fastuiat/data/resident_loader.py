@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
 
-from fastuiat.data.batch import Batch, augmented
+from fastuiat.data.batch import Batch, augmented, on_device
 from fastuiat.data.order import Order
 
 
@@ -20,10 +20,10 @@ class ResidentLoader:
         labels: np.ndarray,
         order: Order,
         *,
-        device: torch.device,
+        device: torch.device | str,
         flip: bool,
     ) -> None:
-        self.order, self.flip, self.device = order, flip, device
+        self.order, self.flip, self.device = order, flip, torch.device(device)
         self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
 
@@ -31,12 +31,12 @@ class ResidentLoader:
     def num_samples(self) -> int:
         return len(self.labels)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch (from 1), from a step on."""
         rows = torch.from_numpy(self.order.batches(epoch))
         for step in range(start_step, len(rows)):
             host_index = rows[step]
-            index = host_index.to(self.device)
+            index = on_device(host_index, self.device)
             yield augmented(
                 self.images[index],
                 self.labels[index],

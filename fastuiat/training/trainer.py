@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import TrainConfig, UserError
+from fastuiat.data import one_ahead
 from fastuiat.methods import Method
 from fastuiat.training.averaging import Averaged
 from fastuiat.training.checkpoint import save_checkpoint
+from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.optim import make_optimizer, one_cycle
 from fastuiat.training.precision import TrainingView
@@ -70,7 +72,6 @@ class Trainer:
             net,
             lr=config.max_lr,
             weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.averaged = Averaged(net, config.weight_averaging) if config.weight_averaging else None
@@ -79,8 +80,10 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}  # of the metrics since the last log line
         self.summed = 0
         self.validated_epoch = 0
+        self.one = torch.ones((), device=device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.stop_signal: int | None = None
+        self.clock = StepClock(config.batch_size)
         self.log: MetricsLog | None = None
 
     def state(self) -> dict[str, Any]:
@@ -120,8 +123,9 @@ class Trainer:
         """Run to the last step. Interrupted on Ctrl-C or SIGTERM, after a checkpoint."""
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         self.log = MetricsLog(self.folder, offset=metrics_offset, step=self.step)
-        self.saved_at = self.logged_at = time.monotonic()
-        self.logged_step = self.step
+        self.saved_at = time.monotonic()
+        self.logged_at = self.clock.mark()
+        self.epoch_began = self.clock.mark()
         self.progress.begin(self.step, self.last_step)
         try:
             while self.step < self.last_step:
@@ -138,9 +142,10 @@ class Trainer:
     def run_epoch(self, epoch: int, start: int) -> None:
         if start == 0 and epoch > 1 and self.validated_epoch < epoch - 1:
             self.end_epoch(epoch - 1)  # stopped between an epoch's last step and its validation
-        batches = self.loader.epoch(epoch, start)
+        self.epoch_began = self.clock.mark()
+        batches = one_ahead(self.loader.epoch(epoch, start), self.device)
         try:
-            for batch in batches:
+            for batch in self.clock.timed(batches):
                 self.take_step(batch)
                 self.progress.advance(self.step)
                 if self.step % self.config.log_every == 0:
@@ -163,6 +168,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.net.train()
+        if self.scaler.is_enabled():
+            self.view.loss_scale = self.scaler.scale(self.one)
         out = self.method.loss(self.view, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(out.loss).backward()
@@ -175,7 +182,8 @@ class Trainer:
         loss = out.loss.detach()
         first_bad = (self.bad_step < 0) & ~torch.isfinite(loss)
         self.bad_step = torch.where(first_bad, self.step, self.bad_step)
-        for name, value in {"loss": loss, **out.metrics}.items():
+        metrics = {"loss": loss, **out.metrics, **self.view.gradient_metrics()}
+        for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.summed += 1
 
@@ -183,22 +191,19 @@ class Trainer:
         self.stop_if_not_finite()
         assert self.log is not None
         means = {name: (total / self.summed).item() for name, total in self.sums.items()}
-        now = time.monotonic()
-        images = (self.step - self.logged_step) * self.config.batch_size
-        rate = images / (now - self.logged_at)
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.log.write(
-            "train", self.step, {"epoch": epoch, "lr": lr, **means}, {"images_per_second": rate}
-        )
-        self.progress.step(epoch, self.step, means, rate)
+        speed = self.clock.since(self.logged_at)
+        values = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **means}
+        clock = {**speed, "peak_memory_mib": peak_memory_mib(self.device)}
+        self.log.write("train", self.step, values, clock)
+        self.progress.step(epoch, self.step, means | clock, speed["images_per_second"])
         self.sums, self.summed = {}, 0
-        self.logged_at, self.logged_step = now, self.step
+        self.logged_at = self.clock.mark()
 
     def end_epoch(self, epoch: int) -> None:
         """Validate, remember the best, and save."""
         self.stop_if_not_finite()
         assert self.log is not None
-        began = time.monotonic()
+        speed, began = self.clock.since(self.epoch_began), time.monotonic()
         judged = self.averaged.net if self.averaged else self.net
         values: dict[str, Any] = {"epoch": epoch}
         if self.validate:
@@ -210,11 +215,12 @@ class Trainer:
         score = values.get("val_robust", 0.0) + 1e-6 * values.get("val_natural", 0.0)
         is_best = self.validate is not None and score > self.best
         self.best = max(self.best, score)
-        self.log.write("epoch", self.step, values, {"seconds": time.monotonic() - began})
+        clock = {**speed, "validation_seconds": time.monotonic() - began}
+        self.log.write("epoch", self.step, values, clock)
         if is_best:
             self.save("best")
         self.save()
-        self.progress.epoch(epoch, values, 0.0)
+        self.progress.epoch(epoch, values, speed["images_per_second"])
 
     def stop_if_not_finite(self) -> None:
         """UserError that names the step, before a bad state reaches the disk."""

@@ -1,0 +1,93 @@
+"""The compiled regions: functions of tensors turned into one graph each, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKEND = "inductor"
+WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+Function = Callable[..., Any]
+
+
+def signature(argument: Any) -> Any:
+    """What a graph is specialised to: shape, layout and type of a tensor, else the value itself."""
+    if isinstance(argument, Tensor):
+        layout = argument.shape, argument.stride(), argument.requires_grad
+        return (*layout, argument.dtype, argument.device)
+    return argument
+
+
+class Regions:
+    """Functions `f(net, *arguments)` compiled whole, once per mode and signature.
+
+    Each graph has a cache of its own, so another shape or mode compiles another graph and never
+    the same one again: a recompilation is always an error of ours. Whatever changes from step to
+    step must come in as a tensor.
+    """
+
+    def __init__(self, *, compiled: bool) -> None:
+        self.compiled = compiled
+        self._graphs: dict[Any, Function] = {}
+        if compiled:
+            # Without it torch.autograd.grad breaks the graph.
+            torch._dynamo.config.trace_autograd_ops = True
+
+    def __call__(self, function: Function, *mode: Any) -> Function:
+        """The function, compiled if this compiles; `mode` names what its net's state changes."""
+        if not self.compiled:
+            return function
+
+        def run(net: Any, *arguments: Any) -> Any:
+            key = (function, mode, torch.is_grad_enabled(), *map(signature, arguments))
+            if key not in self._graphs:
+                self._graphs[key] = torch.compile(function, backend=BACKEND, **WHOLE)
+            return self._graphs[key](net, *arguments)
+
+        return run
+
+
+@functools.cache
+def with_gradients(function: Function) -> Function:
+    """`function(net, *inputs) -> (loss, *others)` as a function that also gives ∂loss/∂parameters.
+
+    Called (net, scale, *inputs), it gives (loss, gradients, others), all detached; the gradients
+    are those of loss·scale, scale fp32 () or None for 1.
+    """
+
+    def loss_and_gradients(net: Any, scale: Tensor | None, *inputs: Any) -> Any:
+        loss, *others = function(net, *inputs)
+        scaled = loss if scale is None else loss * scale
+        gradients = torch.autograd.grad(scaled, tuple(net.parameters()))
+        return loss.detach(), gradients, tuple(other.detach() for other in others)
+
+    return loss_and_gradients
+
+
+class GradientsInHand(torch.autograd.Function):
+    """A loss whose gradients are there already: its backward hands them to the parameters, once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Tensor,
+        scale: Tensor | None,
+        gradients: tuple[Tensor, ...],
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.scale, ctx.gradients = scale, gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out before")
+        # Given away rather than copied: autograd keeps a gradient that nobody else holds.
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = grad_output if ctx.scale is None else grad_output / ctx.scale
+        torch._foreach_mul_(gradients, factor)
+        return None, None, None, *gradients
