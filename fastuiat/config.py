@@ -54,6 +54,12 @@ def positive(**values: float) -> None:
             raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}")
 
 
+def not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
     """The attack that makes the training examples."""
@@ -76,6 +82,41 @@ class AttackConfig:
 
     def kwargs(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def validation_alpha(self) -> float:
+        """Step size of the iterated attack that validates what this one trained."""
+        return self.alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleStepConfig:
+    """The attack of the single-step methods: one signed gradient step."""
+
+    eps: Radius = 8 / 255
+    """Radius of the L∞ ball, in pixel units."""
+    alpha: Radius | None = None
+    """Step size, in pixel units; by default the method's multiple of eps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", parse_radius(self.eps))
+        positive(eps=self.eps)
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", parse_radius(self.alpha))
+            positive(alpha=self.alpha)
+
+    @property
+    def validation_alpha(self) -> float:
+        """A quarter of the radius, as 2/255 is of 8/255: one step's own size is no use in ten."""
+        return self.eps / 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomStepConfig(SingleStepConfig):
+    """A single step that need not begin at the image."""
+
+    start: Literal["uniform", "zero"] = "uniform"
+    """Where the gradient is taken: at a uniformly drawn point, or at the image (plain FGSM)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastuiat.attacks import frozen, in_layout_of, region
+from fastuiat.attacks import BatchNormMode, frozen, in_layout_of, region, starting_point
 from fastuiat.config import Radius, UserError, parse_radius, positive
 from fastuiat.losses import inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
+from fastuiat_kernels import sign_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,79 @@ def inverse_gradient(
     return in_layout_of(x_inv, grad), logits.detach()
 
 
-def probabilities(model: Any, x: Tensor, bn: Literal["eval", "train"]) -> Tensor:
+def probabilities(model: Any, x: Tensor, bn: BatchNormMode) -> Tensor:
     """softmax(f(x)), no gradient; `train` uses and updates the batch statistics."""
     with torch.no_grad():
         if bn == "train":
             return torch.softmax(wide(model(x)), dim=1)
-        with frozen(model) as net:
+        with frozen(model, bn) as net:
             return torch.softmax(wide(net(x)), dim=1)
+
+
+def features_of(net: Any, x: Tensor) -> Tensor:
+    """F(x), (B, D)."""
+    return net(x, return_features=True)[1]
+
+
+def instance_step(
+    net: Any,
+    x: Tensor,
+    x_inv: Tensor,
+    y: Tensor,
+    features: Tensor | None,
+    features_adv: Tensor | None,
+    beta: float,
+    alpha: float,
+    eps: float,
+) -> Tensor:
+    """One step of x̌ down L_inv inside the ball around x (eq. 3); no features where beta is 0."""
+    with torch.enable_grad():
+        point = x_inv.detach().requires_grad_()
+        logits, features_inv = net(point, return_features=True)
+        own = features_inv.detach()
+        loss = inverse_loss(
+            logits,
+            y,
+            features_inv,
+            own if features is None else features,
+            own if features_adv is None else features_adv,
+            beta=beta,
+        )
+        (grad,) = torch.autograd.grad(loss, point)
+    return sign_step(x, x_inv, in_layout_of(x_inv, grad), alpha=alpha, eps=eps, ascend=False)
+
+
+class InstanceTarget(nn.Module):
+    """IAT's target (Algorithm 2): p = softmax(f(x̌)), x̌ found for each sample on its own."""
+
+    def __init__(self, config: InverseConfig, steps: int) -> None:
+        super().__init__()
+        self.config = config
+        self.steps = steps
+
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
+        c = self.config
+        x, y = batch.x, batch.y
+        x_inv = starting_point(x, "normal", c.inverse_eps, batch.noise("inverse"))
+        with frozen(model) as net, torch.no_grad():
+            features = features_adv = None
+            if c.beta:
+                forward = region(net, features_of)
+                features, features_adv = forward(net, x), forward(net, x_adv)
+            step = region(net, instance_step)
+            for _ in range(self.steps):
+                x_inv = step(
+                    net,
+                    x,
+                    x_inv,
+                    y,
+                    features,
+                    features_adv,
+                    c.beta,
+                    c.inverse_alpha,
+                    c.inverse_eps,
+                )
+        return probabilities(model, x_inv, c.inverse_bn)
 
 
 class UniversalTarget(nn.Module):
