@@ -111,8 +111,8 @@ def stored_default(folder: Path) -> Any:
     try:
         config = methods.get(stored["method"]).Config
         settings = methods.configure(config, stored.pop("settings"))
-        for name in ("data_dir", "out"):
-            stored[name] = Path(stored[name])
+        for name in ("data_dir", "out", "helper"):
+            stored[name] = None if stored[name] is None else Path(stored[name])
         return train_class(stored["method"])(**stored, settings=settings)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error

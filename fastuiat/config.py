@@ -159,6 +159,9 @@ class TrainConfig:
     """Generated images: ddpm1m, or the path of an .npz with `image` and `label`."""
     extra_share: float = 0.7
     """Share of generated images in each batch."""
+    helper: Path | None = None
+    """Run or checkpoint (its last) of the net that a method such as hat needs beside its own; by
+    default one is trained first, with this run's settings, and kept in the run folder."""
     weight_averaging: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     weight_decay: float = 5e-4

@@ -48,6 +48,8 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str]
+    chosen_by: ClassVar[tuple[str, str]] = ("robust", "natural")
+    """Which validation accuracies choose the best checkpoint, the second where the first ties."""
     requires: ClassVar[dict[str, str]] = {}
     """Other nets the method needs: role to the method that trains it.
 

@@ -17,9 +17,10 @@ from fastuiat import data, methods
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.models import build_model
+from fastuiat.training import required
 from fastuiat.training.checkpoint import read, save_json
 from fastuiat.training.compile import missing_for_compilation
-from fastuiat.training.precision import resolve_device, resolve_precision
+from fastuiat.training.precision import TrainingView, resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
 FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
@@ -69,7 +70,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[st
 def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Evaluate:
     """Natural and PGD accuracy of a net on a part that does not train it, in fp32."""
     attack = getattr(config.settings, "attack", None)
-    eps, alpha = (attack.eps, attack.alpha) if attack else (8 / 255, 2 / 255)
+    eps, alpha = (attack.eps, attack.validation_alpha) if attack else (8 / 255, 2 / 255)
 
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         shares = {}
@@ -200,6 +201,35 @@ def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
             )
 
 
+def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Any) -> None:
+    """Give the method the nets it requires, training them in folders of their own first."""
+
+    def view(net: torch.nn.Module) -> TrainingView:
+        return TrainingView(
+            net.to(trainer.device),
+            device=trainer.device,
+            precision=config.precision,
+            compiled=config.compile,
+        )
+
+    required.provide(
+        trainer.method,
+        config,
+        trainer.net_info["num_classes"],
+        train=lambda own: train_or_resume(own, progress, say=say),
+        view=view,
+        say=say,
+    )
+
+
+def train_or_resume(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
+    """Bring the run in `config.out` to its end, whether it has begun or not."""
+    assert config.out is not None
+    if (config.out / "config.json").exists():
+        return resume(config, config.out, progress, say=say)
+    return train(config, progress, say=say)
+
+
 def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
     """Start a new run and finish it."""
     config, device, precision, notes = settle(config)
@@ -209,7 +239,9 @@ def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Train
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
     trainer = assemble(config, device, precision, progress)
+    required.check(config, trainer.net_info["num_classes"])
     open_folder(folder, config, device)
+    provide_required(trainer, config, progress, say)
     trainer.train()
     return trainer
 
@@ -233,6 +265,7 @@ def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = 
         say(f"{folder} is finished: step {trainer.step}")
         trainer.loader.close()
         return trainer
+    provide_required(trainer, settled, progress, say)
     say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
     os.makedirs(folder / "checkpoints", exist_ok=True)
     trainer.train(offset)

@@ -246,18 +246,14 @@ def test_single_step_with_the_one_off_target(base, create, make_net, make_batch)
         net, twin = make_net(torch.float64, seed=epoch), make_net(torch.float64, seed=epoch)
         plain, logits = single_step_loss(base, Net(twin), batch, mu=0.2)
         kept = {name: buffer.clone() for name, buffer in twin.named_buffers()}
-        # The target's forwards come between attack and training forward: there, in eval mode, the
-        # running statistics had seen all forwards of plain but its last (and GradAlign's noisy one).
+        # The target's forwards come between attack and training forward: the running statistics
+        # that its eval mode reads have seen the attack's forward and no other.
         probe = make_net(torch.float64, seed=epoch)
         ratios = {"rs-fgsm": (1, 1.25, True), "n-fgsm": (2, 1, False), "gradalign": (0, 1.25, True)}
         single_step(base, Net(probe), batch, *ratios[base])
         x_inv = torch.stack([(x[i] + z[y[i]]).clamp(0, 1) for i in range(len(y))])
         x_inv.requires_grad_()
-        if epoch == 1:
-            p = Net(probe).eval(x)
-        else:
-            p = Net(probe).eval(x_inv)
-        p = log_softmax(p).exp()
+        p = log_softmax(Net(probe).eval(x if epoch == 1 else x_inv)).exp()
         if epoch == 2:
             (grad,) = torch.autograd.grad(-sum(p[i, y[i]].log() for i in range(len(y))), x_inv)
             for c in set(y.tolist()):
