@@ -144,7 +144,7 @@ class TrainConfig:
     seed: int = 0
     """Fixes weights, order, augmentation and noise."""
     out: Path | None = None
-    """Run folder; by default runs/<data set>-<method>-<net>-s<seed>."""
+    """Run folder; by default runs/<recipe or data set-method-net>-s<seed>."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where there is one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -30,6 +31,8 @@ EVALUATION_BATCH = 256
 
 
 def default_folder(config: TrainConfig) -> Path:
+    if config.recipe:
+        return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
     return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
 
 
@@ -103,7 +106,15 @@ def assemble(
     info = data.dataset_info(config.dataset)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
-    methods.get(config.method)
+    make_method = functools.partial(
+        methods.get(config.method),
+        config.settings,
+        num_classes=info.num_classes,
+        image_shape=(3, 32, 32),
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    make_method(num_samples=1)  # refuses its settings before any data is read or fetched
     train_set = data.load(config.dataset, config.data_dir, "train")
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed
@@ -120,14 +131,7 @@ def assemble(
         first_extra=len(train_set.labels),
         extra_share=config.extra_share if num_extra else 0.0,
     )
-    method = methods.get(config.method)(
-        config.settings,
-        num_classes=info.num_classes,
-        num_samples=len(labels),
-        image_shape=(3, 32, 32),
-        epochs=config.epochs,
-        seed=config.seed,
-    )
+    method = make_method(num_samples=len(labels))
     loader = data.make_loader(
         config.loader,
         images,
