@@ -119,7 +119,8 @@ def assemble(
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed
     )
-    images, labels, num_extra = train_set.images, train_set.labels, 0
+    images: Any = train_set.images
+    labels, num_extra = train_set.labels, 0
     if config.extra_data:
         extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
         images, labels, num_extra = data.joined(train_set, extra)
