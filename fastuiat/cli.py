@@ -22,6 +22,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
+  reproduce      run a table of the paper and set it beside the paper's values
   doctor         what this machine can do
 """
 
@@ -249,6 +250,16 @@ def recipes(argv: list[str]) -> None:
         print(f"{name:20} {value:14} {source}")
 
 
+def reproduce(argv: list[str]) -> None:
+    from fastuiat.reproduce import Options, reproduce
+
+    def configure(flags: list[str]) -> Any:
+        default = default_config(flags)
+        return parse(type(default), flags, prog="fastuiat train", default=default)
+
+    reproduce(parse(Options, argv, prog="fastuiat reproduce"), configure)
+
+
 def doctor(argv: list[str]) -> None:
     import torch
 
@@ -283,6 +294,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "data": prepare,
     "recipes": recipes,
+    "reproduce": reproduce,
     "doctor": doctor,
 }
 

@@ -156,6 +156,17 @@ def sweep(figure: str, method: str, setting: str, values: tuple[float, ...]) -> 
     }
 
 
+def figure2() -> dict[str, Layer]:
+    """Learning curves of a run twice as long: its metrics hold test accuracy epoch by epoch."""
+    run = {"dataset": "cifar10", "arch": "resnet-18", "epochs": 200, "test_every": 1}
+    return {
+        f"figure2/{method}": Layer(
+            "paper, Figure 2", run | {"method": method}, {"oneoff_epoch": 160}
+        )
+        for method in ("sat", "uiat-oneoff")
+    }
+
+
 def figure3() -> dict[str, Layer]:
     return sweep("figure3", "uiat-oneoff", "lam", (1.5, 2.5, 3.5, 4.5, 5.5))
 
@@ -170,7 +181,7 @@ def figure7() -> dict[str, Layer]:
 
 
 RECIPES: dict[str, Layer] = (
-    table1() | table3() | table4() | table5() | table6() | figure3() | figure7()
+    table1() | table3() | table4() | table5() | table6() | figure2() | figure3() | figure7()
 )
 """By name: `table1/cifar10/uiat`, `table5/n-fgsm+uiat/eps-8`, …"""
 
