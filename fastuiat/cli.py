@@ -24,6 +24,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
+  reproduce      run a table of the paper and set it beside the paper's values
   doctor         what this machine can do
 """
 
@@ -123,35 +124,25 @@ def train_class(method: str) -> Any:
     )
 
 
-def fitting(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that a settings class has a field for: data-set defaults suit many methods."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in values.items() if k in names}
-
-
 def default_config(argv: list[str]) -> Any:
-    """The settings before flags: recipe, then data set and extra data, then the rest."""
+    """The settings before flags: recipe, data set, method and extra data choose them."""
+    return resolved_config(argv)[0]
+
+
+def resolved_config(argv: list[str]) -> tuple[Any, dict[str, str]]:
+    """(settings before flags, where each comes from)."""
     from fastuiat import methods, recipes
 
-    base = dict(recipes.DEFAULTS)
-    if name := early(argv, "--recipe"):
-        if name not in recipes.RECIPES:
-            known = ", ".join(recipes.RECIPES)
-            raise UserError(f"unknown recipe '{name}': choose from {known}")
-        base |= {"recipe": name, **recipes.RECIPES[name]}
+    chosen: dict[str, Any] = {}
     for flag in ("dataset", "method", "extra_data"):
         if value := early(argv, "--" + flag.replace("_", "-")):
-            base[flag] = value
-    if base.get("extra_data") == "None":
-        base["extra_data"] = None
-    run, settings = recipes.recipe_settings(base["dataset"], base.get("extra_data"))
+            chosen[flag] = None if value == "None" else value
     epochs = early(argv, "--epochs")
-    if epochs is not None and epochs != str(run.get("epochs")):
-        # T and T' of the recipe belong to its own length.
-        settings = {k: v for k, v in settings.items() if not k.endswith("_epoch")}
-    cls = train_class(base["method"])
-    config = methods.get(base["method"]).Config
-    return cls(**base | run, settings=methods.configure(config, fitting(config, settings)))
+    length = int(epochs) if epochs and epochs.isdecimal() else None  # tyro refuses any other
+    resolved = recipes.resolve(early(argv, "--recipe"), chosen, length)
+    method = resolved.run["method"]
+    settings = methods.configure(methods.get(method).Config, resolved.settings)
+    return train_class(method)(**resolved.run, settings=settings), resolved.sources
 
 
 def stored_default(folder: Path) -> Any:
@@ -163,8 +154,8 @@ def stored_default(folder: Path) -> Any:
     try:
         config = methods.get(stored["method"]).Config
         settings = methods.configure(config, stored.pop("settings"))
-        for name in ("data_dir", "out"):
-            stored[name] = Path(stored[name])
+        for name in ("data_dir", "out", "helper"):
+            stored[name] = None if stored[name] is None else Path(stored[name])
         return train_class(stored["method"])(**stored, settings=settings)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
@@ -307,14 +298,24 @@ def prepare(argv: list[str]) -> None:
 
 
 def recipes(argv: list[str]) -> None:
-    from fastuiat.recipes import RECIPES
+    from fastuiat.recipes import RECIPES, described
 
     if not argv:
         print("\n".join(RECIPES))
         return
-    config = default_config(["--recipe", argv[0]])
-    for name, value in config.to_json().items():
-        print(f"{name.replace('_', '-'):20} {value}")
+    config, sources = resolved_config(["--recipe", argv[0], *argv[1:]])
+    for name, value, source in described(config, sources):
+        print(f"{name:20} {value:14} {source}")
+
+
+def reproduce(argv: list[str]) -> None:
+    from fastuiat.reproduce import Options, reproduce
+
+    def configure(flags: list[str]) -> Any:
+        default = default_config(flags)
+        return parse(type(default), flags, prog="fastuiat train", default=default)
+
+    reproduce(parse(Options, argv, prog="fastuiat reproduce"), configure)
 
 
 def doctor(argv: list[str]) -> None:
@@ -354,6 +355,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "data": prepare,
     "recipes": recipes,
+    "reproduce": reproduce,
     "doctor": doctor,
 }
 

@@ -55,6 +55,12 @@ def positive(**values: float) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
 
 
+def not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
     """The attack that makes the training examples."""
@@ -77,6 +83,41 @@ class AttackConfig:
 
     def kwargs(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def validation_alpha(self) -> float:
+        """Step size of the iterated attack that validates what this one trained."""
+        return self.alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleStepConfig:
+    """The attack of the single-step methods: one signed gradient step."""
+
+    eps: Radius = 8 / 255
+    """Radius of the L∞ ball, in pixel units."""
+    alpha: Radius | None = None
+    """Step size, in pixel units; by default the method's multiple of eps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", parse_radius(self.eps))
+        positive(eps=self.eps)
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", parse_radius(self.alpha))
+            positive(alpha=self.alpha)
+
+    @property
+    def validation_alpha(self) -> float:
+        """A quarter of the radius, as 2/255 is of 8/255: one step's own size is no use in ten."""
+        return self.eps / 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomStepConfig(SingleStepConfig):
+    """A single step that need not begin at the image."""
+
+    start: Literal["uniform", "zero"] = "uniform"
+    """Where the gradient is taken: at a uniformly drawn point, or at the image (plain FGSM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +145,7 @@ class TrainConfig:
     seed: int = 0
     """Fixes weights, order, augmentation and noise."""
     out: Path | None = None
-    """Run folder; by default runs/<data set>-<method>-<net>-s<seed>."""
+    """Run folder; by default runs/<recipe or data set-method-net>-s<seed>."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where there is one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -119,6 +160,9 @@ class TrainConfig:
     """Generated images: ddpm1m, or the path of an .npz with `image` and `label`."""
     extra_share: float = 0.7
     """Share of generated images in each batch."""
+    helper: Path | None = None
+    """Run or checkpoint (its last) of the net that a method such as hat needs beside its own; by
+    default one is trained first, with this run's settings, and kept in the run folder."""
     weight_averaging: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     weight_decay: float = 5e-4

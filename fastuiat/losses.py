@@ -44,6 +44,44 @@ def kl_divergence(p: Tensor, logits: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - p * log_q).sum(dim=1)
 
 
+def kl_between(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """KL(softmax(logits) ‖ softmax(logits_adv)) per sample, (B,), differentiable in both.
+
+    From log-probabilities on both sides, so that a probability that underflows to 0 has gradient 0.
+    """
+    log_p = torch.log_softmax(wide(logits), dim=1)
+    log_q = torch.log_softmax(wide(logits_adv), dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log p_y − log(1 − max_{k≠y} p_k) per sample, (B,) (Wang et al. 2020).
+
+    1 − p_k is the sum of the other probabilities: formed from their logits, it is exact and finite
+    where the subtraction would give 0.
+    """
+    logits = wide(logits)
+    log_total = torch.logsumexp(logits, dim=1)
+    own = y[:, None]
+    runner_up = logits.detach().scatter(1, own, float("-inf")).argmax(dim=1, keepdim=True)
+    log_rest = torch.logsumexp(logits.scatter(1, runner_up, float("-inf")), dim=1)
+    return log_total - logits.gather(1, own)[:, 0] + log_total - log_rest
+
+
+def misalignment(grad: Tensor, other: Tensor) -> Tensor:
+    """1 − cos(grad, other), a mean over the samples whose gradients are both not zero; else 0.
+
+    Gradients (B, C, H, W); differentiable in both (Andriushchenko and Flammarion 2020).
+    """
+    a, b = wide(grad).flatten(1), wide(other).flatten(1)
+    a_square, b_square = a.square().sum(dim=1), b.square().sum(dim=1)
+    real = (a_square > 0) & (b_square > 0)
+    # The root of 0 has an infinite slope, so a left-out sample gets length 1 before it.
+    lengths = torch.where(real, a_square, 1.0).sqrt() * torch.where(real, b_square, 1.0).sqrt()
+    terms = torch.where(real, 1 - (a * b).sum(dim=1) / lengths, 0.0)
+    return terms.sum() / real.sum().clamp(min=1)
+
+
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": attack_cross_entropy,
     "margin": attack_margin,

@@ -62,6 +62,11 @@ class TrainingDisplay:
         self.natural, self.rate = values.get("val_natural", self.natural), rate
         robust = percent(values.get("val_robust"))
         self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}")
+        if values.get("catastrophic_overfitting"):
+            self.say(
+                f"catastrophic overfitting in epoch {epoch}: PGD accuracy on the validation part "
+                "fell below half of its best while accuracy on the training's own attack rose"
+            )
 
 
 @contextmanager

@@ -1,60 +1,299 @@
-"""Settings by name: the defaults that the paper gives each data set and kind of run."""
+"""The paper's settings: what belongs to a data set or kind of method, and one recipe per row.
+
+Settings are laid over each other: the paper's common ones, the data set's, the method's, those of
+training with generated images, the recipe's own, and last the user's flags.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
+
+from fastuiat import methods
+from fastuiat.config import TrainConfig, UserError, radius_text
+from fastuiat.methods.rs_fgsm import SingleStepMethod
 
 DEFAULTS: dict[str, Any] = {"method": "uiat", "dataset": "cifar10", "arch": "resnet-18"}
 
 
-def recipe_settings(
-    dataset: str, extra_data: str | None, method: str = "uiat"
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(run settings, method settings) of the paper's section A.2 for a data set.
+@dataclass(frozen=True)
+class Layer:
+    """Settings with one origin. Those of the method may name more than the method has."""
 
-    The method settings name only what differs from the method's own defaults, and may hold
-    settings that a method does not have.
-    """
-    run: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    if dataset == "svhn":
-        run |= {"epochs": 30}
-        settings |= {"lam": 3.0, "attack": {"alpha": "1/255"}}
-        settings |= {"momentum_epoch": 23, "oneoff_epoch": 24}
-    if extra_data is not None:
-        run |= {
-            "epochs": 400,
-            "batch_size": 512,
-            "max_lr": 0.2,
-            "activation": "silu",
-            "weight_averaging": 0.995,
-            "extra_share": 0.6 if dataset == "cifar100" else 0.7,
-        }
-        settings |= {"momentum_epoch": 350, "oneoff_epoch": 320}
-    return run, settings
+    source: str
+    run: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def _table1() -> dict[str, dict[str, Any]]:
+def common_layer(iterated: bool) -> Layer:
+    run = {"epochs": 100, "batch_size": 128, "max_lr": 0.1, "weight_decay": 5e-4}
+    attack = {"eps": "8/255", "alpha": "2/255", "steps": 10} if iterated else {"eps": "8/255"}
+    settings = {"attack": attack, "momentum_epoch": 75, "oneoff_epoch": 80}
+    return Layer("paper, A.2", run, settings)
+
+
+def dataset_layer(dataset: str, iterated: bool) -> Layer:
+    """SVHN trains shorter and attacks in smaller steps."""
+    if dataset != "svhn":
+        return Layer("")
+    settings = {"lam": 3.0, "momentum_epoch": 23, "oneoff_epoch": 24}
+    attack = {"attack": {"alpha": "1/255"}} if iterated else {}
+    return Layer("paper, A.2: SVHN", {"epochs": 30}, settings | attack)
+
+
+def method_layer(method: str) -> Layer:
+    """What a method's own authors train it with, where the common settings differ."""
+    if issubclass(methods.get(method), SingleStepMethod):
+        run = {"epochs": 30, "max_lr": 0.2, "arch": "prn-18"}
+        return Layer("single-step methods' papers", run, {"oneoff_epoch": 24})
+    if method == "rebuffi":
+        return Layer("Rebuffi et al. 2021", {"weight_averaging": 0.995})
+    return Layer("")
+
+
+def extra_layer(dataset: str) -> Layer:
+    """Training with a million generated images."""
+    run = {
+        "epochs": 400,
+        "batch_size": 512,
+        "max_lr": 0.2,
+        "activation": "silu",
+        "weight_averaging": 0.995,
+        "extra_share": 0.6 if dataset == "cifar100" else 0.7,
+    }
+    settings = {"momentum_epoch": 350, "oneoff_epoch": 320}
+    return Layer("paper, A.2: generated images", run, settings)
+
+
+def extra_method_layer(method: str) -> Layer:
+    """HAT's authors change its attack and loss where they add generated images."""
+    if method != "hat":
+        return Layer("")
+    settings = {"beta": 3.5, "label_smoothing": 0.1, "attack_bn": "batch"}
+    return Layer(
+        "HAT's paper: generated images", settings=settings | {"attack": {"start": "uniform"}}
+    )
+
+
+def radius(levels: int) -> dict[str, Any]:
+    return {"attack": {"eps": f"{levels}/255"}}
+
+
+def table1() -> dict[str, Layer]:
     return {
-        f"table1/{dataset}/{method}": {"dataset": dataset, "method": method, "arch": "resnet-18"}
+        f"table1/{dataset}/{method}": Layer(
+            "paper, Table 1", {"dataset": dataset, "method": method, "arch": "resnet-18"}
+        )
         for dataset in ("cifar10", "cifar100", "svhn")
-        for method in ("sat", "uiat", "uiat-oneoff")
+        for method in ("sat", "trades", "mart", "hat", "uiat", "uiat-oneoff")
     }
 
 
-def _table4() -> dict[str, dict[str, Any]]:
+def table3() -> dict[str, Layer]:
     return {
-        f"table4/{dataset}/{arch}/{method}": {
-            "dataset": dataset,
-            "method": method,
-            "arch": arch,
-            "extra_data": "ddpm1m",
-        }
+        f"table3/eps-{eps}/{method}": Layer(
+            "paper, Table 3",
+            {"dataset": "cifar10", "method": method, "arch": "resnet-18"},
+            radius(eps),
+        )
+        for eps in (10, 12, 16)
+        for method in ("trades", "hat", "uiat", "uiat-oneoff")
+    }
+
+
+def table4() -> dict[str, Layer]:
+    return {
+        f"table4/{dataset}/{arch}/{method}": Layer(
+            "paper, Table 4",
+            {"dataset": dataset, "method": method, "arch": arch, "extra_data": "ddpm1m"},
+        )
         for dataset in ("cifar10", "cifar100")
         for arch in ("prn-18", "wrn-28-10")
-        for method in ("uiat", "uiat-oneoff")
+        for method in ("rebuffi", "hat", "uiat", "uiat-oneoff")
     }
 
 
-RECIPES: dict[str, dict[str, Any]] = _table1() | _table4()
-"""One recipe per row of the paper's tables whose method is here."""
+def table5() -> dict[str, Layer]:
+    return {
+        f"table5/{method}{suffix}/eps-{eps}": Layer(
+            "paper, Table 5", {"dataset": "cifar10", "method": method + suffix}, radius(eps)
+        )
+        for method in ("n-fgsm", "rs-fgsm", "gradalign")
+        for suffix in ("", "+uiat")
+        for eps in (6, 8, 10)
+    }
+
+
+def table6() -> dict[str, Layer]:
+    """Universal generation (UAG), feature regularisation (FR), inverse momentum (IAM)."""
+    rows = {
+        "iat": ("iat", {"beta": 0.0}),
+        "uag": ("uiat", {"beta": 0.0, "gamma": 0.0}),
+        "uag+fr": ("uiat", {"gamma": 0.0}),
+        "uag+iam": ("uiat", {"beta": 0.0}),
+        "uag+fr+iam": ("uiat", {}),
+    }
+    return {
+        f"table6/{name}": Layer(
+            "paper, Table 6",
+            {"dataset": "cifar10", "method": method, "arch": "resnet-18"},
+            settings,
+        )
+        for name, (method, settings) in rows.items()
+    }
+
+
+def sweep(figure: str, method: str, setting: str, values: tuple[float, ...]) -> dict[str, Layer]:
+    """One setting of a method over values of ours: the paper's are in its picture only."""
+    return {
+        f"{figure}/{setting.replace('_', '-')}-{value:g}": Layer(
+            f"paper, Figure {figure.removeprefix('figure')}; the value is ours",
+            {"dataset": "cifar10", "method": method, "arch": "resnet-18"},
+            {setting: value},
+        )
+        for value in values
+    }
+
+
+def figure2() -> dict[str, Layer]:
+    """Learning curves of a run twice as long: its metrics hold test accuracy epoch by epoch."""
+    run = {"dataset": "cifar10", "arch": "resnet-18", "epochs": 200, "test_every": 1}
+    return {
+        f"figure2/{method}": Layer(
+            "paper, Figure 2", run | {"method": method}, {"oneoff_epoch": 160}
+        )
+        for method in ("sat", "uiat-oneoff")
+    }
+
+
+def figure3() -> dict[str, Layer]:
+    return sweep("figure3", "uiat-oneoff", "lam", (1.5, 2.5, 3.5, 4.5, 5.5))
+
+
+def figure7() -> dict[str, Layer]:
+    return (
+        sweep("figure7", "uiat", "beta", (0.0, 0.5, 1.0, 1.5, 2.0))
+        | sweep("figure7", "uiat", "gamma", (0.0, 0.3, 0.5, 0.7, 0.9))
+        | sweep("figure7", "uiat", "momentum_epoch", (25, 50, 75, 90))
+        | sweep("figure7", "uiat-oneoff", "oneoff_epoch", (20, 40, 60, 80, 90))
+    )
+
+
+RECIPES: dict[str, Layer] = (
+    table1() | table3() | table4() | table5() | table6() | figure2() | figure3() | figure7()
+)
+"""By name: `table1/cifar10/uiat`, `table5/n-fgsm+uiat/eps-8`, …"""
+
+
+def get(name: str) -> Layer:
+    """UserError that names what is like it on an unknown recipe."""
+    if name not in RECIPES:
+        head = name.split("/", maxsplit=1)[0]
+        alike = [known for known in RECIPES if known.startswith(head + "/")]
+        tables = dict.fromkeys(known.split("/", maxsplit=1)[0] for known in RECIPES)
+        known = ", ".join(alike) or "see `fastuiat recipes` for those of " + ", ".join(tables)
+        raise UserError(f"unknown recipe '{name}': {known}")
+    return RECIPES[name]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings before flags, and the origin of each, by the name of its flag."""
+
+    run: dict[str, Any]
+    settings: dict[str, Any]
+    sources: dict[str, str]
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, nested settings one by one."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            value = merged(old, value)
+        result[name] = value
+    return result
+
+
+def fitting(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that a settings class has a field for: one layer suits many methods."""
+    result = {}
+    for f in dataclasses.fields(cls):
+        if f.name in values:
+            value, factory = values[f.name], f.default_factory
+            if isinstance(value, dict) and factory is not dataclasses.MISSING:
+                value = fitting(type(factory()), value)
+            result[f.name] = value
+    return result
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by their own names, which are the names of their flags."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        result |= flat(value) if isinstance(value, dict) else {name: value}
+    return result
+
+
+def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
+    """A layer in a run of another length: its T and T' scaled along where kept, else unset."""
+    settings = {
+        name: max(1, round(value * epochs / begun)) if name.endswith("_epoch") else value
+        for name, value in layer.settings.items()
+        if keep or not name.endswith("_epoch")
+    }
+    return dataclasses.replace(layer, settings=settings)
+
+
+def resolve(
+    recipe: str | None = None, chosen: dict[str, Any] | None = None, epochs: int | None = None
+) -> Resolved:
+    """All layers but the flags. `chosen` are the flags that choose layers (data set, method, extra
+    data), `epochs` the length the user wants: T and T' of a layer belong to its own length."""
+    own = get(recipe) if recipe else Layer("")
+    base = DEFAULTS | {"recipe": recipe, "extra_data": None} | own.run | (chosen or {})
+    dataset, method, extra_data = base["dataset"], base["method"], base["extra_data"]
+    cls = methods.get(method)
+    iterated = not issubclass(cls, SingleStepMethod)
+    layers = [Layer("default", DEFAULTS), common_layer(iterated), method_layer(method)]
+    layers.append(dataset_layer(dataset, iterated))
+    if extra_data is not None:
+        layers += [extra_layer(dataset), extra_method_layer(method)]
+    layers.append(own)
+    begun = next(layer.run["epochs"] for layer in reversed(layers) if "epochs" in layer.run)
+    if epochs is not None and epochs != begun:
+        layers = [at_length(layer, begun, epochs, keep=layer is own) for layer in layers]
+    run: dict[str, Any] = {"recipe": recipe}
+    settings: dict[str, Any] = {}
+    sources = {"recipe": "flag"} if recipe else {}
+    for layer in layers:
+        run, settings = run | layer.run, merged(settings, layer.settings)
+        sources |= dict.fromkeys([*layer.run, *flat(layer.settings)], layer.source)
+    run |= chosen or {}
+    sources |= dict.fromkeys(chosen or {}, "flag")
+    return Resolved(run, fitting(cls.Config, settings), sources)
+
+
+def described(config: TrainConfig, sources: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(flag, value, origin) of every setting of a run."""
+    rows = []
+    method = f"default of {config.method}"
+    for name, value, is_radius, in_method in named_values(config):
+        text = radius_text(value) if is_radius and value is not None else str(value)
+        source = sources.get(name, method if in_method else "default")
+        rows.append((name.replace("_", "-"), text, source))
+    return rows
+
+
+def named_values(settings: Any, in_method: bool = False) -> list[tuple[str, Any, bool, bool]]:
+    """(name, value, whether a radius, whether the method's) of each field, nested ones last."""
+    plain, nested = [], []
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            nested += named_values(value, in_method=True)
+        else:
+            plain.append((f.name, value, str(f.type).startswith("Radius"), in_method))
+    return plain + nested

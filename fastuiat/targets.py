@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastuiat.attacks import BatchNormMode, frozen, region
+from fastuiat.attacks import BatchNormMode, frozen, region, starting_point
 from fastuiat.config import Radius, UserError, parse_radius, positive
 from fastuiat.gradients import gradient_through, in_layout_of
 from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
+from fastuiat_kernels import sign_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +44,28 @@ class InverseConfig:
             raise UserError("--lam and --beta must be finite and not negative")
 
 
+def features_of(net: Any, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    """F(x) and F(x̂), (B, D), no gradient: the constants of eq. 4."""
+    # Two forwards of B: one of 2B is not clearly faster (resnet-18, B = 32, fp32, one CPU core:
+    # median 3.3 s against 3.6 s, least 3.1 s against 2.9 s) and takes more memory.
+    with torch.no_grad():
+        return net(x, return_features=True)[1], net(x_adv, return_features=True)[1]
+
+
 def inverse_gradient(
-    net: Any, x: Tensor, x_adv: Tensor, x_inv: Tensor, y: Tensor, beta: float
+    net: Any, x_inv: Tensor, y: Tensor, constants: tuple[Tensor, Tensor] | None, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """∂L_inv/∂x̌ (B, C, H, W) and f(x̌) (B, K), eq. 4; the gradient passes straight through clips."""
+    """∂L_inv/∂x̌ (B, C, H, W) and f(x̌) (B, K), eq. 4; the gradient passes straight through clips.
+
+    `constants` are F(x) and F(x̂), or None where β is 0.
+    """
     with torch.enable_grad():
         x_inv = x_inv.detach().requires_grad_()
         logits, features_inv = net(x_inv, return_features=True)
-        if beta == 0:
+        if constants is None:
             grad = gradient_through((logits,), lambda z: attack_cross_entropy(z, y, None), x_inv)
         else:
-            # Two forwards of B: one of 2B is not clearly faster (resnet-18, B = 32, fp32, one CPU
-            # core: median 3.3 s against 3.6 s, least 3.1 s against 2.9 s) and takes more memory.
-            with torch.no_grad():
-                _, features = net(x, return_features=True)
-                _, features_adv = net(x_adv, return_features=True)
+            features, features_adv = constants
             grad = gradient_through(
                 (logits, features_inv),
                 lambda z, f: inverse_loss(z, y, f, features, features_adv, beta=beta),
@@ -66,7 +74,30 @@ def inverse_gradient(
     return in_layout_of(x_inv, grad), logits.detach()
 
 
-def predicted(net: Any, x: Tensor) -> Tensor:
+def universal_gradient(
+    net: Any, x: Tensor, x_adv: Tensor, x_inv: Tensor, y: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """`inverse_gradient` with its constants, as one region: what moves z, and f(x̌)."""
+    constants = features_of(net, x, x_adv) if beta else None
+    return inverse_gradient(net, x_inv, y, constants, beta)
+
+
+def instance_step(
+    net: Any,
+    x: Tensor,
+    x_inv: Tensor,
+    y: Tensor,
+    constants: tuple[Tensor, Tensor] | None,
+    beta: float,
+    alpha: float,
+    eps: float,
+) -> Tensor:
+    """One step of x̌ down L_inv inside the ball around x (eq. 3)."""
+    grad, _ = inverse_gradient(net, x_inv, y, constants, beta)
+    return sign_step(x, x_inv, grad, alpha=alpha, eps=eps, ascend=False)
+
+
+def class_probabilities(net: Any, x: Tensor) -> Tensor:
     """softmax(f(x)), at least fp32 (B, K), no gradient."""
     with torch.no_grad():
         return torch.softmax(wide(net(x)), dim=1)
@@ -75,7 +106,27 @@ def predicted(net: Any, x: Tensor) -> Tensor:
 def probabilities(model: Any, x: Tensor, bn: BatchNormMode) -> Tensor:
     """softmax(f(x)), no gradient; `train` uses and updates the batch statistics."""
     with frozen(model, bn) as net:
-        return region(net, predicted)(net, x)
+        return region(net, class_probabilities)(net, x)
+
+
+class InstanceTarget(nn.Module):
+    """IAT's target (Algorithm 2): p = softmax(f(x̌)), x̌ found for each sample on its own."""
+
+    def __init__(self, config: InverseConfig, steps: int) -> None:
+        super().__init__()
+        self.config = config
+        self.steps = steps
+
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
+        c = self.config
+        x, y = batch.x, batch.y
+        x_inv = starting_point(x, "normal", c.inverse_eps, batch.noise("inverse"))
+        with frozen(model) as net, torch.no_grad():
+            constants = region(net, features_of)(net, x, x_adv) if c.beta else None
+            step = region(net, instance_step)
+            for _ in range(self.steps):
+                x_inv = step(net, x, x_inv, y, constants, c.beta, c.inverse_alpha, c.inverse_eps)
+        return probabilities(model, x_inv, c.inverse_bn)
 
 
 class UniversalTarget(nn.Module):
@@ -92,7 +143,7 @@ class UniversalTarget(nn.Module):
         c = self.config
         x_inv = self.bank.apply_to(batch.x, batch.y)
         with frozen(model) as net:
-            gradient = region(net, inverse_gradient)
+            gradient = region(net, universal_gradient)
             grad, logits = gradient(net, batch.x, x_adv, x_inv, batch.y, c.beta)
         self.bank.step(grad, batch.y, alpha=c.inverse_alpha, eps=c.inverse_eps)
         if c.inverse_bn == "train":

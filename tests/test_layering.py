@@ -15,10 +15,11 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 LEVELS = [
     {"config", "files"},
     {"losses", "memory", "data", "models", "progress", "report"},
-    {"attacks", "gradients"},
+    {"gradients"},
+    {"attacks"},
     {"targets"},
     {"methods"},
-    {"recipes", "evaluation"},
+    {"recipes", "evaluation", "paper"},
     {"training"},
     {"bench", "reproduce"},
     {"cli"},

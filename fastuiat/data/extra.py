@@ -13,6 +13,8 @@ from fastuiat.data.download import fetch
 from fastuiat.data.sources import ImageSet, checked, dataset_info
 
 DDPM_BUCKET = "https://storage.googleapis.com/dm-adversarial-robustness"
+FULL_POOL = 100
+"""A pool of this many images a class on average has some of every class."""
 DDPM_SETS = ("cifar10", "cifar100", "svhn")
 
 
@@ -57,4 +59,12 @@ def load_extra(spec: str, dataset: str, data_dir: Path) -> ImageSet:
         TypeError,
     ) as error:
         raise UserError(f"{path} is truncated or no .npz of plain arrays ({error})") from error
-    return checked(f"{dataset}+extra", images, labels, dataset_info(dataset).num_classes, path)
+    num_classes = dataset_info(dataset).num_classes
+    extra = checked(f"{dataset}+extra", images, labels, num_classes, path)
+    found = np.count_nonzero(np.bincount(extra.labels, minlength=num_classes))
+    if found < num_classes and len(extra.labels) >= FULL_POOL * num_classes:
+        raise UserError(
+            f"{path} holds {found} of the {num_classes} classes of {dataset}: is it of another "
+            "data set?"
+        )
+    return extra

@@ -7,6 +7,7 @@ depend on its threads; the batches are those of ResidentLoader, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import queue
 import weakref
 from collections.abc import Generator, Iterator
@@ -42,6 +43,12 @@ def available() -> bool:
     return True
 
 
+MAPPED_BYTES = 1 << 30
+"""How much of the file may stay mapped into the process at a time."""
+_BYTES_PER_READ = 64 << 10
+"""What the kernel maps around one image at most (its fault-around window)."""
+
+
 class _FixedOrder:
     """An FFCV traversal order that is just the given samples."""
 
@@ -74,6 +81,7 @@ class FFCVLoader:
         self.order, self.flip, self.pad = order, flip, pad
         self.device = torch.device(device)
         self._open: weakref.WeakSet[Generator] = weakref.WeakSet()
+        self._images_mapped = 0
         with torch_threads_kept():
             self._loader = self._make(str(beton), workers)
 
@@ -122,6 +130,7 @@ class FFCVLoader:
                 # What FFCV yields is a view of a buffer that it fills again a few batches on.
                 host_index = torch.from_numpy(order[step - start_step])
                 images, y, index = (self._own(tensor) for tensor in fetched)
+                self._let_go(len(y))
                 yield augmented(
                     images,
                     y.squeeze(1),
@@ -148,6 +157,18 @@ class FFCVLoader:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.clone()
+
+    def _let_go(self, images: int) -> None:
+        """Unmap what was read from time to time: it stays in the system's cache, not in ours.
+
+        FFCV maps the whole file, so reading a pool of a million images in random order would show
+        as 3 GB of this process's memory.
+        """
+        self._images_mapped += images
+        if self._images_mapped * _BYTES_PER_READ >= MAPPED_BYTES:
+            mapping = self._loader.memory_manager.context.mmap
+            mapping._mmap.madvise(mmap.MADV_DONTNEED)
+            self._images_mapped = 0
 
     def close(self) -> None:
         """Ends every epoch still under way; its thread and buffers are gone afterwards."""

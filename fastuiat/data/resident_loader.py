@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -11,12 +11,25 @@ from fastuiat.data.batch import Batch, augmented, on_device
 from fastuiat.data.order import Order
 
 
+def resident(images: np.ndarray | Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    """One tensor on the device; a single array on the CPU is shared, not copied."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images).to(device)
+    total = sum(map(len, images))
+    whole = torch.empty((total, *images[0].shape[1:]), dtype=torch.uint8, device=device)
+    first = 0
+    for part in images:
+        whole[first : first + len(part)] = torch.from_numpy(part)
+        first += len(part)
+    return whole
+
+
 class ResidentLoader:
     """Batches by indexing images uint8 (N, 32, 32, 3) and labels (N,) on the device."""
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: np.ndarray | Sequence[np.ndarray],
         labels: np.ndarray,
         order: Order,
         *,
@@ -24,7 +37,7 @@ class ResidentLoader:
         flip: bool,
     ) -> None:
         self.order, self.flip, self.device = order, flip, torch.device(device)
-        self.images = torch.from_numpy(images).to(device)
+        self.images = resident(images, self.device)
         self.labels = torch.from_numpy(labels).to(device)
 
     @property

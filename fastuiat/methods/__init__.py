@@ -57,15 +57,17 @@ def create(
     image_shape: tuple[int, int, int] = (3, 32, 32),
     epochs: int = 100,
     seed: int = 0,
+    helpers: dict[str, Any] | None = None,
     **config: Any,
 ) -> Method:
     """A method ready to train: `create("uiat", num_classes=10, num_samples=50000, lam=3.0)`.
 
     `num_samples` counts every sample index that a batch may carry. Nested settings are dicts:
-    `attack={"eps": "8/255"}`. UserError on an unknown method or setting.
+    `attack={"eps": "8/255"}`. `helpers` are the nets of `requires`, by role. UserError on an
+    unknown method, setting or role.
     """
     cls = get(name)
-    return cls(
+    method = cls(
         configure(cls.Config, config),
         num_classes=num_classes,
         num_samples=num_samples,
@@ -73,3 +75,8 @@ def create(
         epochs=epochs,
         seed=seed,
     )
+    for role, net in (helpers or {}).items():
+        if role not in cls.requires:
+            raise UserError(f"{name} needs no net as '{role}'")
+        method.helpers[role] = net
+    return method

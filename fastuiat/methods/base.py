@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from fastuiat.config import UserError
+
 REGISTRY: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
 
@@ -31,6 +33,13 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Helpers(dict[str, Any]):
+    """Nets by role that a method asks but does not train; copies of the method share them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Helpers:
+        return self
+
+
 class Method(nn.Module):
     """A loss with state: buffers (z, P) travel with `.to()` and in the checkpoint.
 
@@ -39,12 +48,21 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str]
+    chosen_by: ClassVar[tuple[str, str]] = ("robust", "natural")
+    """Which validation accuracies choose the best checkpoint, the second where the first ties."""
     requires: ClassVar[dict[str, str]] = {}
-    """Other nets the method needs: role to the method that trains it."""
+    """Other nets the method needs: role to the method that trains it.
+
+    Whoever makes the method puts them into `helpers`, as networks or views, before the first loss.
+    They are no part of its state dict.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of the method."""
+
+        def __post_init__(self) -> None:
+            """UserError on values that make no sense."""
 
     def __init__(
         self,
@@ -63,6 +81,16 @@ class Method(nn.Module):
         self.image_shape = image_shape
         self.epochs = epochs
         self.seed = seed
+        self.helpers = Helpers()
+
+    def helper(self, role: str) -> Any:
+        """The net that plays a role in `requires`; UserError where nobody has put it there."""
+        if role not in self.helpers:
+            raise UserError(
+                f"{self.name} needs a net trained by {self.requires[role]}: give it as "
+                f"helpers={{'{role}': net}}"
+            )
+        return self.helpers[role]
 
     def loss(self, model: Any, batch: Any) -> StepOutput:
         """The training loss of a Batch, a mean over it."""

@@ -21,6 +21,9 @@ def cross_entropy_loss(net: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 class Natural(Method):
     """CE(f(x), y)."""
 
+    # It has next to no accuracy under attack, and most of that before it has learned anything.
+    chosen_by = ("natural", "robust")
+
     def loss(self, model: Any, batch: Any) -> StepOutput:
         loss, logits = training_region(model, cross_entropy_loss)(batch.x, batch.y)
         return StepOutput(loss, {"natural_accuracy": accuracy(logits, batch.y)})

@@ -55,6 +55,14 @@ def locate(path: str | Path, which: str = "best") -> Path:
     raise UserError(f"{path} holds no checkpoints/{which}.pt: is it a run folder?")
 
 
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def load_weights(net: nn.Module, weights: Any, path: Path) -> None:
     """Fit a state dict; UserError that names at most five keys where it does not."""
     own = net.state_dict()
@@ -81,7 +89,7 @@ def load_checkpoint(
     content = read(file)
     info: dict[str, Any] = {
         "path": str(file),
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256_of(file),
     }
     if content.get("format") == FORMAT:
         net_info = dict(content["net"])

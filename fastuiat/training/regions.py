@@ -19,7 +19,7 @@ def signature(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         layout = argument.shape, argument.stride(), argument.requires_grad
         return (*layout, argument.dtype, argument.device)
-    return argument
+    return tuple(map(signature, argument)) if isinstance(argument, tuple) else argument
 
 
 class Regions:

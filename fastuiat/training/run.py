@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -20,9 +21,10 @@ from fastuiat.config import TrainConfig, UserError
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.files import write_json
 from fastuiat.models import build_model
+from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, read
 from fastuiat.training.compile import missing_for_compilation
-from fastuiat.training.precision import resolve_device, resolve_precision
+from fastuiat.training.precision import TrainingView, resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
 FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
@@ -32,6 +34,8 @@ EVALUATION_BATCH = 256
 
 
 def default_folder(config: TrainConfig) -> Path:
+    if config.recipe:
+        return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
     return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
 
 
@@ -72,7 +76,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[st
 def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Evaluate:
     """Natural and PGD accuracy of a net on a part that does not train it, in fp32."""
     attack = getattr(config.settings, "attack", None)
-    eps, alpha = (attack.eps, attack.alpha) if attack else (8 / 255, 2 / 255)
+    eps, alpha = (attack.eps, attack.validation_alpha) if attack else (8 / 255, 2 / 255)
 
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         shares = {}
@@ -105,12 +109,21 @@ def assemble(
     info = data.dataset_info(config.dataset)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
-    methods.get(config.method)
+    make_method = functools.partial(
+        methods.get(config.method),
+        config.settings,
+        num_classes=info.num_classes,
+        image_shape=(3, 32, 32),
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    make_method(num_samples=1)  # refuses its settings before any data is read or fetched
     train_set = data.load(config.dataset, config.data_dir, "train")
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed
     )
-    images, labels, num_extra = train_set.images, train_set.labels, 0
+    images: Any = train_set.images
+    labels, num_extra = train_set.labels, 0
     if config.extra_data:
         extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
         images, labels, num_extra = data.joined(train_set, extra)
@@ -122,14 +135,7 @@ def assemble(
         first_extra=len(train_set.labels),
         extra_share=config.extra_share if num_extra else 0.0,
     )
-    method = methods.get(config.method)(
-        config.settings,
-        num_classes=info.num_classes,
-        num_samples=len(labels),
-        image_shape=(3, 32, 32),
-        epochs=config.epochs,
-        seed=config.seed,
-    )
+    method = make_method(num_samples=len(labels))
     loader = data.make_loader(
         config.loader,
         images,
@@ -226,6 +232,35 @@ def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     return state
 
 
+def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Any) -> None:
+    """Give the method the nets it requires, training them in folders of their own first."""
+
+    def view(net: torch.nn.Module) -> TrainingView:
+        return TrainingView(
+            net.to(trainer.device),
+            device=trainer.device,
+            precision=config.precision,
+            compiled=config.compile,
+        )
+
+    required.provide(
+        trainer.method,
+        config,
+        trainer.net_info["num_classes"],
+        train=lambda own: train_or_resume(own, progress, say=say),
+        view=view,
+        say=say,
+    )
+
+
+def train_or_resume(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
+    """Bring the run in `config.out` to its end, whether it has begun or not."""
+    assert config.out is not None
+    if (config.out / "config.json").exists():
+        return resume(config, config.out, progress, say=say)
+    return train(config, progress, say=say)
+
+
 def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
     """Start a new run and finish it."""
     config, device, precision, notes = settle(config)
@@ -234,7 +269,9 @@ def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Train
     folder = Path(config.out or default_folder(config))
     refuse_folder(folder)
     trainer = assemble(config, device, precision, progress)
+    required.check(config, trainer.net_info["num_classes"])
     open_folder(folder, config, device)
+    provide_required(trainer, config, progress, say)
     trainer.train()
     return trainer
 
@@ -258,6 +295,7 @@ def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = 
         say(f"{folder} is finished: step {trainer.step}")
         trainer.loader.close()
         return trainer
+    provide_required(trainer, settled, progress, say)
     say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
     os.makedirs(folder / "checkpoints", exist_ok=True)
     trainer.train(offset)

@@ -16,6 +16,7 @@ from fastuiat.config import TrainConfig, UserError
 from fastuiat.data import one_ahead
 from fastuiat.methods import Method
 from fastuiat.training.averaging import Averaged
+from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
@@ -75,6 +76,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.averaged = Averaged(net, config.weight_averaging) if config.weight_averaging else None
+        self.watch = CatastrophicWatch(net_info["num_classes"], device)
         self.step = 0  # steps done
         self.best = -1.0
         self.sums: dict[str, Tensor] = {}  # of the metrics since the last log line
@@ -98,6 +100,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "method": self.method.state_dict(),
             "best": self.best,
+            "catastrophic": self.watch.state(),
             "sums": dict(self.sums),
             "summed": self.summed,
             "validated_epoch": self.validated_epoch,
@@ -113,6 +116,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.step, self.best = state["step"], state["best"]
+        self.watch.restore(state["catastrophic"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.summed = state["summed"]
         self.validated_epoch = state["validated_epoch"]
@@ -178,6 +182,7 @@ class Trainer:
         self.view.refresh()
         if self.averaged:
             self.averaged.update(self.step)
+        self.watch.see(out.metrics)
         self.step += 1
         loss = out.loss.detach()
         first_bad = (self.bad_step < 0) & ~torch.isfinite(loss)
@@ -210,9 +215,12 @@ class Trainer:
             values |= {f"val_{k}": v for k, v in self.validate(judged).items()}
         if self.test and epoch % self.config.test_every == 0:
             values |= {f"test_{k}": v for k, v in self.test(judged).items()}
+        if self.watch.judge(epoch, values.get("val_robust")):
+            values["catastrophic_overfitting"] = True
         self.validated_epoch = epoch
-        # Robust first; the small share of natural accuracy only settles ties.
-        score = values.get("val_robust", 0.0) + 1e-6 * values.get("val_natural", 0.0)
+        # The other accuracy only settles ties.
+        first, second = self.method.chosen_by
+        score = values.get(f"val_{first}", 0.0) + 1e-6 * values.get(f"val_{second}", 0.0)
         is_best = self.validate is not None and score > self.best
         self.best = max(self.best, score)
         clock = {**speed, "validation_seconds": time.monotonic() - began}

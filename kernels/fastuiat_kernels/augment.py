@@ -18,19 +18,19 @@ from fastuiat_kernels import checks
 def augment_reference(
     images_u8: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor, pad: int
 ) -> Tensor:
-    batch, height, width, _ = images_u8.shape
-    device = images_u8.device
-    rows = torch.arange(height, device=device) + (shift_y[:, None] - pad)
-    columns = torch.arange(width, device=device).expand(batch, width)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns) + (shift_x[:, None] - pad)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-        :, None, :
-    ]
-    sample = torch.arange(batch, device=device)[:, None, None]
-    pixels = images_u8[
-        sample, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
-    pixels = pixels.to(torch.float32) / 255 * inside[..., None]
+    batch, height, width, channels = images_u8.shape
+    device, tall, wide = images_u8.device, height + 2 * pad, width + 2 * pad
+    padded = images_u8.new_zeros(2, batch, tall, wide, channels)
+    padded[0, :, pad : pad + height, pad : pad + width] = images_u8
+    padded[1] = padded[0].flip(2)
+    # A row of the result is `width` neighbouring pixels of a padded row. Taken from the matrix of
+    # all such runs, which overlap, it is copied whole: one index per pixel took four times longer.
+    runs = padded.as_strided((2 * batch * tall * wide - width + 1, width * channels), (channels, 1))
+    image = torch.arange(batch, device=device) + batch * flip
+    rows = (image * tall + shift_y)[:, None] + torch.arange(height, device=device)
+    columns = torch.where(flip, 2 * pad - shift_x, shift_x)
+    crops = runs.index_select(0, (rows * wide + columns[:, None]).flatten())
+    pixels = crops.view(images_u8.shape).to(torch.float32).div_(255)
     return pixels.permute(0, 3, 1, 2)
 
 

@@ -61,6 +61,17 @@ def test_bad_arrays(tmp_path, arrays):
     assert "\n" not in str(raised.value)
 
 
+def test_a_pool_of_another_data_set(tmp_path):
+    """Ten of a hundred classes in a full pool are no accident; in a small one they may be."""
+    labels = np.arange(10_000) % 10
+    np.savez(tmp_path / "full.npz", image=np.zeros((10_000, 32, 32, 3), np.uint8), label=labels)
+    with pytest.raises(UserError, match="10 of the 100 classes of cifar100"):
+        load_extra(tmp_path / "full.npz", "cifar100", "unused")
+    assert len(load_extra(tmp_path / "full.npz", "cifar10", "unused").labels) == 10_000
+    np.savez(tmp_path / "small.npz", image=IMAGES, label=LABELS)
+    assert len(load_extra(tmp_path / "small.npz", "cifar100", "unused").labels) == 6
+
+
 def test_bad_files(tmp_path):
     path = tmp_path / "bad.npz"
     np.savez(path, image=IMAGES, label=LABELS)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,64 @@ def test_a_damaged_beton_is_never_used(tmp_path):
     path.unlink()
     assert beton.prepare(IMAGES, LABELS, tmp_path, "made").stat().st_size >= IMAGES.nbytes
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@needs_ffcv
+def test_written_as_ffcv_writes_it(tmp_path):
+    """Byte for byte what FFCV's own writer makes with one worker, over several pages."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    count = 6000
+    images = RNG.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = RNG.integers(0, 100, count)
+
+    class Samples:
+        def __len__(self):
+            return count
+
+        def __getitem__(self, i):
+            return images[i], int(labels[i]), int(i)
+
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
+    with ffcv_loader.torch_threads_kept():
+        DatasetWriter(str(tmp_path / "theirs"), fields, num_workers=1).from_indexed_dataset(
+            Samples()
+        )
+    parts = [images[:7], images[7:4000], images[4000:]]
+    ours = beton.prepare(parts, labels, tmp_path, "made")
+    assert ours.read_bytes() == (tmp_path / "theirs").read_bytes()
+    beton.check(ours, beton.fingerprint(images, labels))
+
+
+@needs_ffcv
+def test_the_mapping_is_let_go(tmp_path, monkeypatch):
+    """Reading a large file in random order holds a bounded part of it in the process."""
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+    count = 20_000
+    images = np.zeros((count, 32, 32, 3), np.uint8)
+    path = beton.prepare(images, np.zeros(count, np.int64), tmp_path, "made")
+    order = Order(seed=0, train_index=np.arange(count), batch_size=100)
+    monkeypatch.setattr(ffcv_loader, "MAPPED_BYTES", 4 << 20)
+    loader = ffcv_loader.FFCVLoader(path, order, device="cpu", flip=False, workers=1)
+    keep(itertools.islice(loader.epoch(1), 1))  # compiles
+    loader.close()
+    before, most = mapped(), 0
+    for batch in loader.epoch(2):
+        most = max(most, mapped())
+        assert not batch.x.any()
+    assert path.stat().st_size > 60 << 20 and most - before < 30 << 20
+
+
+def test_resident_in_parts():
+    parts = ResidentLoader(
+        [IMAGES[:N], IMAGES[N:]], LABELS, plain(), device=torch.device("cpu"), flip=True
+    )
+    assert_same(keep(parts.epoch(1)), keep(resident(plain()).epoch(1)))
 
 
 def test_choice_of_loader(tmp_path, monkeypatch, caplog):

@@ -128,5 +128,5 @@ def test_a_killed_evaluation_goes_on(tmp_path):
     assert process.returncode == 0, errors.decode()
     assert positions == sorted(positions)
     assert record(tmp_path / "broken") == record(tmp_path / "whole")
-    assert 0 < record(tmp_path / "whole")["correct"]
+    assert record(tmp_path / "whole")["correct"] > 0
     assert not list((tmp_path / "broken" / "eval").glob("*.state"))

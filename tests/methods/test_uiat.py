@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -163,29 +162,3 @@ def test_absent_classes_keep_z_bit_for_bit():
     for c in (0, 1, 3):
         assert not torch.equal(after[c], before[c])
     assert after.abs().max() <= 4 / 255
-
-
-@pytest.mark.parametrize("name", methods.names())
-def test_one_step_on_meta(name):
-    """No tensor is made on the wrong device, and nothing asks the device for a value."""
-    net = fastuiat.build_model("wrn-10-1").to("meta").train()
-    method = methods.create(name, num_classes=10, num_samples=64, epochs=5).to("meta")
-    for epoch in range(1, 6):
-        x = torch.empty(4, 3, 32, 32, device="meta").to(memory_format=torch.channels_last)
-        index = torch.arange(4, device="meta")
-        out = method.loss(net, Batch(x, index, index, epoch, 0))
-        out.loss.backward()
-        assert out.loss.device.type == "meta" and out.loss.shape == ()
-
-
-@pytest.mark.parametrize("name", methods.names())
-def test_state_travels_in_the_state_dict(name):
-    a, b = (methods.create(name, num_classes=K, num_samples=N, epochs=2, seed=s) for s in (0, 1))
-    net = make_net(torch.float32)
-    for epoch in (1, 2):
-        a.loss(net, make_batch(epoch, torch.float32))
-    b.load_state_dict(a.state_dict())
-    later = make_batch(2, torch.float32, shift=4)
-    net.train()
-    twin = copy.deepcopy(net)
-    assert a.loss(net, later).loss.item() == b.loss(twin, later).loss.item()

@@ -9,7 +9,7 @@ import torch
 
 from fastuiat.attacks import pgd
 from fastuiat.losses import ATTACK_LOSSES
-from fastuiat.targets import inverse_gradient
+from fastuiat.targets import universal_gradient
 from fastuiat.training.precision import TrainingView
 
 EPS, ALPHA, STEPS = 4 / 255, 1 / 255, 10
@@ -94,7 +94,7 @@ def test_the_inverse_gradient_keeps_its_class_sums(confident, precision):
     for name in ("fp32", precision):
         view = TrainingView(net, device=torch.device("cpu"), precision=name, compiled=False)
         with view.frozen() as frozen:
-            grad, _ = inverse_gradient(frozen, x, x.flip(0), x, y, 1.0)
+            grad, _ = universal_gradient(frozen, x, x.flip(0), x, y, 1.0)
         sums[name] = torch.zeros(10, *x.shape[1:]).index_add_(0, y, grad)[y.unique()]
     agree = (sums["fp32"].sign() == sums[precision].sign()).float().mean()
     assert agree > 0.95

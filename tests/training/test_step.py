@@ -19,7 +19,7 @@ from fastuiat.attacks import pgd
 from fastuiat.config import TrainConfig
 from fastuiat.data import Batch
 from fastuiat.methods.natural import cross_entropy_loss
-from fastuiat.targets import inverse_gradient
+from fastuiat.targets import universal_gradient
 from fastuiat.training import run
 from fastuiat.training.precision import TrainingView
 from fastuiat.training.trainer import Trainer
@@ -146,7 +146,7 @@ def test_attack_and_target_keep_no_more_than_the_training_forward():
 
     def target():
         with view.frozen() as frozen:
-            inverse_gradient(frozen, x, x, x, y, 1.0)
+            universal_gradient(frozen, x, x, x, y, 1.0)
 
     training = saved_bytes(lambda: view.training_region(cross_entropy_loss)(x, y))
     attack = saved_bytes(lambda: pgd(view, x, y, eps=8 / 255, alpha=2 / 255, steps=1))

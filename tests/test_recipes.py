@@ -1,0 +1,178 @@
+"""Every recipe against the paper's appendix A.2 and tables, written down a second time."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastuiat import recipes
+from fastuiat.cli import default_config
+from fastuiat.config import UserError
+
+EPS8 = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10}
+UIAT = {"lam": 3.5, "beta": 1.0, "inverse_eps": 4 / 255, "inverse_alpha": 4 / 255}
+PLAIN_RUN = {
+    "epochs": 100,
+    "batch_size": 128,
+    "max_lr": 0.1,
+    "weight_decay": 5e-4,
+    "arch": "resnet-18",
+    "activation": "relu",
+    "weight_averaging": 0.0,
+    "extra_data": None,
+}
+EXTRA_RUN = {
+    "epochs": 400,
+    "batch_size": 512,
+    "max_lr": 0.2,
+    "activation": "silu",
+    "weight_averaging": 0.995,
+    "extra_data": "ddpm1m",
+}
+SINGLE_RUN = PLAIN_RUN | {"epochs": 30, "max_lr": 0.2, "arch": "prn-18"}
+
+# name: (method, run settings, method settings, attack)
+EXPECTED = {
+    "table1/cifar10/sat": ("sat", PLAIN_RUN, {}, EPS8 | {"start": "uniform"}),
+    "table1/cifar100/trades": ("trades", PLAIN_RUN, {"beta": 6.0}, EPS8 | {"start": "normal"}),
+    "table1/cifar10/mart": ("mart", PLAIN_RUN, {"beta": 5.0}, EPS8 | {"start": "normal"}),
+    "table1/cifar10/hat": (
+        "hat",
+        PLAIN_RUN,
+        {"beta": 2.5, "gamma": 0.5, "h": 2.0, "label_smoothing": 0.0, "attack_bn": "eval"},
+        EPS8 | {"start": "normal"},
+    ),
+    "table1/cifar100/uiat": ("uiat", PLAIN_RUN, UIAT | {"gamma": 0.9, "momentum_epoch": 75}, EPS8),
+    "table1/cifar10/uiat-oneoff": ("uiat-oneoff", PLAIN_RUN, UIAT | {"oneoff_epoch": 80}, EPS8),
+    "table1/svhn/trades": (
+        "trades",
+        PLAIN_RUN | {"epochs": 30},
+        {"beta": 6.0},
+        EPS8 | {"alpha": 1 / 255},
+    ),
+    "table1/svhn/uiat": (
+        "uiat",
+        PLAIN_RUN | {"epochs": 30},
+        UIAT | {"lam": 3.0, "gamma": 0.9, "momentum_epoch": 23},
+        EPS8 | {"alpha": 1 / 255},
+    ),
+    "table1/svhn/uiat-oneoff": (
+        "uiat-oneoff",
+        PLAIN_RUN | {"epochs": 30},
+        UIAT | {"lam": 3.0, "oneoff_epoch": 24},
+        EPS8 | {"alpha": 1 / 255},
+    ),
+    "table3/eps-16/uiat-oneoff": (
+        "uiat-oneoff",
+        PLAIN_RUN,
+        UIAT | {"oneoff_epoch": 80},
+        EPS8 | {"eps": 16 / 255},
+    ),
+    "table3/eps-10/hat": ("hat", PLAIN_RUN, {"beta": 2.5}, EPS8 | {"eps": 10 / 255}),
+    "table4/cifar10/prn-18/rebuffi": (
+        "rebuffi",
+        EXTRA_RUN | {"arch": "prn-18", "extra_share": 0.7},
+        {"beta": 6.0, "label_smoothing": 0.1},
+        EPS8 | {"start": "uniform"},
+    ),
+    "table4/cifar100/wrn-28-10/hat": (
+        "hat",
+        EXTRA_RUN | {"arch": "wrn-28-10", "extra_share": 0.6},
+        {"beta": 3.5, "gamma": 0.5, "h": 2.0, "label_smoothing": 0.1, "attack_bn": "batch"},
+        EPS8 | {"start": "uniform"},
+    ),
+    "table4/cifar100/prn-18/uiat": (
+        "uiat",
+        EXTRA_RUN | {"arch": "prn-18", "extra_share": 0.6},
+        UIAT | {"gamma": 0.9, "momentum_epoch": 350},
+        EPS8,
+    ),
+    "table4/cifar10/wrn-28-10/uiat-oneoff": (
+        "uiat-oneoff",
+        EXTRA_RUN | {"arch": "wrn-28-10", "extra_share": 0.7},
+        UIAT | {"oneoff_epoch": 320},
+        EPS8,
+    ),
+    "table5/rs-fgsm/eps-6": ("rs-fgsm", SINGLE_RUN, {}, {"eps": 6 / 255, "alpha": None}),
+    "table5/n-fgsm+uiat/eps-8": (
+        "n-fgsm+uiat",
+        SINGLE_RUN,
+        UIAT | {"beta": 0.0, "oneoff_epoch": 24},
+        {"eps": 8 / 255, "alpha": None},
+    ),
+    "table5/gradalign/eps-10": ("gradalign", SINGLE_RUN, {"mu": None}, {"eps": 10 / 255}),
+    "table6/iat": (
+        "iat",
+        PLAIN_RUN,
+        {"lam": 3.5, "beta": 0.0, "inverse_alpha": 2 / 255, "inverse_steps": 5},
+        EPS8,
+    ),
+    "table6/uag": ("uiat", PLAIN_RUN, UIAT | {"beta": 0.0, "gamma": 0.0}, EPS8),
+    "table6/uag+fr": ("uiat", PLAIN_RUN, UIAT | {"gamma": 0.0}, EPS8),
+    "table6/uag+iam": ("uiat", PLAIN_RUN, UIAT | {"beta": 0.0, "gamma": 0.9}, EPS8),
+    "table6/uag+fr+iam": ("uiat", PLAIN_RUN, UIAT | {"gamma": 0.9}, EPS8),
+    "figure3/lam-1.5": ("uiat-oneoff", PLAIN_RUN, UIAT | {"lam": 1.5}, EPS8),
+    "figure7/oneoff-epoch-60": ("uiat-oneoff", PLAIN_RUN, UIAT | {"oneoff_epoch": 60}, EPS8),
+    "figure7/gamma-0.5": ("uiat", PLAIN_RUN, UIAT | {"gamma": 0.5}, EPS8),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_settings(name):
+    method, run, settings, attack = EXPECTED[name]
+    config = default_config(["--recipe", name])
+    assert (config.recipe, config.method) == (name, method)
+    assert config.dataset == next((d for d in ("svhn", "cifar100") if d in name), "cifar10")
+    for key, value in run.items():
+        assert getattr(config, key) == value, key
+    for key, value in settings.items():
+        assert getattr(config.settings, key) == value, key
+    for key, value in attack.items():
+        assert getattr(config.settings.attack, key) == value, key
+
+
+def test_one_recipe_per_row():
+    count = {"table1": 18, "table3": 12, "table4": 16, "table5": 18, "table6": 5}
+    for table, rows in count.items():
+        assert sum(name.startswith(table + "/") for name in recipes.RECIPES) == rows
+    for name in recipes.RECIPES:
+        default_config(["--recipe", name])  # every one can be built
+
+
+def test_flags_choose_layers_and_lengths():
+    single = default_config(["--method", "gradalign"])
+    assert (single.epochs, single.max_lr, single.arch) == (30, 0.2, "prn-18")
+    svhn = default_config(["--recipe", "table1/cifar10/uiat", "--dataset", "svhn"])
+    assert svhn.settings.lam == 3.0 and svhn.epochs == 30
+    # T and T' of another length are not kept: the method derives its own.
+    short = default_config(["--recipe", "table4/cifar10/prn-18/uiat-oneoff", "--epochs", "100"])
+    assert short.settings.oneoff_epoch is None
+    # But a sweep over T' stays one.
+    swept = default_config(["--recipe", "figure7/oneoff-epoch-60", "--epochs", "10"])
+    assert swept.settings.oneoff_epoch == 6
+    # SVHN's step size is for iterated attacks.
+    assert (
+        default_config(["--dataset", "svhn", "--method", "rs-fgsm"]).settings.attack.alpha is None
+    )
+    other = default_config(["--recipe", "table6/uag", "--method", "natural"])
+    assert other.method == "natural"
+    with pytest.raises(UserError, match="table5/n-fgsm/eps-8"):
+        recipes.get("table5/n-fgsm/eps-12")
+
+
+def test_command_line(fastuiat, tmp_path):
+    names = fastuiat("recipes").stdout.split()
+    assert names == list(recipes.RECIPES)
+    shown = fastuiat("recipes", "table5/n-fgsm+uiat/eps-10")
+    lines = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    assert "10/255" in lines["eps"] and "Table 5" in lines["eps"]
+    assert "24" in lines["oneoff-epoch"] and "default of n-fgsm+uiat" in lines["lam"]
+    for words in (
+        ["--recipe", "table1/cifar10/uiat-oneoff", "--oneoff-epoch", "101"],
+        ["--recipe", "table1/cifar10/uiat", "--epochs", "20", "--momentum-epoch", "75"],
+        ["--recipe", "table7/x"],
+        ["--recipe", "table1/cifar10/sat", "--lam", "3"],
+        ["--recipe", "table4/cifar10/prn-18/uiat", "--extra-share", "1.5"],
+    ):
+        refused = fastuiat("train", *words)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, words
+        assert not list(tmp_path.iterdir())
