@@ -20,6 +20,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
 
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
+  bench SUITE    measure a training step, the kernels, or the loaders on this machine
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
   doctor         what this machine can do
@@ -259,6 +260,12 @@ def recipes(argv: list[str]) -> None:
         print(f"{name.replace('_', '-'):20} {value}")
 
 
+def bench(argv: list[str]) -> None:
+    from fastuiat.bench.cli import main
+
+    main(argv, parse)
+
+
 def doctor(argv: list[str]) -> None:
     import torch
 
@@ -291,6 +298,7 @@ def autoattack_package() -> str:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "bench": bench,
     "data": prepare,
     "recipes": recipes,
     "doctor": doctor,
