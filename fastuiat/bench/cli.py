@@ -108,11 +108,98 @@ def step(options: StepOptions) -> None:
                 part, setting, plan=options.plan(), names=options.providers, done=done
             )
         recorder.write(records)
-        suite.show(records)
+        suite.show(records, explain=phase is None or phase is chosen[0])
     recorder.close()
 
 
-SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {"step": (StepOptions, step)}
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions(Measuring):
+    """Time the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU."""
+
+    kernels: tuple[str, ...] = ()
+    """Which operations; none named: all."""
+    sizes: tuple[Literal["cifar10", "cifar100", "classes1000"], ...] = ("cifar10",)
+    """Batch 128 with 10 classes, 512 with 100, 4096 with 1000."""
+    every_dtype: bool = False
+    """Also in the other dtypes that an operation takes, not only in its first."""
+
+
+def kernels(options: KernelOptions) -> None:
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import kernels as suite
+    from fastuiat.bench.timing import clock_for
+    from fastuiat.training.precision import resolve_device
+
+    device = resolve_device(options.device)
+    chosen = suite.cases(options.kernels, options.sizes, options.every_dtype)
+    recorder = Recorder(options.json)
+    every: list[dict[str, Any]] = []
+    with table.progress("kernels") as done:
+        bandwidth = suite.copy_bandwidth(device, clock_for(device))
+        for case in chosen:
+            done(case.name)
+            records = suite.measure(
+                case,
+                device,
+                plan=options.plan(min_sample_s=suite.MIN_SAMPLE_S),
+                bandwidth=bandwidth,
+            )
+            recorder.write(records)
+            every += records
+    suite.show(every)
+    recorder.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Measuring):
+    """Time an epoch of batches from each loader, on synthetic images."""
+
+    n: int = 50_000
+    """Images."""
+    batch_size: int = 128
+    """Images per batch."""
+    workers: int = 1
+    """Threads of the FFCV loader, processes of torchvision's."""
+    providers: tuple[Literal["ffcv", "resident", "torchvision"], ...] = (
+        "ffcv",
+        "resident",
+        "torchvision",
+    )
+    """Which loaders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(n=self.n, batch_size=self.batch_size, workers=self.workers)
+        if self.n < self.batch_size:
+            raise UserError(f"--n {self.n} makes no batch of {self.batch_size}")
+
+
+def loader(options: LoaderOptions) -> None:
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import loader as suite
+    from fastuiat.training.precision import resolve_device
+
+    images = suite.Images(
+        n=options.n,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=resolve_device(options.device),
+    )
+    recorder = Recorder(options.json)
+    with table.progress("loader") as done:
+        records = suite.measure(
+            images, plan=options.plan(warmup=0), names=options.providers, done=done
+        )
+    recorder.write(records)
+    suite.show(records)
+    recorder.close()
+
+
+SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "step": (StepOptions, step),
+    "kernels": (KernelOptions, kernels),
+    "loader": (LoaderOptions, loader),
+}
 
 
 def main(argv: list[str], parse: Parse) -> None:

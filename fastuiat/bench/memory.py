@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,3 +58,32 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Resident memory of this process now, or at most (VmHWM) since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+class ResidentPeak:
+    """The most resident memory since it was made, beyond that before; one at a time."""
+
+    def __init__(self) -> None:
+        self.before: int | None = None
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+            self.before = resident_bytes()
+
+    def bytes(self) -> int | None:
+        """None where the system does not tell."""
+        return None if self.before is None else resident_bytes("VmHWM") - self.before
+
+
+def resident_peak(call: Call) -> int | None:
+    """ResidentPeak over one call."""
+    watch = ResidentPeak()
+    call()
+    return watch.bytes()

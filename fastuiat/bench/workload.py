@@ -5,6 +5,7 @@ Everything here is a fresh copy: nothing of a run is read or touched.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
+from fastuiat.training.precision import TrainingView
 from fastuiat.training.trainer import Progress, Trainer
 
 CIFAR_SAMPLES = 50_000
@@ -134,8 +136,13 @@ class Probe(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def visited_method(case: Case, device: torch.device) -> Method:
-    """The method on the device, its memories filled as if it had met every batch before."""
+def visited_method(
+    case: Case, device: torch.device, view: Callable[[nn.Module], Any] = lambda net: net
+) -> Method:
+    """The method on the device, its memories filled as if it had met every batch before.
+
+    `view` is what a net that the method asks beside its own is wrapped in.
+    """
     method: Any = make_method(case)
     probe = Probe(case.num_classes)
     for role in method.requires:
@@ -144,14 +151,12 @@ def visited_method(case: Case, device: torch.device) -> Method:
         for batch in make_loader(case, torch.device("cpu")).epoch(case.epoch):
             method.loss(probe, batch)
     for role in method.requires:
-        method.helpers[role] = helper_net(case, device)
+        method.helpers[role] = view(make_net(case, device).eval())
     return method.to(device)
 
 
-def training_step(
-    case: Case, device: torch.device, *, precision: str, compiled: bool
-) -> Callable[[], None]:
-    """One optimiser step of `fastuiat train` per call, by its own trainer, on the next batch."""
+def make_trainer(case: Case, device: torch.device, *, precision: str, compiled: bool) -> Trainer:
+    """The trainer of `fastuiat train`, as it stands somewhere in the case's phase."""
     config = TrainConfig(
         arch=case.arch,
         method=case.method,
@@ -159,13 +164,18 @@ def training_step(
         batch_size=case.batch_size,
         compile=compiled,
     )
-    loader = make_loader(case, device)
-    trainer = Trainer(
+    view = functools.partial(TrainingView, device=device, precision=precision, compiled=compiled)
+    return Trainer(
         config,
         net=make_net(case, device),
-        net_info={},
-        method=visited_method(case, device),
-        loader=loader,
+        net_info={
+            "arch": case.arch,
+            "activation": config.activation,
+            "num_classes": case.num_classes,
+            "dataset": "synthetic",
+        },
+        method=visited_method(case, device, view),
+        loader=make_loader(case, device),
         device=device,
         precision=precision,
         validate=None,
@@ -173,7 +183,14 @@ def training_step(
         folder=Path(),  # nothing is written
         progress=cast(Progress, None),  # and nothing shown
     )
-    batches = itertools.cycle(list(loader.epoch(case.epoch)))
+
+
+def training_step(
+    case: Case, device: torch.device, *, precision: str, compiled: bool
+) -> Callable[[], None]:
+    """One optimiser step of `fastuiat train` per call, by its own trainer, on the next batch."""
+    trainer = make_trainer(case, device, precision=precision, compiled=compiled)
+    batches = itertools.cycle(list(trainer.loader.epoch(case.epoch)))
     return lambda: trainer.take_step(next(batches))
 
 

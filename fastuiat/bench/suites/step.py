@@ -38,6 +38,7 @@ from fastuiat.bench.workload import (
     pass_flops,
     training_step,
 )
+from fastuiat.training.precision import has_bf16
 
 PROVIDERS = ("naive", "tuned-eager", "fastuiat", "convolutions")
 REFERENCE = "fastuiat"
@@ -54,12 +55,15 @@ class Setting:
     def notes(self, case: Case) -> dict[str, str]:
         """What each row ran, in words."""
         compiled = "compiled" if self.compiled else "not compiled"
+        arithmetic = self.precision
+        if arithmetic == "fp32" and not has_bf16(self.device):
+            arithmetic += " (no bf16 in this hardware)"
         known = BASELINES.get(case.method)
         return {
             "naive": f"eager, fp32, NCHW. {known.source if known else ''}",
-            "tuned-eager": f"eager, {self.precision}, channels-last, the passes of the floor",
-            "fastuiat": f"the step of `fastuiat train`: {self.precision}, {compiled}",
-            "convolutions": f"its convolutions and matrix products alone: eager, {self.precision}",
+            "tuned-eager": f"eager, {arithmetic}, channels-last, the passes of the floor",
+            "fastuiat": f"the step of `fastuiat train`: {arithmetic}, {compiled}",
+            "convolutions": f"its convolutions and matrix products alone: eager, {arithmetic}",
         }
 
 
@@ -168,8 +172,8 @@ def ratio(m: Measurement, reference: Measurement | None) -> dict[str, Any]:
     return {"ratio_median": s.median, "ratio_p20": s.p20, "ratio_p80": s.p80}
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    """One case as a table, and below it what each row ran."""
+def show(records: Sequence[dict[str, Any]], *, explain: bool = True) -> None:
+    """One case as a table; below it errors, ratios, and what each row ran."""
     headings = (
         "provider", "passes", "median", "20–80%", "n", "÷ fastuiat", "images/s", "TFLOP/s",
         "step memory", "compile",
@@ -188,11 +192,13 @@ def show(records: Sequence[dict[str, Any]]) -> None:
                 table.number(r["images_per_s"], ",.1f"),
                 table.number(r["tflops_per_s"], ".3f"),
                 table.size(r["peak_bytes"]),
-                table.seconds(r["compile_s"]),
+                table.seconds(r["compile_s"]) if r["config"]["compile"] else table.NONE,
             )
         )
     first = records[0]
-    notes = [f"{r['provider']}: {r['error'] or r['note']}" for r in records]
+    notes = [
+        f"{r['provider']}: {r['error'] or r['note']}" for r in records if r["error"] or explain
+    ]
     notes += summary(records)
     table.show(f"{first['case']} on {first['device']}", headings, rows, notes)
 
