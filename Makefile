@@ -19,7 +19,7 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Records go to RECORDS; a case ends its rounds after BUDGET seconds.
+# Records go to RECORDS; a case begins no round later than BUDGET seconds after its first.
 RECORDS := benchmarks/results
 BUDGET := 300
 

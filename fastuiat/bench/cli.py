@@ -33,7 +33,7 @@ class Measuring:
     repeats: int = 5
     """Rounds, each with one sample of every provider."""
     budget: float | None = None
-    """Begin no round later than so many seconds into a case."""
+    """Begin no round later than so many seconds after a case's first; one is always done."""
     json: Path | None = None
     """Append the results to this file, a JSON object per line."""
 

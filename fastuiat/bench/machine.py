@@ -56,7 +56,8 @@ def gpu(device: torch.device) -> dict[str, Any] | None:
     answer = _lines_of(
         "nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", uuid
     )
-    driver, watts, sm, memory = (answer[0].split(", ") if answer else [None] * 4)[:4]
+    told = answer[0].split(", ") if answer else []
+    driver, watts, sm, memory = told if len(told) == 4 else [None] * 4
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,

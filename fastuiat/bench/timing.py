@@ -143,7 +143,7 @@ class Plan:
     """Go on to so many rounds while a spread is wider than `width`."""
     width: float = 0.03
     budget_s: float | None = None
-    """Begin no round later than this after the start, the first one apart."""
+    """Begin no round later than this after the first began; warm-up does not count."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
@@ -168,13 +168,13 @@ def interleaved(
 
     `peak` measures the memory of one more call, after the rounds. `done` hears of progress.
     """
-    began = clock.now()
     results = {p.name: Measurement(p.name) for p in providers}
     calls: dict[str, Call] = {}
     for provider in providers:
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
     repeats = {name: _repeats(results[name], plan) for name in calls}
+    began = clock.now()
     most = max(plan.rounds, plan.max_rounds or 0)
     for turn in range(most):
         if turn and plan.budget_s is not None and clock.now() - began >= plan.budget_s:

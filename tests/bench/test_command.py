@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -44,6 +47,26 @@ def test_one_phase_of_a_one_off_run(fastuiat):
     done = fastuiat(*words, "--providers", "tuned-eager")
     assert done.returncode == 0, done.stderr
     assert "wrn-10-1/b4/uiat-oneoff/after" in done.stdout and "22.9" in done.stdout
+
+
+def test_what_a_killed_bench_had_finished_is_on_disk(tmp_path):
+    """Three cases, one a phase; killed in the second, the first stands whole."""
+    path = tmp_path / "step.jsonl"
+    words = ["--method", "uiat-oneoff", "--no-compile", "--repeats", "3", "--json", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastuiat", *STEP, *words],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 200
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() < 0, "it had ended by itself"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["provider"] for r in records] == ["naive", "tuned-eager", "fastuiat", "convolutions"]
+    assert {r["case"] for r in records} == {"wrn-10-1/b4/uiat-oneoff/before"}
 
 
 def test_usage_lists_the_suites(fastuiat):

@@ -38,6 +38,19 @@ def test_eager_and_inductor_rows(name):
     suite.show([eager, inductor])
 
 
+def test_a_loss_is_timed_with_its_gradient():
+    case = suite.cases(("distill_loss",), ("small",), every_dtype=False)[0]
+    inputs = case.inputs(CPU)
+    assert suite.is_loss(case, inputs)
+    (grad,) = suite.with_gradient(case.variant.reference)(**inputs)
+    q = torch.softmax(inputs["logits"].double(), dim=1)
+    own = torch.nn.functional.one_hot(inputs["y"], q.shape[1])
+    by_hand = (q - own + inputs["lam"] * (q - inputs["target_probs"])) / len(q)
+    assert torch.allclose(grad.double(), by_hand, atol=1e-6)
+    step = suite.cases(("sign_step",), ("small",), every_dtype=False)[0]
+    assert not suite.is_loss(step, step.inputs(CPU))
+
+
 def test_bytes_of_a_sign_step_by_hand():
     """x, x' and g read, the result written: four fp32 values for each element."""
     case = suite.cases(("sign_step",), ("cifar10",), every_dtype=False)[0]

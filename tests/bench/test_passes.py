@@ -116,6 +116,14 @@ def test_uiat_without_feature_term(arch):
     assert total_flops(floor_inventory(case)) == exact
 
 
+@pytest.mark.parametrize("arch", NETS)
+@pytest.mark.parametrize("method", [name for name in methods.names() if name == "gradalign"])
+def test_a_double_backward_exactly(method, arch):
+    (case,) = cases(method, arch)
+    exact = 11 * pass_flops(case) + double_backward_excess(arch) - first_layer(arch)
+    assert total_flops(floor_inventory(case)) == round(exact)
+
+
 def test_one_off_costs_23_8_passes_on_average():
     case = Case(method="uiat-oneoff")
     floors = FLOORS["uiat-oneoff"]

@@ -103,8 +103,8 @@ def test_a_provider_that_cannot_be_built_is_a_row_with_its_error():
 def test_budget_ends_the_rounds_but_never_the_first():
     machine = FakeMachine()
     step = machine.provider("step", lambda i: 10.0)
-    (m,) = interleaved([step], clock=machine.clock, plan=Plan(warmup=0, rounds=50, budget_s=35))
-    assert len(m.samples) == 3  # begun at 10, 20 and 30
+    (m,) = interleaved([step], clock=machine.clock, plan=Plan(warmup=1, rounds=50, budget_s=25))
+    assert len(m.samples) == 3  # begun 0, 10 and 20 seconds after the first
     step = machine.provider("step", lambda i: 10.0)
     (m,) = interleaved([step], clock=machine.clock, plan=Plan(warmup=0, rounds=50, budget_s=1))
     assert len(m.samples) == 1

@@ -99,12 +99,32 @@ def copy_bandwidth(device: torch.device, clock: Clock) -> float:
     return 2 * COPY_BYTES / m.spread.median
 
 
+def is_loss(case: KernelCase, inputs: dict[str, Any]) -> bool:
+    """Whether the operation ends in a scalar: then its gradient is the other half of its work."""
+    result = case.variant.reference(**inputs)
+    return isinstance(result, torch.Tensor) and result.ndim == 0
+
+
+def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function and its gradient in its first argument."""
+
+    def run(**inputs: Any) -> Any:
+        name, first = next(iter(inputs.items()))
+        with torch.enable_grad():
+            first = first.detach().requires_grad_()
+            return torch.autograd.grad(function(**inputs | {name: first}), first)
+
+    return run
+
+
 def providers(case: KernelCase, device: torch.device) -> list[Provider]:
     pool = input_pool(case, device)
+    whole = with_gradient if is_loss(case, pool[0]) else lambda function: function
 
     def around(function: Callable[..., object]) -> Call:
         inputs: Iterator[dict[str, Any]] = itertools.cycle(pool)
-        return lambda: function(**next(inputs))
+        call = whole(function)
+        return lambda: call(**next(inputs))
 
     reference, op = case.variant.reference, case.variant.op
     compiled = functools.partial(torch.compile, reference, fullgraph=True, dynamic=False)
