@@ -1,4 +1,4 @@
-"""How results are shown: a rich table on a terminal, aligned plain text in a pipe."""
+"""How results are shown: a rich table on a terminal that is wide enough, else aligned text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def seconds(value: float | None) -> str:
     if value is None:
         return NONE
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * scale >= 1 or unit == "µs":
-            return f"{value * scale:.3g} {unit}" if value * scale < 1000 else f"{value:,.0f} {unit}"
+        if value * scale >= 0.9995 or unit == "µs":
+            return (
+                f"{value * scale:.3g} {unit}" if value * scale < 999.5 else f"{value:,.0f} {unit}"
+            )
     raise AssertionError("unreachable")
 
 
@@ -38,7 +40,9 @@ def show(
 ) -> None:
     """The first column to the left, the others to the right; notes below."""
     console = Console(highlight=False)
-    if console.is_terminal:
+    lines = aligned([headings, *rows])
+    frame = 2 + len(headings)  # a bar around each column, where the text has two blanks
+    if console.is_terminal and max(map(len, lines)) + frame + 1 <= console.width:
         table = Table(title=title, title_justify="left")
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="right" if i else "left")
@@ -47,7 +51,7 @@ def show(
         console.print(table)
     else:
         print(title)
-        for line in aligned([headings, *rows]):
+        for line in lines:
             print("  " + line)
     for note in notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
