@@ -1,4 +1,4 @@
-.PHONY: demo test check install clean
+.PHONY: demo test check bench install clean
 BIN := .venv/bin
 
 install: .venv/ready
@@ -18,6 +18,16 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Records go to RECORDS; a case begins no round later than BUDGET seconds after its first.
+RECORDS := benchmarks/results
+BUDGET := 300
+
+bench: .venv/ready
+	$(BIN)/fastuiat bench step --arch resnet-18 --batch-size 128 --method uiat --budget $(BUDGET) --json $(RECORDS)/step.jsonl
+	$(BIN)/fastuiat bench step --arch resnet-18 --batch-size 128 --method trades --budget $(BUDGET) --json $(RECORDS)/step.jsonl
+	$(BIN)/fastuiat bench kernels --json $(RECORDS)/kernels.jsonl
+	$(BIN)/fastuiat bench loader --json $(RECORDS)/loader.jsonl
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -22,6 +22,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
 
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
+  bench SUITE    measure a training step, the kernels, or the loaders on this machine
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
   reproduce      run a table of the paper and set it beside the paper's values
@@ -318,6 +319,12 @@ def reproduce(argv: list[str]) -> None:
     reproduce(parse(Options, argv, prog="fastuiat reproduce"), configure)
 
 
+def bench(argv: list[str]) -> None:
+    from fastuiat.bench.cli import main
+
+    main(argv, parse)
+
+
 def doctor(argv: list[str]) -> None:
     import torch
 
@@ -353,6 +360,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "bench": bench,
     "data": prepare,
     "recipes": recipes,
     "reproduce": reproduce,

@@ -1,0 +1,1 @@
+"""Measurements: what a step, an operation or a loader costs on the machine at hand."""

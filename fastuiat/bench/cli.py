@@ -1,0 +1,213 @@
+"""`fastuiat bench SUITE`: options, and what each suite does with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastuiat.bench.record import Recorder
+from fastuiat.bench.timing import Plan
+from fastuiat.config import UserError, positive
+
+Parse = Callable[..., Any]
+
+USAGE = """usage: fastuiat bench SUITE [--help]
+
+  step       one training step: naive, tuned-eager, fastuiat, and its convolutions alone
+  kernels    the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU
+  loader     images per second of the FFCV, the resident and torchvision's loader
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How long to measure, and where the records go."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where there is one."""
+    repeats: int = 5
+    """Rounds, each with one sample of every provider."""
+    budget: float | None = None
+    """Begin no round later than so many seconds after a case's first; one is always done."""
+    json: Path | None = None
+    """Append the results to this file, a JSON object per line."""
+
+    def __post_init__(self) -> None:
+        positive(repeats=self.repeats)
+        if self.budget is not None:
+            positive(budget=self.budget)
+
+    def plan(self, **more: Any) -> Plan:
+        return Plan(rounds=self.repeats, budget_s=self.budget, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Measuring):
+    """Time one training step of a method, four ways, interleaved in one process."""
+
+    arch: str = "resnet-18"
+    """Network: resnet-18, prn-18 or wrn-D-W."""
+    batch_size: int = 128
+    """Images per step."""
+    method: str = "uiat"
+    """Training method."""
+    epoch_phase: Literal["all", "before", "at", "after"] = "all"
+    """Which part of a one-off run: before, in, or after its epoch T'; each has its own rows."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of all but naive; auto: bf16 where the device has it in hardware, else fp32."""
+    compile: bool = True
+    """Compile the fastuiat row, as training does."""
+    providers: tuple[Literal["naive", "tuned-eager", "fastuiat", "convolutions"], ...] = (
+        "naive",
+        "tuned-eager",
+        "fastuiat",
+        "convolutions",
+    )
+    """Which rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(batch_size=self.batch_size)
+
+
+def step(options: StepOptions) -> None:
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import step as suite
+    from fastuiat.bench.workload import Case, Phase, phases
+    from fastuiat.models import build_model
+    from fastuiat.training.compile import missing_for_compilation
+    from fastuiat.training.precision import resolve_device, resolve_precision
+
+    device = resolve_device(options.device)
+    with torch.device("meta"):
+        build_model(options.arch)  # an unknown net is said before anything is measured
+    case = Case(arch=options.arch, method=options.method, batch_size=options.batch_size)
+    parts = phases(case)
+    chosen = [p for p in parts if options.epoch_phase in ("all", p.name)]
+    if options.epoch_phase != "all" and not chosen:
+        raise UserError(f"--epoch-phase {options.epoch_phase}: {options.method} has no such phase")
+    missing = missing_for_compilation(device) if options.compile else None
+    setting = suite.Setting(
+        device=device,
+        precision=resolve_precision(options.precision, device),
+        compiled=options.compile and missing is None,
+    )
+    recorder = Recorder(options.json)
+    if missing:
+        print(f"not compiling: {missing}")
+    whole: list[Phase | None] = [None]
+    for phase in chosen or whole:
+        part = dataclasses.replace(case, phase=phase)
+        with table.progress(part.name) as done:
+            records = suite.measure(
+                part, setting, plan=options.plan(), names=options.providers, done=done
+            )
+        recorder.write(records)
+        suite.show(records, explain=phase is None or phase is chosen[0])
+    recorder.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions(Measuring):
+    """Time the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU."""
+
+    kernels: tuple[str, ...] = ()
+    """Which operations; none named: all."""
+    sizes: tuple[Literal["cifar10", "cifar100", "classes1000"], ...] = ("cifar10",)
+    """Batch 128 with 10 classes, 512 with 100, 4096 with 1000."""
+    every_dtype: bool = False
+    """Also in the other dtypes that an operation takes, not only in its first."""
+
+
+def kernels(options: KernelOptions) -> None:
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import kernels as suite
+    from fastuiat.bench.timing import clock_for
+    from fastuiat.training.precision import resolve_device
+
+    device = resolve_device(options.device)
+    chosen = suite.cases(options.kernels, options.sizes, options.every_dtype)
+    recorder = Recorder(options.json)
+    every: list[dict[str, Any]] = []
+    with table.progress("kernels") as done:
+        bandwidth = suite.copy_bandwidth(device, clock_for(device))
+        for case in chosen:
+            done(case.name)
+            records = suite.measure(
+                case,
+                device,
+                plan=options.plan(min_sample_s=suite.MIN_SAMPLE_S),
+                bandwidth=bandwidth,
+            )
+            recorder.write(records)
+            every += records
+    suite.show(every)
+    recorder.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Measuring):
+    """Time an epoch of batches from each loader, on synthetic images."""
+
+    n: int = 50_000
+    """Images."""
+    batch_size: int = 128
+    """Images per batch."""
+    workers: int = 1
+    """Threads of the FFCV loader, processes of torchvision's."""
+    providers: tuple[Literal["ffcv", "resident", "torchvision"], ...] = (
+        "ffcv",
+        "resident",
+        "torchvision",
+    )
+    """Which loaders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(n=self.n, batch_size=self.batch_size, workers=self.workers)
+        if self.n < self.batch_size:
+            raise UserError(f"--n {self.n} makes no batch of {self.batch_size}")
+
+
+def loader(options: LoaderOptions) -> None:
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import loader as suite
+    from fastuiat.training.precision import resolve_device
+
+    images = suite.Images(
+        n=options.n,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=resolve_device(options.device),
+    )
+    recorder = Recorder(options.json)
+    with table.progress("loader") as done:
+        records = suite.measure(
+            images, plan=options.plan(warmup=0), names=options.providers, done=done
+        )
+    recorder.write(records)
+    suite.show(records)
+    recorder.close()
+
+
+SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "step": (StepOptions, step),
+    "kernels": (KernelOptions, kernels),
+    "loader": (LoaderOptions, loader),
+}
+
+
+def main(argv: list[str], parse: Parse) -> None:
+    """Run one suite; `parse(cls, argv, prog=…)` makes its options."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if argv[0] not in SUITES:
+        raise UserError(f"unknown suite '{argv[0]}': choose from {', '.join(SUITES)}")
+    options, run = SUITES[argv[0]]
+    run(parse(options, argv[1:], prog=f"fastuiat bench {argv[0]}"))

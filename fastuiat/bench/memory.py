@@ -1,0 +1,89 @@
+"""How much memory a call allocates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+
+def peak_memory(device: torch.device) -> Callable[[Call], int | None]:
+    """A meter of the most bytes that a call has allocated at once, beyond those before it."""
+    return _cuda_peak if device.type == "cuda" else _cpu_peak
+
+
+def _cuda_peak(call: Call) -> int | None:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(call: Call) -> int | None:
+    """From the allocator's own events: resident size would also count what malloc keeps."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        _quiet_stderr(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+    ):
+        call()
+    raw: Any = profile.profiler
+    events = raw.kineto_results.events() if raw else []
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's library writes its own log straight to the file descriptor."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Resident memory of this process now, or at most (VmHWM) since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+class ResidentPeak:
+    """The most resident memory since it was made, beyond that before; one at a time."""
+
+    def __init__(self) -> None:
+        self.before: int | None = None
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+            self.before = resident_bytes()
+
+    def bytes(self) -> int | None:
+        """None where the system does not tell."""
+        return None if self.before is None else resident_bytes("VmHWM") - self.before
+
+
+def resident_peak(call: Call) -> int | None:
+    """ResidentPeak over one call."""
+    watch = ResidentPeak()
+    call()
+    return watch.bytes()

@@ -1,0 +1,101 @@
+"""Results as JSON lines: one for each provider of each case, written as the case ends."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastuiat.bench.machine import describe
+from fastuiat.bench.timing import Measurement
+from fastuiat.config import UserError
+
+FORMAT = "fastuiat-bench-1"
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """16 hex digits that two records share if, and only if, their configurations are the same."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_record(
+    *,
+    suite: str,
+    case: str,
+    measured: Measurement,
+    device: torch.device,
+    config: dict[str, Any],
+    extrapolated: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """One line: times in seconds, null where the row failed and `error` says why."""
+    spread = measured.spread if measured.samples else None
+    hardware = describe(device)
+    return {
+        "format": FORMAT,
+        "suite": suite,
+        "case": case,
+        "provider": measured.name,
+        "device": hardware["device"],
+        "median_s": spread.median if spread else None,
+        "p20_s": spread.p20 if spread else None,
+        "p80_s": spread.p80 if spread else None,
+        "n": spread.n if spread else 0,
+        "extrapolated": extrapolated,
+        "error": measured.error,
+        "compile_s": measured.compile_s if spread else None,
+        "peak_bytes": measured.peak_bytes,
+        "samples_s": measured.samples,
+        **more,
+        "config": config,
+        "config_hash": config_hash(config),
+        **hardware,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+class Recorder:
+    """Appends records to a file, each whole and on disk before the next case begins.
+
+    A run that is killed leaves what it had finished; half a line that another left behind is closed
+    first and stays what it was. UserError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: int | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                os.write(self._file, b"\n")
+        except OSError as error:
+            raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        if self._file is None:
+            return
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        try:
+            # One call: a kill leaves all of it or nothing.
+            if os.write(self._file, lines.encode()) < len(lines.encode()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,1 @@
+"""What `fastuiat bench` measures: one file per suite."""
