@@ -112,6 +112,25 @@ def test_gradients_accumulate_and_follow_the_factor_and_the_scale(counted):
         torch.testing.assert_close(p.grad, 1024 * g, rtol=1e-4, atol=1e-3)
 
 
+def aligned(net, x, x_noisy, y):
+    """A loss with a gradient inside, as GradAlign's."""
+    inner = torch.nn.functional.cross_entropy(net(x_noisy), y, reduction="sum")
+    (grad,) = torch.autograd.grad(inner, x_noisy, create_graph=True)
+    return torch.nn.functional.cross_entropy(net(x), y) + grad.square().sum(), grad
+
+
+def test_a_double_backward_stays_inside_the_region(counted):
+    net = net_with_history("silu")
+    twin = copy.deepcopy(net)
+    for n, compiled in ((net, False), (twin, True)):
+        noisy = images(6).requires_grad_()
+        loss, grad = view_of(n, compiled).training_region(aligned)(images(5), noisy, labels())
+        assert not grad.requires_grad
+        loss.backward()
+    assert len(counted) == 1
+    assert relative([p.grad for p in twin.parameters()], [p.grad for p in net.parameters()]) < 1e-4
+
+
 def batch_of(epoch: int, step: int, first: int) -> Batch:
     index = torch.arange(first, first + B)
     return Batch(images(100 * epoch + step), labels(), index, epoch, step)
