@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 
 from fastuiat import data, paper, recipes
 from fastuiat.config import UserError, positive
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import write_json
+from fastuiat.models import build_model
 from fastuiat.training.checkpoint import locate, read, sha256_of
 from fastuiat.training.run import stored_config
 
@@ -135,12 +137,16 @@ def flags_of(recipe: str, options: Options) -> list[str]:
     return flags
 
 
+def validation_size(row: Row, train_size: int) -> int:
+    """At most a tenth of the training set."""
+    return min(row.config.val_size, train_size // 10)
+
+
 def fitted_to_data(row: Row, options: Options, train_size: int) -> list[str]:
-    """Flags that small data need: a validation part of a tenth, and no compiling of short runs."""
+    """Flags that small data need: a smaller validation part, and no compiling of short runs."""
     config, flags = row.config, flags_of(row.recipe, options)
-    val_size = config.val_size
-    if 10 * val_size > train_size:
-        val_size = train_size // 10
+    val_size = validation_size(row, train_size)
+    if val_size != config.val_size:
         flags += ["--val-size", str(val_size)]
     images = 50_000 if config.extra_data else train_size - val_size
     compiled = options.compile
@@ -149,13 +155,16 @@ def fitted_to_data(row: Row, options: Options, train_size: int) -> list[str]:
     return flags if compiled else [*flags, "--no-compile"]
 
 
-def differences(row: Row, options: Options, test_size: int, original: Any) -> list[str]:
-    """In words, how the row's runs differ from the paper's."""
+def differences(row: Row, options: Options, sizes: tuple[int, int], original: Any) -> list[str]:
+    """In words, how the row's runs differ from its recipe; `sizes` are of training and test set."""
+    train_size, test_size = sizes
     result = []
     for field in ("dataset", "arch", "epochs", "extra_data"):
         now, then = getattr(row.config, field), getattr(original, field)
         if now != then:
             result.append(f"{field.replace('_', ' ')} {now} instead of {then}")
+    if (val_size := validation_size(row, train_size)) != original.val_size:
+        result.append(f"chosen on {val_size} validation images")
     if options.n is not None and options.n < test_size:
         result.append(f"{options.n} of {test_size} test images")
     return result
@@ -249,6 +258,9 @@ def reproduce(
     columns = columns_of(options.table)
     rows = rows_of(options, configure)
     out = options.out or folder_of(options)
+    with torch.device("meta"):  # refuses an unknown net before the first run
+        for arch in dict.fromkeys(row.config.arch for row in rows):
+            build_model(arch)
     sizes = {}
     for name in dict.fromkeys(row.config.dataset for row in rows):
         train_set = data.load(name, options.data_dir, "train")
@@ -263,7 +275,7 @@ def reproduce(
         entry: dict[str, Any] = {
             "row": row.name,
             "recipe": row.recipe,
-            "differs": differences(row, options, test_size, original),
+            "differs": differences(row, options, sizes[row.config.dataset], original),
             "paper": dict(zip(columns, row.paper, strict=True)) if row.paper else None,
             "eps": row.eps,
             "n": n,

@@ -1,0 +1,199 @@
+"""reproduce: which rows, at what scale, skipped or gone on with, and what the table says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastuiat import paper, recipes, reproduce
+from fastuiat.cli import default_config, parse
+from fastuiat.config import UserError
+from fastuiat.evaluation.record import file_name
+from fastuiat.reproduce import Options
+
+
+def configure(flags):
+    default = default_config(flags)
+    return parse(type(default), flags, prog="fastuiat train", default=default)
+
+
+class FakeRuns:
+    """Stands in for the child processes: leaves what they would leave, and counts them."""
+
+    def __init__(self, accuracy=0.5, fails=()):
+        self.calls, self.accuracy, self.fails = [], accuracy, fails
+
+    def __call__(self, *words):
+        self.calls.append(words)
+        if any(text in " ".join(words) for text in self.fails):
+            raise UserError("fastuiat train ended with exit code 1")
+        if words[0] == "train" and "--resume" not in words:
+            config = configure(list(words[1:]))
+            self.finish(Path(config.out), config.to_json())
+        elif words[0] == "train":
+            folder = Path(words[2])
+            self.finish(folder, json.loads((folder / "config.json").read_text()))
+        else:
+            self.evaluate(Path(words[1]), words)
+
+    def finish(self, folder, config):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        state = {"validated_epoch": config["epochs"], "x": torch.rand(3)}
+        for name in ("last", "best"):
+            torch.save(state, folder / "checkpoints" / f"{name}.pt")
+
+    def evaluate(self, folder, words):
+        attacks = words[words.index("--attacks") + 1 : words.index("--n")]
+        n, eps = int(words[words.index("--n") + 1]), float(words[words.index("--eps") + 1])
+        sha = reproduce.sha256_of(folder / "checkpoints" / "best.pt")
+        (folder / "eval").mkdir(exist_ok=True)
+        seed = int(folder.name.removeprefix("seed-"))
+        for attack in attacks:
+            record = {"accuracy": self.accuracy + seed / 100, "checkpoint": {"sha256": sha}}
+            path = folder / "eval" / f"{file_name(attack, eps, n)}.json"
+            path.write_text(json.dumps(record))
+
+    def of(self, command):
+        return [words for words in self.calls if words[0] == command]
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    fake = FakeRuns()
+    monkeypatch.setattr(reproduce, "child", fake)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def small(table="table1", **more):
+    settings = {"dataset": "digits", "arch": "wrn-10-1", "epochs": 3, "n": 32} | more
+    return Options(table=table, **settings)
+
+
+def test_paper_values_belong_to_recipes():
+    for table, content in paper.tables().items():
+        if content.unit == "%":
+            names = [n for n in recipes.RECIPES if n.startswith(f"{table}/")]
+            assert [f"{table}/{row}" for row in content.rows] == names
+    table1 = paper.tables()["table1"].rows
+    assert table1["cifar10/uiat"] == (85.01, 54.63, 51.10, 49.11)
+    assert table1["svhn/mart"] == (89.88, 58.48, 52.48, 48.44)
+    assert paper.tables()["table2"].rows["hat"] == (4.02, 16.88, 18.95)
+    assert paper.tables()["table4"].rows["cifar100/wrn-28-10/uiat-oneoff"] == (62.45, 31.43)
+    assert paper.tables()["table5_time"].rows["gradalign+uiat"] == (107.8,)
+
+
+def test_rows():
+    def names(**options):
+        return [row.name for row in reproduce.rows_of(Options(**options), configure)]
+
+    assert len(names(table="table1")) == 18
+    assert names(table="table1", dataset="svhn")[0] == "svhn/sat"
+    assert len(names(table="table1", dataset="svhn")) == 6
+    assert names(table="table1", dataset="digits")[-1] == "cifar10/uiat-oneoff"
+    four = names(table="table4", dataset="cifar100", arch="wrn-10-1", extra_data="pool.npz")
+    assert four == [f"cifar100/prn-18/{m}" for m in ("rebuffi", "hat", "uiat", "uiat-oneoff")]
+    rows = reproduce.rows_of(Options(table="table3", epochs=20), configure)
+    assert [round(row.eps * 255) for row in rows[::4]] == [10, 12, 16]
+    assert rows[3].paper == (82.76, 41.16)
+
+
+def test_skips_what_is_finished_and_resumes_what_is_not(runs, tmp_path):
+    out = reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    assert len(runs.of("train")) == 12 and len(runs.of("eval")) == 12
+    for words in runs.of("train"):
+        assert "--no-compile" in words and words[words.index("--val-size") + 1] == "143"
+    table = json.loads((tmp_path / out / "table1.json").read_text())
+    sat = table["rows"][0]
+    assert sat["paper"] == {"natural": 83.8, "pgd": 51.4, "cw": 50.17, "autoattack": 47.68}
+    assert sat["ours"]["pgd"]["mean"] == pytest.approx(50.5)
+    assert sat["ours"]["pgd"]["stdev"] == pytest.approx(math.sqrt(0.5))
+    text = (tmp_path / out / "table1.md").read_text()
+    assert "cifar10/sat †" in text and "50.50 ± 0.71" in text and "51.40" in text
+    for difference in ("digits instead of cifar10", "epochs 3 instead of 100", "32 of 359"):
+        assert difference in text
+    runs.calls.clear()
+    reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    assert runs.calls == []
+    # One run lost its end, another its best checkpoint's evaluation.
+    broken = out / "cifar10-mart" / "seed-1"
+    torch.save({"validated_epoch": 2}, broken / "checkpoints" / "last.pt")
+    (out / "cifar10-hat" / "seed-0" / "eval" / "pgd-20_eps8over255_n32.json").unlink()
+    reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    assert runs.of("train") == [("train", "--resume", str(broken))]
+    again = {words[1]: words for words in runs.of("eval")}
+    assert set(again) == {str(broken), str(out / "cifar10-hat" / "seed-0")}
+    hat = again[str(out / "cifar10-hat" / "seed-0")]
+    assert hat[hat.index("--attacks") + 1 : hat.index("--n")] == ("pgd",)
+
+
+def test_a_failed_row_is_a_row(runs, tmp_path):
+    runs.fails = ("table1/cifar10/hat",)
+    with pytest.raises(UserError, match="1 of 6 rows failed: cifar10/hat"):
+        reproduce.reproduce(small(out=tmp_path / "o"), configure, lambda text: None)
+    text = (tmp_path / "o" / "table1.md").read_text()
+    assert "failed" in text and "exit code 1" in text and "cifar10/uiat-oneoff" in text
+    runs.fails = ()
+    runs.calls.clear()
+    reproduce.reproduce(small(out=tmp_path / "o"), configure, lambda text: None)
+    assert len(runs.of("train")) == 1
+    assert "failed" not in (tmp_path / "o" / "table1.md").read_text()
+
+
+def test_another_scale_in_the_same_folder_is_refused(runs, tmp_path):
+    reproduce.reproduce(small("table6", out=tmp_path / "o"), configure, lambda text: None)
+    runs.calls.clear()
+    with pytest.raises(UserError, match="5 of 5 rows failed"):
+        reproduce.reproduce(
+            small("table6", epochs=4, out=tmp_path / "o"), configure, lambda text: None
+        )
+    assert runs.calls == []
+
+
+def test_at_the_papers_scale_nothing_is_marked():
+    options = Options(table="table1", dataset="svhn")
+    row = reproduce.rows_of(options, configure)[4]
+    original = configure(["--recipe", row.recipe])
+    assert reproduce.differences(row, options, (73_257, 26_032), original) == []
+    flags = reproduce.fitted_to_data(row, options, 73_257)
+    assert "--val-size" not in flags and "--no-compile" not in flags
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["table9"],
+        ["table2"],
+        ["figure1"],
+        ["table1", "--seeds", "0", "0"],
+        ["table1", "--n", "0"],
+        ["table1", "--dataset", "nowhere"],
+        ["table1", "--dataset", "digits", "--arch", "wrn-9-1"],
+        ["table1", "--dataset", "cifar10", "--data-dir", "nothere"],
+    ],
+)
+def test_bad_input_is_one_line(fastuiat, tmp_path, words):
+    refused = fastuiat("reproduce", *words)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+    assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.timeout(1200)
+def test_real_runs(fastuiat, tmp_path):
+    """Two rows of real training and evaluation; the second call finds nothing left to do."""
+    words = ["figure2", "--dataset", "digits", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8"]
+    first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
+    assert first.returncode == 0, first.stderr
+    table = json.loads((tmp_path / "o/figure2.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["sat", "uiat-oneoff"]
+    assert all(0 <= row["ours"]["pgd"]["mean"] <= 100 for row in table["rows"])
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
+    second = fastuiat("reproduce", *words, "--out", "o")
+    assert second.returncode == 0 and "epoch" not in second.stdout.replace("epochs", "")
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")} == before
