@@ -131,8 +131,11 @@ def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 def _pointers(inputs: Inputs) -> dict[str, Pointer]:
     n, batch = inputs["images_u8"].numel(), inputs["flip"].numel()
+    _, height, width, channels = inputs["images_u8"].shape
+    rows = height - (inputs["shift_y"] - inputs["pad"]).abs()
+    columns = width - (inputs["shift_x"] - inputs["pad"]).abs()
     return {
-        "images_ptr": Pointer(n, 1),
+        "images_ptr": Pointer(int((rows * columns).sum()) * channels, 1),
         "out_ptr": Pointer(4 * n, 16),
         "shift_y_ptr": Pointer(8 * batch, 4, cached=True),  # the upper half is not needed
         "shift_x_ptr": Pointer(8 * batch, 4, cached=True),

@@ -136,7 +136,6 @@ SPEC = KernelSpec(
             elements=lambda inputs: inputs["x"].numel(),
             launches=1,
             replaces=1,
-            traffic_sizes=("small", "small1000"),
         ),
     ),
 )

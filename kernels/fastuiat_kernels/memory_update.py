@@ -64,11 +64,8 @@ def _memory_update_kernel(
     p = tl.load(probs_ptr + row * CLASSES + k, mask=inside)
     old = tl.load(memory_ptr + sample * CLASSES + k, mask=inside & seen, other=0.0)
     # Fused with 0, each product is rounded before the sum, as in the reference.
-    gamma, rest = (
-        tl.zeros_like(p) + tl.cast(gamma, tl.float32),
-        tl.zeros_like(p) + tl.cast(rest, tl.float32),
-    )
-    mixed = tl.fma(gamma, old.to(tl.float32), 0.0) + tl.fma(rest, p, 0.0)
+    kept = tl.fma(old.to(tl.float32), tl.cast(gamma, tl.float32), 0.0)
+    mixed = kept + tl.fma(p, tl.cast(rest, tl.float32), 0.0)
     mixed = tl.where(seen, mixed, p)
     mixed = tl.where(known, mixed, float("nan"))
     tl.store(out_ptr + row * CLASSES + k, mixed, mask=inside)

@@ -187,8 +187,9 @@ def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def _counted_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
-    return {**_inputs(size, dtype, device), "counts": counts}
+    inputs = _inputs(size, dtype, device)
+    inputs["grad"][:, 0, 0, :2] = torch.tensor([0.0, float("nan")], dtype=dtype, device=device)
+    return {**inputs, "counts": torch.zeros(2, dtype=torch.int64, device=device)}
 
 
 def _pointers(inputs: Inputs) -> dict[str, Pointer]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastuiat_kernels.launch import next_power_of_2
+
 Inputs = dict[str, Any]
 """Keyword arguments of an operation."""
 
@@ -34,10 +36,12 @@ SIZES: Mapping[str, Size] = {
     "cifar10": Size(128, 3, 32, 32, 10, 50_000),
     "cifar100": Size(512, 3, 32, 32, 100, 50_000),
     "classes1000": Size(4096, 3, 32, 32, 1000, 100_000),
-    "small": Size(32, 3, 16, 16, 10, 512),
-    "small1000": Size(64, 3, 8, 8, 1000, 4096),
+    "small": Size(16, 3, 16, 16, 10, 512),
+    "small100": Size(32, 3, 8, 8, 100, 512),
+    "small1000": Size(16, 3, 8, 8, 1000, 512),
 }
-"""The first three are for bench; the small ones are what an interpreter can walk in a second."""
+"""The first three are for bench and the compiler; the interpreter walks the small ones in seconds.
+"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,10 @@ def labels(size: Size, random: torch.Generator, device: torch.device) -> Tensor:
 
 
 def row_width(columns: int, tensor: Tensor) -> int:
-    """The widest access (bytes) that keeps each row of `columns` elements aligned."""
+    """The widest access (bytes) of a warp that takes a row of `columns` elements.
+
+    Each row must stay aligned, and 32 lanes share it: a row of 10 leaves one element to a lane.
+    """
     row = columns * tensor.element_size()
-    return min(16, row & -row)
+    lane = max(1, next_power_of_2(columns) // 32) * tensor.element_size()
+    return min(16, row & -row, lane)
