@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from fastuiat_kernels import checks
+from fastuiat_kernels.class_rows import class_sum, group_rows, grouping_pointers
 from fastuiat_kernels.launch import blocks, takes_kernel, tl, triton, wrap_triton
 from fastuiat_kernels.spec import (
     Inputs,
@@ -39,10 +40,6 @@ _NUM_WARPS = 4
 # Rows asked for before the first is added: one class may hold the whole batch, and a single load in
 # flight would wait for memory at each of its rows. Four cost 32 registers in fp32.
 _UNROLL = 4
-# A program ranks 16 rows against 128 labels at a time: 16 comparisons per thread, and 64 registers
-# on sm_90, where 32 rows took 163.
-_RANKED = 16
-_CHUNK = 128
 
 
 def bank_accumulate_reference(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -82,69 +79,6 @@ def _sums_like(grad: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def _group_rows_kernel(
-    y_ptr,
-    order_ptr,
-    starts_ptr,
-    batch,
-    classes,
-    RANKED: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """order: the rows sorted by class, in batch order within one; starts[c]: where c's rows begin.
-
-    A row's place is the number of rows before it in that order, counted outright. Labels out of
-    range sort behind all classes, where no class finds them.
-    """
-    first = tl.program_id(0) * RANKED
-    ranks_rows = first < batch
-    if ranks_rows:
-        own_row = first + tl.arange(0, RANKED)
-        own = tl.load(y_ptr + own_row, mask=own_row < batch, other=-1)
-        own = tl.where((own >= 0) & (own < classes), own, classes)
-    else:  # the programs behind the last row rank the classes: as rows before all of their own
-        own_row = tl.zeros([RANKED], tl.int32)
-        own = ((first - (batch + RANKED - 1) // RANKED * RANKED) + tl.arange(0, RANKED)).to(
-            tl.int64
-        )
-    place = tl.zeros([RANKED], tl.int32)
-    for start in range(0, batch, CHUNK):
-        row = start + tl.arange(0, CHUNK)
-        label = tl.load(y_ptr + row, mask=row < batch, other=-1)
-        label = tl.where((label >= 0) & (label < classes), label, classes)
-        before = label[None, :] < own[:, None]
-        before |= (label[None, :] == own[:, None]) & (row[None, :] < own_row[:, None])
-        place += tl.sum((before & (row < batch)[None, :]).to(tl.int32), axis=1)
-    if ranks_rows:
-        tl.store(order_ptr + place, own_row, mask=own_row < batch)
-    else:
-        tl.store(starts_ptr + own, place, mask=own <= classes)
-
-
-@triton.jit
-def _class_sum(
-    grad_ptr,
-    order_ptr,
-    first,
-    last,
-    offsets,
-    inside,
-    ELEMENTS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One block of Σ grad[order[first … last − 1]], added in that order."""
-    total = tl.zeros([BLOCK], tl.float32)
-    for i in range(first, last, UNROLL):
-        for step in tl.static_range(UNROLL):
-            there = i + step < last
-            row = tl.load(order_ptr + i + step, mask=there, other=0).to(tl.int64)
-            grad = tl.load(grad_ptr + row * ELEMENTS + offsets, mask=inside & there, other=0.0)
-            total += grad.to(tl.float32)
-    return total
-
-
-@triton.jit
 def _moved(z, total, alpha, eps):
     """clip(z − alpha·sign(total), −eps, eps)."""
     # Inductor hands Python floats over as fp64, which would promote all that follows.
@@ -171,7 +105,7 @@ def _bank_step_kernel(
     if first < last:
         offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = offsets < ELEMENTS
-        total = _class_sum(
+        total = class_sum(
             grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, UNROLL, BLOCK
         )
         z = tl.load(z_ptr + label * ELEMENTS + offsets, mask=inside)
@@ -194,7 +128,7 @@ def _bank_accumulate_kernel(
     first, last = tl.load(starts_ptr + label), tl.load(starts_ptr + label + 1)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < ELEMENTS
-    total = _class_sum(grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, UNROLL, BLOCK)
+    total = class_sum(grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, UNROLL, BLOCK)
     tl.store(sums_ptr + label * ELEMENTS + offsets, total, mask=inside)
     if tl.program_id(1) == 0:
         tl.store(present_ptr + label, first < last)
@@ -220,19 +154,8 @@ def _bank_update_kernel(
         tl.store(z_ptr + label * ELEMENTS + offsets, z, mask=inside)
 
 
-def _launch_group_rows(y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    batch = y.shape[0]
-    order = torch.empty(batch, dtype=torch.int32, device=y.device)
-    starts = torch.empty(num_classes + 1, dtype=torch.int32, device=y.device)
-    programs = blocks(batch, _RANKED) + blocks(num_classes + 1, _RANKED)
-    wrap_triton(_group_rows_kernel)[(programs,)](
-        y, order, starts, batch, num_classes, RANKED=_RANKED, CHUNK=_CHUNK, num_warps=_NUM_WARPS
-    )
-    return order, starts
-
-
 def _launch_accumulate(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    order, starts = _launch_group_rows(y, num_classes)
+    order, starts = group_rows(y, num_classes)
     sums = _sums_like(grad, num_classes, torch.float32)
     present = torch.empty(num_classes, dtype=torch.bool, device=y.device)
     elements = grad[0].numel()
@@ -261,7 +184,7 @@ def _launch_update(z: Tensor, sums: Tensor, present: Tensor, alpha: float, eps: 
 
 def _launch_step(z: Tensor, grad: Tensor, y: Tensor, alpha: float, eps: float) -> Tensor:
     checks.same_sample_layout(z=z, grad=grad)
-    order, starts = _launch_group_rows(y, z.shape[0])
+    order, starts = group_rows(y, z.shape[0])
     elements = z[0].numel()
     wrap_triton(_bank_step_kernel)[(z.shape[0], blocks(elements, _BLOCK))](
         z,
@@ -373,22 +296,13 @@ def _update_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inpu
     return {**inputs, "sums": sums, "present": present}
 
 
-def _grouping(y: Tensor, num_classes: int) -> dict[str, Pointer]:
-    """Written once and read back by every block of the second kernel."""
-    return {
-        "y_ptr": Pointer(8 * y.numel(), 8, cached=True),
-        "order_ptr": Pointer(8 * y.numel(), 4, cached=True),
-        "starts_ptr": Pointer(8 * (num_classes + 1), 4, cached=True),
-    }
-
-
 def _accumulate_pointers(inputs: Inputs) -> dict[str, Pointer]:
     grad, classes = inputs["grad"], inputs["num_classes"]
     return {
         "grad_ptr": Pointer(grad.numel() * grad.element_size(), 16),
         "sums_ptr": Pointer(4 * classes * grad[0].numel(), 16),
         "present_ptr": Pointer(classes, 1),
-        **_grouping(inputs["y"], classes),
+        **grouping_pointers(inputs["y"], classes),
     }
 
 
@@ -397,7 +311,7 @@ def _step_pointers(inputs: Inputs) -> dict[str, Pointer]:
     return {
         "grad_ptr": Pointer(grad.numel() * grad.element_size(), 16),
         "z_ptr": Pointer(8 * y.unique().numel() * z[0].numel(), 16),
-        **_grouping(y, z.shape[0]),
+        **grouping_pointers(y, z.shape[0]),
     }
 
 

@@ -188,7 +188,8 @@ def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 def _counted_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
     inputs = _inputs(size, dtype, device)
-    inputs["grad"][:, 0, 0, :2] = torch.tensor([0.0, float("nan")], dtype=dtype, device=device)
+    inputs["grad"][:, 0, 0, 0] = 0
+    inputs["grad"][:, -1, -1, -1] = float("nan")
     return {**inputs, "counts": torch.zeros(2, dtype=torch.int64, device=device)}
 
 

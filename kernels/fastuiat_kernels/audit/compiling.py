@@ -64,8 +64,10 @@ class Signature:
 
     @classmethod
     def of(cls, launch: Launch) -> Signature:
-        types, constants, attributes = {}, {}, {}
-        divisible = [["tt.divisibility", 16]]
+        types: dict[str, str] = {}
+        constants: dict[tuple[int, ...], Any] = {}
+        attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+        divisible: list[list[Any]] = [["tt.divisibility", 16]]
         for i, parameter in enumerate(launch.kernel.params):
             value = launch.arguments[parameter.name]
             if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):

@@ -112,9 +112,8 @@ class Report:
 
 
 def _variants(kernels: Iterable[str]) -> list[tuple[str, Variant]]:
-    return [
-        (spec.name, variant) for spec in SPECS if spec.name in kernels for variant in spec.variants
-    ]
+    chosen = [spec for spec in SPECS if spec.name in kernels]
+    return [(spec.name, variant) for spec in chosen for variant in spec.variants]
 
 
 def _cases(kernels: Iterable[str], sizes: str) -> list[tuple[Case, Variant, torch.dtype]]:

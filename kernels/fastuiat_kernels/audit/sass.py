@@ -18,22 +18,16 @@ _RESULT = re.compile(r"(?:U?P\w+,\s*)*(U?R)(\d+)\b")
 _LABEL = re.compile(r"(\.L_x_\d+):")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
-_GLOBAL = {"LDG": "load", "STG": "store", "ATOMG": "atomic", "ATOM": "atomic", "REDG": "atomic"}
-_GLOBAL["RED"] = "atomic"
-_LOCAL = {"LDL", "STL"}
-_NO_RESULT = {
-    "STG",
-    "STS",
-    "STL",
-    "RED",
-    "REDG",
-    "BRA",
-    "EXIT",
-    "BAR",
-    "WARPSYNC",
-    "BSYNC",
-    "PLOP3",
+_GLOBAL = {
+    "LDG": "load",
+    "STG": "store",
+    "ATOM": "atomic",
+    "ATOMG": "atomic",
+    "RED": "atomic",
+    "REDG": "atomic",
 }
+_LOCAL = {"LDL", "STL"}
+_NO_RESULT = {"STG", "STS", "STL", "RED", "REDG", "BRA", "EXIT", "BAR", "PLOP3"}
 _FROM_MEMORY = {"LDG", "LDS", "LDL", "LDSM", "ATOMG", "ATOM", "ATOMS", "SHFL", "REDUX"}
 
 
