@@ -157,7 +157,7 @@ SPEC = KernelSpec(
             pointers=_pointers,
             elements=lambda inputs: inputs["images_u8"].numel(),
             launches=1,
-            replaces=1,
+            replaces=22,
         ),
     ),
 )

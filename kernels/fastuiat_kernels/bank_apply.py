@@ -135,7 +135,7 @@ SPEC = KernelSpec(
             pointers=_pointers,
             elements=lambda inputs: inputs["x"].numel(),
             launches=1,
-            replaces=1,
+            replaces=3,
         ),
     ),
 )

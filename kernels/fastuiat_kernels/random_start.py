@@ -216,9 +216,9 @@ SPEC = KernelSpec(
     "random_start",
     "clip(x + eps·(2u − 1), lo, hi) or clip(x + eps·n, lo, hi)",
     (
-        _variant("uniform", True, 1),
-        _variant("uniform", False, 1),
-        _variant("normal", True, 1),
-        _variant("normal", False, 1),
+        _variant("uniform", True, 274),
+        _variant("uniform", False, 274),
+        _variant("normal", True, 285),
+        _variant("normal", False, 285),
     ),
 )

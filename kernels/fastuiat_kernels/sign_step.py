@@ -227,6 +227,6 @@ SPEC = KernelSpec(
     "clip(clip(x' ± alpha·sign(g), x − eps, x + eps), lo, hi)",
     (
         _variant("sign_step", _inputs, 7),
-        _variant("sign_step, counted", _counted_inputs, 14, ("counts",)),
+        _variant("sign_step, counted", _counted_inputs, 17, ("counts",)),
     ),
 )

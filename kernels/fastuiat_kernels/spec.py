@@ -90,7 +90,7 @@ class Variant:
     launches: int
     """Kernels launched per call."""
     replaces: int
-    """Operations that the eager reference launches on a GPU (a test counts them)."""
+    """Operators that the eager reference runs, views and allocations apart (a test counts them)."""
     mutates: tuple[str, ...] = ()
     """Inputs changed in place: bench and tests hand out copies."""
     tolerance: Tolerance | None = None
