@@ -32,8 +32,8 @@ class UniversalBank(nn.Module):
         self.register_buffer("z", BANK_START_STD * z.permute(0, 3, 1, 2))
 
     def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
-        """clip(x + z[y], 0, 1)."""
-        return bank_apply(x, self.z, y)
+        """clip(x + z[y], 0, 1), channels-last as z is."""
+        return bank_apply(x.to(memory_format=torch.channels_last), self.z, y)
 
     def step(self, grad: Tensor, y: Tensor, *, alpha: float, eps: float) -> None:
         """One sign step of the present classes down the class sums of grad (B, C, H, W)."""

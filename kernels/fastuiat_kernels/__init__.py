@@ -1,20 +1,46 @@
 """The tensor operations of adversarial training that PyTorch has no single call for.
 
-Each file holds one operation, its formula and its plain-PyTorch reference, which is what runs on
-the CPU. Images are (B, C, H, W), dense, usually channels-last; pixels and radii are in [0, 1].
+Each file holds one operation: its formula, its plain-PyTorch reference, which is what runs on the
+CPU, and its Triton kernel for GPUs. Images are (B, C, H, W), dense, usually channels-last; pixels
+and radii are in [0, 1]. `SPECS` is what tests, audit and bench iterate.
 """
 
+from fastuiat_kernels.augment import SPEC as _augment
 from fastuiat_kernels.augment import augment
+from fastuiat_kernels.bank_apply import SPEC as _bank_apply
 from fastuiat_kernels.bank_apply import bank_apply
+from fastuiat_kernels.bank_step import SPEC as _bank_step
 from fastuiat_kernels.bank_step import bank_accumulate, bank_step, bank_update
+from fastuiat_kernels.distill_loss import SPEC as _distill_loss
 from fastuiat_kernels.distill_loss import distill_loss
+from fastuiat_kernels.memory_update import SPEC as _memory_update
 from fastuiat_kernels.memory_update import memory_update
 from fastuiat_kernels.philox import Noise, noise_key, philox_uint32, uniform
+from fastuiat_kernels.random_start import SPEC as _random_start
 from fastuiat_kernels.random_start import random_start
+from fastuiat_kernels.sign_step import SPEC as _sign_step
 from fastuiat_kernels.sign_step import sign_step
+from fastuiat_kernels.spec import SIZES, KernelSpec, Pointer, Size, Tolerance, Variant
+
+SPECS: tuple[KernelSpec, ...] = (
+    _sign_step,
+    _random_start,
+    _augment,
+    _bank_apply,
+    _bank_step,
+    _distill_loss,
+    _memory_update,
+)
 
 __all__ = [
+    "SIZES",
+    "SPECS",
+    "KernelSpec",
     "Noise",
+    "Pointer",
+    "Size",
+    "Tolerance",
+    "Variant",
     "augment",
     "bank_accumulate",
     "bank_apply",

@@ -2,16 +2,48 @@
 
     mean over the batch of  −log q_y + lam·Σ_k p_k (log p_k − log q_k),   q = softmax(logits)
 
-Shapes: logits (B, K), target_probs (B, K) detached, y int64 (B,). At least fp32 inside;
-0·log 0 = 0, so target probabilities of exactly 0 are exact.
+Shapes: logits (B, K), target_probs (B, K) detached, y int64 (B,), contiguous rows. At least fp32
+inside; 0·log 0 = 0, so target probabilities of exactly 0 are exact. Any NaN, or a +inf logit, makes
+the loss NaN. The kernel takes logits in fp32, bf16 or fp16 with fp32 target_probs; others the
+reference.
+
+One launch reads a row once and writes its loss and its gradient
+
+    ∂/∂logits_k = q_k − [k = y] + lam·(q_k·Σ_j p_j − p_k)
+
+which the backward pass only scales. The gradient is kept in fp32: in fp16 the small q of a
+confident row would vanish.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.library import triton_op
 
 from fastuiat_kernels import checks
+from fastuiat_kernels.launch import next_power_of_2, takes_kernel, tl, triton, wrap_triton
+from fastuiat_kernels.spec import (
+    Inputs,
+    KernelSpec,
+    Pointer,
+    Size,
+    Tolerance,
+    Variant,
+    generator,
+    labels,
+    row_width,
+)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _num_warps(block: int) -> int:
+    # A row is one program, for its sums must meet. Up to 8 elements per thread (two 16-byte
+    # accesses in fp32), a single warp for few classes: then the sums need no shared memory.
+    return max(1, min(8, block // 256))
 
 
 def distill_loss_reference(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> Tensor:
@@ -23,13 +55,168 @@ def distill_loss_reference(logits: Tensor, target_probs: Tensor, y: Tensor, lam:
     return (cross_entropy + lam * divergence).mean()
 
 
+@triton.jit
+def _distill_rows_kernel(
+    logits_ptr,
+    probs_ptr,
+    y_ptr,
+    losses_ptr,
+    grad_ptr,
+    lam,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    inside = k < CLASSES
+    y = tl.load(y_ptr + row)
+    logits = tl.load(logits_ptr + row * CLASSES + k, mask=inside, other=float("-inf"))
+    p = tl.load(probs_ptr + row * CLASSES + k, mask=inside, other=0.0)
+    logits = logits.to(tl.float32)
+    lam = tl.cast(lam, tl.float32)  # Inductor hands Python floats over as fp64
+    shifted = logits - tl.max(logits, axis=0)
+    exps = tl.exp(shifted)
+    total = tl.sum(exps, axis=0)
+    log_q = tl.where(inside, shifted - tl.log(total), 0.0)
+    own = tl.sum(tl.where(k == y, log_q, 0.0), axis=0)
+    # A label out of range would leave −log q_y at 0 and the loss plausible.
+    own = tl.where((y >= 0) & (y < CLASSES), own, float("nan"))
+    p_log_p = p * tl.log(tl.where(p == 0, 1.0, p))
+    divergence = tl.sum(p_log_p - p * log_q, axis=0)
+    tl.store(losses_ptr + row, lam * divergence - own)
+    q = exps / total
+    grad = q - (k == y).to(tl.float32) + lam * (q * tl.sum(p, axis=0) - p)
+    tl.store(grad_ptr + row * CLASSES + k, grad, mask=inside)
+
+
+def _launch(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    checks.contiguous(logits=logits, target_probs=target_probs)
+    batch, classes = logits.shape
+    losses = torch.empty(batch, dtype=torch.float32, device=logits.device)
+    grad = torch.empty((batch, classes), dtype=torch.float32, device=logits.device)
+    block = next_power_of_2(classes)
+    wrap_triton(_distill_rows_kernel)[(batch,)](
+        logits,
+        target_probs,
+        y,
+        losses,
+        grad,
+        lam,
+        CLASSES=classes,
+        BLOCK=block,
+        num_warps=_num_warps(block),
+    )
+    return losses, grad
+
+
+def distill_rows_reference(
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Each row's loss (B,) and its gradient (B, K): what the kernel writes."""
+    log_q = torch.log_softmax(logits.float(), dim=1)
+    q, p = log_q.exp(), target_probs.float()
+    own = torch.nn.functional.one_hot(y, logits.shape[1])
+    cross_entropy = -log_q.gather(1, y[:, None])[:, 0]
+    divergence = (torch.xlogy(p, p) - p * log_q).sum(dim=1)
+    grad = q - own + lam * (q * p.sum(dim=1, keepdim=True) - p)
+    return cross_entropy + lam * divergence, grad
+
+
+@triton_op("fastuiat::distill_rows", mutates_args={})
+def _distill_rows(
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    run = _launch if logits.is_cuda else distill_rows_reference
+    return run(logits, target_probs, y, lam)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # nobody differentiates the gradient
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(output[1])
+
+
+def _backward(
+    ctx: Any, grad_losses: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, None, None, None]:
+    if grad_losses is None:
+        return None, None, None, None
+    (grad,) = ctx.saved_tensors
+    return (grad * grad_losses[:, None]).to(ctx.dtype), None, None, None
+
+
+_distill_rows.register_autograd(_backward, setup_context=_setup_context)
+
+
 def distill_loss(logits: Tensor, target_probs: Tensor, y: Tensor, *, lam: float) -> Tensor:
-    """A scalar, differentiable in `logits`; no gradient reaches `target_probs`."""
+    """A scalar, differentiable in `logits` once; no gradient reaches `target_probs`.
+
+    logits and target_probs (B, K), y int64 (B,). ValueError on other dtypes, shapes or devices, on
+    rows that are not contiguous, and on the CPU on a label outside 0 … K−1; on a GPU such a label
+    makes the loss NaN. Source: the paper's eq. 7.
+    """
     checks.floating(logits=logits, target_probs=target_probs)
     checks.same_device(logits=logits, target_probs=target_probs, y=y)
-    if logits.shape != target_probs.shape:
+    if logits.ndim != 2 or logits.shape != target_probs.shape:
         raise ValueError(
-            f"target_probs has shape {tuple(target_probs.shape)}, logits {tuple(logits.shape)}"
+            f"target_probs has shape {tuple(target_probs.shape)}, logits {tuple(logits.shape)}: "
+            "both must be (B, K)"
         )
+    checks.contiguous(logits=logits, target_probs=target_probs)
     checks.indices("y", y, logits.shape[1], logits.shape[0])
+    fp32 = target_probs.dtype == torch.float32
+    if takes_kernel(logits) and fp32 and logits.dtype in _DTYPES:
+        return _distill_rows(logits, target_probs.detach(), y, lam)[0].mean()
     return distill_loss_reference(logits, target_probs, y, lam)
+
+
+def _launched_loss(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> Tensor:
+    return _launch(logits, target_probs, y, lam)[0].mean()
+
+
+def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
+    random = generator(size)
+    logits = 3 * torch.randn(size.batch, size.classes, generator=random)
+    scores = 3 * torch.randn(size.batch, size.classes, generator=random)
+    return {
+        "logits": logits.to(device, dtype),
+        "target_probs": torch.softmax(scores, dim=1).to(device),
+        "y": labels(size, random, device),
+        "lam": 3.5,
+    }
+
+
+def _pointers(inputs: Inputs) -> dict[str, Pointer]:
+    logits, probs = inputs["logits"], inputs["target_probs"]
+    batch, classes = logits.shape
+    return {
+        "logits_ptr": Pointer(logits.numel() * logits.element_size(), row_width(classes, logits)),
+        "probs_ptr": Pointer(4 * logits.numel(), row_width(classes, probs)),
+        "y_ptr": Pointer(8 * batch, 8),
+        "losses_ptr": Pointer(4 * batch, 4),
+        "grad_ptr": Pointer(4 * logits.numel(), row_width(classes, probs)),
+    }
+
+
+SPEC = KernelSpec(
+    "distill_loss",
+    "mean of −log q_y + lam·Σ_k p_k (log p_k − log q_k), q = softmax(logits)",
+    (
+        Variant(
+            name="distill_loss",
+            op=distill_loss,
+            reference=distill_loss_reference,
+            launcher=_launched_loss,
+            inputs=_inputs,
+            dtypes=_DTYPES,
+            pointers=_pointers,
+            elements=lambda inputs: inputs["logits"].numel(),
+            launches=1,
+            replaces=22,
+            # Another order of the sums, and the GPU's own exp and log (2 ulp, and 2⁻²² near log 1).
+            tolerance=Tolerance(rtol=1e-5, atol=1e-6),
+            audit_sizes=("cifar10", "classes1000"),
+            traffic_sizes=("small", "small1000"),
+        ),
+    ),
+)

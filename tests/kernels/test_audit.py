@@ -1,0 +1,133 @@
+"""The audit passes on the kernels as they are, and fails on kernels made worse on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastuiat_kernels
+from fastuiat_kernels import SPECS
+from fastuiat_kernels.audit import sass
+from fastuiat_kernels.audit.__main__ import main
+
+PACKAGE = Path(fastuiat_kernels.__file__).parent
+
+
+def audit(*words: str | Path, root: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastuiat_kernels.audit", *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_every_kernel_passes_on_three_generations(tmp_path):
+    """What CI holds: sm_80, sm_90 and sm_100, every kernel, every dtype."""
+    file = tmp_path / "audit.json"
+    done = audit("--target", "sm_80", "sm_90", "sm_100", "--json", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ": 0 failures" in done.stdout.splitlines()[-1]
+    report = json.loads(file.read_text())
+    assert report["failures"] == [] and set(report["targets"]) == {"sm_80", "sm_90", "sm_100"}
+    seen = {(r["target"], r["case"]["variant"], r["case"]["dtype"]) for r in report["machine_code"]}
+    for spec in SPECS:
+        for variant in spec.variants:
+            for dtype in variant.dtypes:
+                for target in report["targets"]:
+                    assert (target, variant.name, str(dtype).removeprefix("torch.")) in seen
+    for row in report["machine_code"]:
+        assert row["compiled"]["registers"] > 0 and row["compiled"]["widths"]
+    for row in report["traffic"]:
+        assert row["counted"] == row["floor"]
+    # 128 × 3 × 32 × 32 elements, 16 bytes each, at 2039 GB/s.
+    (bound,) = [
+        r["bound_us"]
+        for r in report["bounds"]
+        if r["target"] == "sm_80"
+        and r["case"]["variant"] == "sign_step"
+        and r["case"]["dtype"] == "float32"
+    ]
+    assert bound == pytest.approx(128 * 3 * 32 * 32 * 16 / 2039e9 * 1e6)
+
+
+def test_amd():
+    done = audit("--target", "gfx942", "--kernel", "bank_apply", "memory_update")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WORSE = {
+    "bytes": (
+        "    sign = (grad > 0)",
+        "    grad += 0 * tl.load(grad_ptr + start + offsets, mask=inside, other=0.0)\n"
+        "    sign = (grad > 0)",
+        "grad_ptr moves",
+    ),
+    "narrow": (
+        "    offsets = tl.arange(0, BLOCK)",
+        "    offsets = BLOCK - 1 - tl.arange(0, BLOCK)",
+        "grad_ptr is accessed 4 bytes at a time, 16 declared",
+    ),
+    "spill": (
+        "_BLOCK = 1024\n_NUM_WARPS = 4",
+        "_BLOCK = 4096\n_NUM_WARPS = 1",
+        "local memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WORSE)
+def test_a_worse_kernel_fails(how, tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / PACKAGE.name / "sign_step.py"
+    good, bad, complaint = WORSE[how]
+    text = file.read_text()
+    assert text.count(good) == 1
+    file.write_text(text.replace(good, bad))
+    done = audit("--target", "sm_80", "--kernel", "sign_step", root=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    failures = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert any(complaint in line for line in failures), done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("--target", "sm_1"), ("--kernel", "softmax"), ("--json", "no/such/folder/a.json")]
+)
+def test_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+    assert words[1] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_reading_machine_code_through_branches_and_reuse():
+    """A register that held one pointer on another path says nothing about this one."""
+    text = """
+        /*0000*/                   LDC.64 R4, c[0x0][0x210] ;
+        /*0010*/              @P0 BRA `(.L_x_1) ;
+        /*0020*/                   IMAD.WIDE R6, R3, 0x10, R4 ;
+        /*0030*/                   LDG.E.128 R8, desc[UR4][R6.64] ;
+        /*0040*/                   STL [R1], R8 ;
+        /*0050*/                   EXIT ;
+.L_x_1:
+        /*0060*/                   LDC.64 R4, c[0x0][0x218] ;
+        /*0070*/                   LEA R4, P1, R9, R4, 0x2 ;
+        /*0080*/                   LEA.HI.X.SX32 R5, R9, R5, 0x2, P1 ;
+        /*0090*/                   LDG.E.U16 R9, desc[UR4][R4.64] ;
+        /*00a0*/                   STG.E.64 desc[UR4][R8.64], R4 ;
+        /*00b0*/                   EXIT ;
+    """
+    code = sass.read(text, {0x210: "a", 0x218: "b"})
+    assert code.local_accesses == 1
+    assert code.accesses == (
+        sass.Access("load", 16, frozenset({"a"})),
+        sass.Access("load", 2, frozenset({"b"})),
+        sass.Access("store", 8, frozenset()),
+    )
