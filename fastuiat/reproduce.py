@@ -40,6 +40,7 @@ ELSEWHERE = {
     "figure5": "is drawn from two finished runs: fastuiat report",
     "figure6": "is drawn from a finished run: fastuiat report",
 }
+EVALUATION_BATCH = 200
 WORTH_COMPILING = 2000
 """Steps of a run below which compiling takes longer than it saves."""
 
@@ -232,6 +233,7 @@ def evaluate_row(
     missing = [a for a in attacks.values() if measured(folder, a, row.eps, n) is None]
     if missing:
         words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
+        words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
         child("eval", str(folder), *words, "--device", options.device)
     result = {}
     for column, attack in attacks.items():

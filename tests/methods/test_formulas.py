@@ -162,6 +162,19 @@ def assert_same_training(loss: Tensor, net: nn.Module, expected: Tensor, twin: n
         assert torch.allclose(got, want, rtol=1e-9), name
 
 
+def helper_that_tells(x: Tensor, x_adv: Tensor) -> nn.Module:
+    """A net that sees class 0 in the first image and class 1 in its x̂, as no fresh net would."""
+    linear = nn.Linear(x[0].numel(), 5).double()
+    direction = torch.sign(x_adv[0] - x[0]).flatten()
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[1] = direction
+        linear.bias[:] = torch.tensor([0.0, -float(direction @ x[0].flatten()) - 1e-3, -1, -1, -1])
+    helper = nn.Sequential(nn.Flatten(), linear)
+    assert helper(x[:1]).argmax() == 0 and helper(x_adv[:1]).argmax() == 1
+    return helper
+
+
 @pytest.mark.parametrize("name, config, kind, book", CASES)
 def test_against_the_formula(name, config, kind, book, create, make_net, make_batch):
     batch = make_batch(torch.float64)
@@ -172,6 +185,9 @@ def test_against_the_formula(name, config, kind, book, create, make_net, make_ba
     if kind == "uniform" and name == "hat":
         method = create(name, torch.float64, attack={"steps": STEPS, "start": kind}, **config)
     assert method.config.attack.start == kind
+    if name == "hat":
+        _, x_adv = book(Net(make_net(torch.float64)), batch.x, batch.y, start, method)
+        method.helpers["helper"] = helper_that_tells(batch.x, x_adv)
     key, index = batch.noise("inverse")
     method.inverse_start = random_start(batch.x, index, key, eps=0.001, kind="normal")
     net, twin = make_net(torch.float64), make_net(torch.float64)
@@ -181,6 +197,7 @@ def test_against_the_formula(name, config, kind, book, create, make_net, make_ba
     assert_same_training(out.loss, net, expected, twin)
     # The same from the start given as a tensor.
     given = create(name, torch.float64, attack={"steps": STEPS, "start": start}, **config)
+    given.helpers = method.helpers
     again = make_net(torch.float64)
     assert given.loss(again, batch).loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
