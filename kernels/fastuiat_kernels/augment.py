@@ -71,6 +71,7 @@ def _augment_kernel(
 
 
 def _launch(images_u8: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor, pad: int) -> Tensor:
+    checks.contiguous_at_launch(images_u8=images_u8)
     batch, height, width, channels = images_u8.shape
     out = torch.empty(images_u8.shape, dtype=torch.float32, device=images_u8.device)
     wrap_triton(_augment_kernel)[(batch, blocks(height * width * channels, _BLOCK))](

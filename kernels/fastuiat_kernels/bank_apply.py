@@ -59,7 +59,7 @@ def _bank_apply_kernel(
 
 
 def _launch(x: Tensor, z: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:
-    checks.same_sample_layout(x=x, z=z)
+    checks.same_sample_layout_at_launch(x=x, z=z)
     out = torch.empty_like(x)
     elements = x[0].numel()
     wrap_triton(_bank_apply_kernel)[(x.shape[0], blocks(elements, _BLOCK))](

@@ -174,7 +174,7 @@ def _launch_accumulate(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tenso
 
 
 def _launch_update(z: Tensor, sums: Tensor, present: Tensor, alpha: float, eps: float) -> Tensor:
-    checks.same_sample_layout(z=z, sums=sums)
+    checks.same_sample_layout_at_launch(z=z, sums=sums)
     elements = z[0].numel()
     wrap_triton(_bank_update_kernel)[(z.shape[0], blocks(elements, _BLOCK))](
         z, sums, present, alpha, eps, ELEMENTS=elements, BLOCK=_BLOCK, num_warps=_NUM_WARPS
@@ -183,7 +183,7 @@ def _launch_update(z: Tensor, sums: Tensor, present: Tensor, alpha: float, eps: 
 
 
 def _launch_step(z: Tensor, grad: Tensor, y: Tensor, alpha: float, eps: float) -> Tensor:
-    checks.same_sample_layout(z=z, grad=grad)
+    checks.same_sample_layout_at_launch(z=z, grad=grad)
     order, starts = group_rows(y, z.shape[0])
     elements = z[0].numel()
     wrap_triton(_bank_step_kernel)[(z.shape[0], blocks(elements, _BLOCK))](

@@ -3,6 +3,9 @@
 What the host knows (dtype, shape, device, strides) is checked everywhere. The range of labels and
 indices is read on the CPU only: reading it on a GPU would stall the queue. There the kernels never
 touch memory for an entry out of range and make it visible instead: what belongs to it is NaN.
+
+Strides are not asked for while Dynamo traces, where they need not be those of the finished graph;
+the launchers ask (`…_at_launch`), eagerly and when the graph that launches is made.
 """
 
 from __future__ import annotations
@@ -43,8 +46,11 @@ def _alike(name: str, first: Tensor, other: str, tensor: Tensor, dims: slice) ->
 
 def same_layout(**tensors: Tensor) -> None:
     """The tensors have one shape, one device and equal strides, and their storage is dense."""
-    if torch.compiler.is_compiling():  # the strides of a graph are checked where it launches
-        return
+    if not torch.compiler.is_compiling():
+        same_layout_at_launch(**tensors)
+
+
+def same_layout_at_launch(**tensors: Tensor) -> None:
     (name, first), *rest = tensors.items()
     if not is_dense(first):
         raise ValueError(
@@ -57,8 +63,11 @@ def same_layout(**tensors: Tensor) -> None:
 
 def same_sample_layout(**tensors: Tensor) -> None:
     """(B, C, H, W) and (K, C, H, W): the rows are alike, dense, and follow each other."""
-    if torch.compiler.is_compiling():
-        return
+    if not torch.compiler.is_compiling():
+        same_sample_layout_at_launch(**tensors)
+
+
+def same_sample_layout_at_launch(**tensors: Tensor) -> None:
     (name, first), *rest = tensors.items()
     for other, tensor in tensors.items():
         if tensor.ndim != 4:
@@ -87,8 +96,11 @@ def channels_last(name: str, tensor: Tensor) -> bool:
 
 def contiguous(**tensors: Tensor) -> None:
     """Rows one after the other, as the row kernels read them."""
-    if torch.compiler.is_compiling():
-        return
+    if not torch.compiler.is_compiling():
+        contiguous_at_launch(**tensors)
+
+
+def contiguous_at_launch(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")

@@ -90,7 +90,7 @@ def _distill_rows_kernel(
 
 
 def _launch(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    checks.contiguous(logits=logits, target_probs=target_probs)
+    checks.contiguous_at_launch(logits=logits, target_probs=target_probs)
     batch, classes = logits.shape
     losses = torch.empty(batch, dtype=torch.float32, device=logits.device)
     grad = torch.empty((batch, classes), dtype=torch.float32, device=logits.device)

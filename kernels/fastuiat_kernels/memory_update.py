@@ -75,7 +75,7 @@ def _memory_update_kernel(
 
 
 def _launch(memory: Tensor, seen: Tensor, index: Tensor, probs: Tensor, gamma: float) -> Tensor:
-    checks.contiguous(memory=memory, seen=seen, probs=probs)
+    checks.contiguous_at_launch(memory=memory, seen=seen, probs=probs)
     out = torch.empty_like(probs)
     block = next_power_of_2(probs.shape[1])
     wrap_triton(_memory_update_kernel)[(probs.shape[0],)](

@@ -100,7 +100,7 @@ def _launch(
     hi: float,
     counts: Tensor | None = None,
 ) -> Tensor:
-    checks.same_layout(x_cur=x_cur, x_ref=x_ref, grad=grad)
+    checks.same_layout_at_launch(x_cur=x_cur, x_ref=x_ref, grad=grad)
     out = torch.empty_like(x_cur)
     n = x_cur.numel()
     wrap_triton(_sign_step_kernel)[(blocks(n, _BLOCK),)](

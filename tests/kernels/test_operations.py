@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,15 @@ def test_launches_replaced(name):
     assert operators.count == variant.replaces
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_readme_tells_the_same(name):
+    text = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    (row,) = [row for row in rows if row[0].strip() == f"`{name.split(',')[0]}`"]
+    assert re.match(rf"\s*{VARIANTS[name].launches}\b", row[-2])
+    assert re.search(rf"\b{VARIANTS[name].replaces}\b", row[-1])
+
+
 # --- the GPU path, traced without a GPU ---
 
 
@@ -321,6 +331,47 @@ def test_cuda_tensors_take_the_kernel(name, pretended_driver):
     assert len(launches) == variant.launches
     written = {p for node in launches for p in node.kwargs["tensors_to_clone"]}
     assert written == WRITTEN.get(name, {"out_ptr"})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_operator_in_a_compiled_graph(name, monkeypatch):
+    """The public function in one graph, by way of its operator as on a GPU."""
+    for spec in SPECS:
+        module = sys.modules[f"fastuiat_kernels.{spec.name}"]
+        monkeypatch.setattr(module, "takes_kernel", lambda *tensors: True)
+    variant = VARIANTS[name]
+    left = variant.inputs(SMALL, variant.dtypes[0], CPU)
+    right = copies(left)
+    if "logits" in left:
+        left["logits"].requires_grad_()
+        right["logits"].requires_grad_()
+    compiled = torch.compile(variant.op, fullgraph=True, dynamic=False, backend="aot_eager")
+    out, expected = compiled(**left), variant.reference(**right)
+    if "logits" in left:
+        out.backward()
+        expected.backward()
+        torch.testing.assert_close(left["logits"].grad, right["logits"].grad)
+    torch.testing.assert_close(out, expected, equal_nan=True)
+    for mutated in variant.mutates:
+        assert torch.equal(left[mutated], right[mutated])
+
+
+@pytest.mark.parametrize("name", ["sign_step", "bank_apply", "bank_step"])
+def test_a_graph_with_other_strides_is_refused(name, pretended_driver, monkeypatch):
+    """While Dynamo traces nobody asks for strides: the launch in the graph must."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    variant = VARIANTS[name]
+    inputs = variant.inputs(SMALL, torch.float32, CPU)
+    with FakeTensorMode():
+        fakes = {
+            k: torch.empty(v.shape, dtype=v.dtype, device="cuda")
+            for k, v in inputs.items()
+            if isinstance(v, torch.Tensor)
+        }
+        last = "x" if "x" in fakes else "grad"
+        fakes[last] = fakes[last].to(memory_format=torch.channels_last)
+        with pytest.raises(ValueError, match="has strides"):
+            aot_function(lambda **t: variant.op(**(inputs | t)), lambda g, _: g)(**fakes)
 
 
 # --- bad input ---
