@@ -37,9 +37,6 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # 128 threads with 8 elements each: one 16-byte access of a half-precision gradient, two in fp32.
 _BLOCK = 1024
 _NUM_WARPS = 4
-# Rows asked for before the first is added: one class may hold the whole batch, and a single load in
-# flight would wait for memory at each of its rows. Four cost 32 registers in fp32.
-_UNROLL = 4
 
 
 def bank_accumulate_reference(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +94,6 @@ def _bank_step_kernel(
     alpha,
     eps,
     ELEMENTS: tl.constexpr,
-    UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     label = tl.program_id(0).to(tl.int64)
@@ -105,9 +101,7 @@ def _bank_step_kernel(
     if first < last:
         offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = offsets < ELEMENTS
-        total = class_sum(
-            grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, UNROLL, BLOCK
-        )
+        total = class_sum(grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, BLOCK)
         z = tl.load(z_ptr + label * ELEMENTS + offsets, mask=inside)
         z = _moved(z, total, alpha, eps)
         tl.store(z_ptr + label * ELEMENTS + offsets, z, mask=inside)
@@ -121,14 +115,13 @@ def _bank_accumulate_kernel(
     sums_ptr,
     present_ptr,
     ELEMENTS: tl.constexpr,
-    UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     label = tl.program_id(0).to(tl.int64)
     first, last = tl.load(starts_ptr + label), tl.load(starts_ptr + label + 1)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < ELEMENTS
-    total = class_sum(grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, UNROLL, BLOCK)
+    total = class_sum(grad_ptr, order_ptr, first, last, offsets, inside, ELEMENTS, BLOCK)
     tl.store(sums_ptr + label * ELEMENTS + offsets, total, mask=inside)
     if tl.program_id(1) == 0:
         tl.store(present_ptr + label, first < last)
@@ -166,7 +159,6 @@ def _launch_accumulate(grad: Tensor, y: Tensor, num_classes: int) -> tuple[Tenso
         sums,
         present,
         ELEMENTS=elements,
-        UNROLL=_UNROLL,
         BLOCK=_BLOCK,
         num_warps=_NUM_WARPS,
     )
@@ -194,7 +186,6 @@ def _launch_step(z: Tensor, grad: Tensor, y: Tensor, alpha: float, eps: float) -
         alpha,
         eps,
         ELEMENTS=elements,
-        UNROLL=_UNROLL,
         BLOCK=_BLOCK,
         num_warps=_NUM_WARPS,
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import fastuiat_kernels
-from fastuiat_kernels import SPECS
-from fastuiat_kernels.audit import sass
+from fastuiat_kernels import SPECS, Size
+from fastuiat_kernels.audit import compiling, sass
 from fastuiat_kernels.audit.__main__ import main
+from fastuiat_kernels.audit.targets import TARGETS
 
 PACKAGE = Path(fastuiat_kernels.__file__).parent
 
@@ -57,6 +58,17 @@ def test_every_kernel_passes_on_three_generations(tmp_path):
         and r["case"]["dtype"] == "float32"
     ]
     assert bound == pytest.approx(128 * 3 * 32 * 32 * 16 / 2039e9 * 1e6)
+
+
+@pytest.mark.parametrize("size", [Size(1, 1, 1, 1, 2, 1), Size(7, 5, 3, 11, 13, 61)])
+def test_odd_shapes_compile_without_spills(size, monkeypatch):
+    """One of everything too, where Triton folds arguments that are 1 into the code."""
+    monkeypatch.setitem(compiling.SIZES, "odd", size)
+    for spec in SPECS:
+        for variant in spec.variants:
+            for launch in compiling.launches(variant, variant.dtypes[0], "odd"):
+                compiled = compiling.compile_launch(launch, TARGETS["sm_90"])
+                assert compiled.spilled == compiled.unattributed == 0, compiled
 
 
 def test_amd():

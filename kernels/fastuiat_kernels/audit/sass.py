@@ -92,7 +92,7 @@ def read(text: str, pointers: Mapping[int, str]) -> MachineCode:
     """`text` is nvdisasm's; `pointers` maps the bank offset of a pointer parameter to its name."""
     blocks = _blocks(text)
     entry: list[Holds] = [{} for _ in blocks]
-    pending = {0}
+    pending, seen = {0}, {0}
     while pending:  # until nothing new arrives at any block
         index = pending.pop()
         holds = dict(entry[index])
@@ -102,9 +102,10 @@ def read(text: str, pointers: Mapping[int, str]) -> MachineCode:
             merged = dict(entry[successor])
             for register, names in holds.items():
                 merged[register] = merged.get(register, frozenset()) | names
-            if merged != entry[successor]:
+            if merged != entry[successor] or successor not in seen:
                 entry[successor] = merged
                 pending.add(successor)
+                seen.add(successor)
     accesses, local_accesses = [], 0
     for block, holds in zip(blocks, entry, strict=True):
         for instruction in block.instructions:
