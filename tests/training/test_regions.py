@@ -153,11 +153,12 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_each_region_compiles_once(name, counted):
+def test_each_region_compiles_once(name, counted, small_net):
     """Over epochs, an evaluation between them, and a state loaded; the one-off epoch T' apart."""
-    net = net_with_history()
+    net = small_net()
     view = view_of(net, True)
-    method = methods.create(name, num_classes=K, num_samples=8 * B, epochs=5)
+    helpers = {role: small_net() for role in methods.get(name).requires}
+    method = methods.create(name, num_classes=K, num_samples=8 * B, epochs=5, helpers=helpers)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     graphs_after = []
     for epoch, step in itertools.product(range(1, 6), range(2)):
@@ -178,7 +179,7 @@ def test_each_region_compiles_once(name, counted):
     assert graphs_after[0] == graphs_after[2]
     assert graphs_after[3] - graphs_after[2] <= 1  # T' of 5 epochs is 4: the inverse gradient
     assert graphs_after[4] == graphs_after[3]
-    assert 1 <= graphs_after[4] <= 4
+    assert 1 <= graphs_after[4] <= 5
 
 
 def train(view, seed: int, x, y, steps: int = 50) -> tuple[float, float]:

@@ -53,11 +53,14 @@ def settings_of(name: str, **more: Any) -> TrainConfig:
 
 def trainer_on(device: torch.device, name: str, precision: str = "fp32") -> Trainer:
     config = settings_of(name, weight_averaging=0.9)
+    roles = methods.get(name).requires
+    helpers = {role: fastuiat.build_model("wrn-10-1").to(device) for role in roles}
+    method = methods.create(name, num_classes=K, num_samples=N, epochs=5, helpers=helpers)
     return Trainer(
         config,
         net=fastuiat.build_model("wrn-10-1").to(device),
-        net_info={},
-        method=methods.create(name, num_classes=K, num_samples=N, epochs=5).to(device),
+        net_info={"num_classes": K},
+        method=method.to(device),
         loader=SimpleNamespace(order=SimpleNamespace(steps_per_epoch=1)),
         device=device,
         precision=precision,
