@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,85 @@ def file_name(attack: str, eps: float, n: int) -> str:
     return f"{label}{strength}_n{n}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What all attacks of one evaluation share."""
+
+    model: nn.Module
+    images: ImageSet
+    eps: float
+    seed: int
+    batch_size: int
+    device: torch.device
+    progress: Progress | None
+
+    def autoattack(self, state: Path) -> tuple[Tensor, float, dict[str, Any]]:
+        """Which samples stand, bool (N,); seconds; what the record says of the attack."""
+        result = run_autoattack(
+            self.model,
+            pixels(self.images.images, torch.device("cpu")).contiguous(),
+            torch.from_numpy(self.images.labels),
+            eps=self.eps,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            state_path=state,
+            device=self.device,
+            progress=self.progress,
+        )
+        settings = {
+            "version": "standard",
+            "package": result.package,
+            "parts": result.accuracy,
+            "part_seconds": result.seconds,
+            "target_classes": result.target_classes,
+        }
+        return result.robust, sum(result.seconds.values()), settings
+
+    def gradient_attack(self, attack: str) -> tuple[Tensor, float, dict[str, Any]]:
+        """The same for clean, pgd and cw."""
+        began = time.monotonic()
+        correct = correct_under(
+            self.model,
+            self.images,
+            attack,
+            eps=self.eps,
+            alpha=ALPHA,
+            steps=STEPS,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=self.progress,
+        )
+        settings: dict[str, Any] = {}
+        if attack in LOSSES:
+            settings = {"alpha": radius_text(ALPHA), "steps": STEPS}
+            settings |= {"loss": LOSSES[attack], "start": "uniform"}
+        return correct, time.monotonic() - began, settings
+
+    def record(
+        self, attack: str, correct: Tensor, seconds: float, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """All that is needed to repeat the measurement, and its outcome sample by sample."""
+        count = len(self.images.labels)
+        radius = {"eps": radius_text(self.eps), "eps_value": self.eps}
+        return {
+            "attack": attack,
+            **({} if attack == "clean" else radius),
+            **settings,
+            "accuracy": int(correct.sum()) / count,
+            "correct": int(correct.sum()),
+            "n": count,
+            "dataset": self.images.name,
+            "split": "test",
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "seconds": seconds,
+            **machine(self.device),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "per_sample": bits(correct),
+        }
+
+
 def evaluate(
     model: nn.Module,
     images: ImageSet,
@@ -55,85 +135,34 @@ def evaluate(
     """
     if n is not None:
         images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
-    count = len(images.labels)
     folder = out / "eval"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
-    for attack in attacks:
-        refuse_foreign(folder / f"{file_name(attack, eps, count)}.json", info)
-    model.eval()
+    names = {attack: file_name(attack, eps, len(images.labels)) for attack in attacks}
+    for name in names.values():
+        refuse_foreign(folder / f"{name}.json", info)
+    evaluation = Evaluation(
+        model=model.eval(),
+        images=images,
+        eps=eps,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
     records = []
-    for attack in attacks:
-        name = file_name(attack, eps, count)
-        began = time.monotonic()
-        settings: dict[str, Any] = {"eps": radius_text(eps), "eps_value": eps}
+    for attack, name in names.items():
+        state = folder / f"{name}.state"
         if attack == "autoattack":
-            state = folder / f"{name}.state"
-            result = run_autoattack(
-                model,
-                pixels(images.images, torch.device("cpu")).contiguous(),
-                torch.from_numpy(images.labels),
-                eps=eps,
-                seed=seed,
-                batch_size=batch_size,
-                state_path=state,
-                device=device,
-                progress=progress,
-            )
-            correct = result.robust
-            seconds = sum(result.seconds.values())
-            settings |= {
-                "version": "standard",
-                "package": result.package,
-                "parts": result.accuracy,
-                "part_seconds": result.seconds,
-                "target_classes": result.target_classes,
-            }
+            outcome = evaluation.autoattack(state)
         else:
-            correct = correct_under(
-                model,
-                images,
-                attack,
-                eps=eps,
-                alpha=ALPHA,
-                steps=STEPS,
-                seed=seed,
-                batch_size=batch_size,
-                device=device,
-                progress=progress,
-            )
-            seconds = time.monotonic() - began
-            if attack in LOSSES:
-                settings |= {
-                    "alpha": radius_text(ALPHA),
-                    "steps": STEPS,
-                    "loss": LOSSES[attack],
-                    "start": "uniform",
-                }
-            else:
-                settings = {}
-        record = {
-            "attack": attack,
-            **settings,
-            "accuracy": int(correct.sum()) / count,
-            "correct": int(correct.sum()),
-            "n": count,
-            "dataset": images.name,
-            "split": "test",
-            "seed": seed,
-            "batch_size": batch_size,
-            "checkpoint": info,
-            "seconds": seconds,
-            **machine(device),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "per_sample": bits(correct),
-        }
-        write_json(folder / f"{name}.json", record)
+            outcome = evaluation.gradient_attack(attack)
+        records.append(evaluation.record(attack, *outcome) | {"checkpoint": info})
+        write_json(folder / f"{name}.json", records[-1])
         if attack == "autoattack":
             state.unlink(missing_ok=True)
-        records.append(record)
     return records
 
 

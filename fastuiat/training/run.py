@@ -18,6 +18,7 @@ import torch
 import fastuiat
 from fastuiat import data, methods
 from fastuiat.config import TrainConfig, UserError
+from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.files import write_json
 from fastuiat.models import build_model
@@ -98,8 +99,30 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
     return evaluate
 
 
-def part(images: Any, rows: Any) -> Any:
+def part(images: ImageSet, rows: Any) -> ImageSet:
     return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
+
+
+def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
+    """(images, labels, their order, validation part); images are not joined into one array."""
+    train_set = data.load(config.dataset, config.data_dir, "train")
+    train_index, val_index = data.validation_split(
+        len(train_set.labels), config.val_size, config.seed
+    )
+    images: Any = train_set.images
+    labels, num_extra = train_set.labels, 0
+    if config.extra_data:
+        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
+        images, labels, num_extra = data.joined(train_set, extra)
+    order = data.Order(
+        seed=config.seed,
+        train_index=train_index,
+        batch_size=config.batch_size,
+        num_extra=num_extra,
+        first_extra=len(train_set.labels),
+        extra_share=config.extra_share if num_extra else 0.0,
+    )
+    return images, labels, order, part(train_set, val_index)
 
 
 def assemble(
@@ -118,23 +141,7 @@ def assemble(
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    train_set = data.load(config.dataset, config.data_dir, "train")
-    train_index, val_index = data.validation_split(
-        len(train_set.labels), config.val_size, config.seed
-    )
-    images: Any = train_set.images
-    labels, num_extra = train_set.labels, 0
-    if config.extra_data:
-        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
-        images, labels, num_extra = data.joined(train_set, extra)
-    order = data.Order(
-        seed=config.seed,
-        train_index=train_index,
-        batch_size=config.batch_size,
-        num_extra=num_extra,
-        first_extra=len(train_set.labels),
-        extra_share=config.extra_share if num_extra else 0.0,
-    )
+    images, labels, order, validation = training_data(config)
     method = make_method(num_samples=len(labels))
     loader = data.make_loader(
         config.loader,
@@ -151,7 +158,6 @@ def assemble(
     if config.test_every:
         test_set = data.load(config.dataset, config.data_dir, "test")
         test = evaluation_on(test_set, config, device)
-    validation = part(train_set, val_index)
     return Trainer(
         config,
         net=net.to(device),
