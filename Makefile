@@ -13,7 +13,7 @@ demo: .venv/ready
 
 # A process per core, one thread in each: small nets gain nothing from a second thread.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff check .

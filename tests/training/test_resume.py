@@ -60,21 +60,30 @@ def assert_same_state(a: object, b: object, name: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "method, length",
+    "method, length, kills",
     [
-        ("uiat-oneoff", "--precision fp32 --epochs 4"),
+        # One kill in each of the three phases, of 11 steps each.
+        (
+            "uiat-oneoff",
+            "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 3",
+            (3, 14, 25),
+        ),
         # Short: a CPU without bf16 hardware takes seconds for each of these steps.
-        ("uiat", "--precision bf16 --epochs 1 --batch-size 16 --steps 2 --max-steps 12"),
+        (
+            "uiat",
+            "--precision bf16 --epochs 1 --batch-size 16 --steps 2 --max-steps 12",
+            (3, 7),
+        ),
     ],
 )
-def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, method, length):
+def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, method, length, kills):
     flags = [*small_run, "--method", method, *length.split(), "--log-every", "1"]
     flags += ["--checkpoint-minutes", "0.002", "--weight-averaging", "0.9"]
     finish(launch(tmp_path, *flags, "--out", "whole"))
     broken = tmp_path / "broken"
     process = launch(tmp_path, *flags, "--out", "broken")
     chance = random.Random(method)
-    for lines in (3, 8):
+    for lines in kills:
         wait_for_steps(broken, lines, process)
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
