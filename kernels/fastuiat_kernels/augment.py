@@ -158,7 +158,7 @@ SPEC = KernelSpec(
             pointers=_pointers,
             elements=lambda inputs: inputs["images_u8"].numel(),
             launches=1,
-            replaces=22,
+            replaces=18,
         ),
     ),
 )

@@ -81,7 +81,7 @@ def test_usage_lists_the_suites(fastuiat):
         (["bench", "stairs"], "unknown suite 'stairs': choose from step, kernels, loader"),
         (["bench", "step", "--arch", "resnet-5"], "unknown net 'resnet-5'"),
         (["bench", "step", "--method", "magic"], "unknown method 'magic'"),
-        (["bench", "step", "--batch-size", "0"], "batch-size must be above 0, got 0"),
+        (["bench", "step", "--batch-size", "0"], "batch-size must be above 0 and finite, got 0"),
         (["bench", "step", "--repeats", "0"], "repeats must be above 0"),
         (["bench", "step", "--budget", "-1"], "budget must be above 0"),
         (["bench", "step", "--precision", "fp16"], "--precision fp16"),
