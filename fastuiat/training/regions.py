@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,8 @@ class Regions:
         if compiled:
             # Without it torch.autograd.grad breaks the graph.
             torch._dynamo.config.trace_autograd_ops = True
+            # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     def __call__(self, function: Function, *mode: Any) -> Function:
         """The function, compiled if this compiles; `mode` names what its net's state changes."""
