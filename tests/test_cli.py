@@ -18,7 +18,8 @@ import torch
 
 import fastuiat
 from fastuiat import data
-from fastuiat.cli import default_config, main
+from fastuiat.cli import main
+from fastuiat.commands.train import default_config
 
 SMALL = ["--dataset", "digits", "--arch", "wrn-10-1", "--loader", "resident", "--no-compile"]
 SHORT = ["--steps", "1", "--batch-size", "32", "--val-size", "32", "--max-steps", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastuiat import recipes
-from fastuiat.cli import default_config
+from fastuiat.commands.train import default_config
 from fastuiat.config import UserError
 
 EPS8 = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10}

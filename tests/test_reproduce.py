@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fastuiat import paper, recipes, reproduce
-from fastuiat.cli import default_config, parse
+from fastuiat.commands.parsing import parse
+from fastuiat.commands.train import default_config
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
 from fastuiat.reproduce import Options

@@ -1,0 +1,1 @@
+"""What `fastuiat COMMAND` does, a file each: options, calls, what is printed."""

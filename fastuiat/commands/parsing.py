@@ -1,0 +1,60 @@
+"""tyro's parsing, with complaints of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from itertools import groupby
+from typing import Any
+
+import tyro
+
+from fastuiat.config import UserError
+
+
+def parse(
+    cls: Any, argv: list[str], *, prog: str, default: Any = None, description: str | None = None
+) -> Any:
+    """tyro's parse, its complaint folded into one line."""
+    complaint = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                cls,
+                args=argv,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
+                **options,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(first_complaint(complaint.getvalue()) + f" ({prog} --help)") from None
+
+
+def first_complaint(box: str) -> str:
+    """What is wrong, out of tyro's framed report, without the help that it repeats."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    # A title, then parts between rules; the frame is left out where the stream is plain.
+    _title, *rows = [row for line in plain.splitlines() if (row := line.strip("│| "))] or [""]
+    parts = [list(g) for ruled, g in groupby(rows, lambda r: not r.strip("─-╰╯+")) if not ruled]
+    words = " ".join(" ".join(parts[0]).split()) if parts else ""
+    # "Error parsing --eps: …" names the flag; "Error parsing TrainConfig: …" names nothing.
+    words = re.sub(r"^Error parsing (?:(--[\w-]+: )|[\w.]+: )", r"\1", words)
+    return words.rstrip(".") or "the command could not be parsed"
+
+
+def early(argv: list[str], flag: str) -> str | None:
+    """The value of a flag that must be known before the rest can be parsed; the last one wins."""
+    found = None
+    for i, word in enumerate(argv):
+        if word == flag:
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            found = argv[i + 1]
+        elif word.startswith(flag + "="):
+            found = word.split("=", 1)[1]
+    return found

@@ -1,0 +1,33 @@
+"""`fastuiat data prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from fastuiat.commands.parsing import parse
+from fastuiat.config import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Write the .beton file of a data set and check it."""
+
+    dataset: tyro.conf.Positional[str]
+    """Data set."""
+    data_dir: Path = Path("data")
+    """Folder with its published files."""
+    extra_data: str | None = None
+    """Generated images to append: ddpm1m or an .npz."""
+
+
+def prepare(argv: list[str]) -> None:
+    if argv[:1] != ["prepare"]:
+        raise UserError("usage: fastuiat data prepare NAME [--data-dir DIR] [--extra-data FILE]")
+    options = parse(PrepareOptions, argv[1:], prog="fastuiat data prepare")
+    from fastuiat import data
+
+    path = data.prepare(options.dataset, options.data_dir, options.extra_data)
+    print(f"{path}: {path.stat().st_size:,} bytes, checked")
