@@ -15,6 +15,7 @@ import fastuiat
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 """Flags of /proc/cpuinfo that decide how fast matrix products in fp32 and bf16 are."""
+UNKNOWN_CACHE_BYTES = 64 << 20
 
 
 def _lines_of(*command: str) -> list[str]:
@@ -44,6 +45,18 @@ def cpu() -> dict[str, Any]:
         "cpus": usable,
         "threads": torch.get_num_threads(),
     }
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The last cache before memory."""
+    if device.type == "cuda":
+        properties: Any = torch.cuda.get_device_properties(device)
+        return int(properties.L2_cache_size)
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        sizes.append(int(text.rstrip("KM")) * (1 << 20 if text.endswith("M") else 1 << 10))
+    return max(sizes, default=UNKNOWN_CACHE_BYTES)
 
 
 def gpu(device: torch.device) -> dict[str, Any] | None:

@@ -11,12 +11,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastuiat.bench import table
+from fastuiat.bench.machine import cache_bytes
 from fastuiat.bench.memory import peak_memory
 from fastuiat.bench.record import make_record
 from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, clock_for, interleaved
@@ -25,9 +25,7 @@ from fastuiat_kernels import SIZES, SPECS, KernelSpec, Variant
 
 MIN_SAMPLE_S = 5e-3
 """Far above what a clock or a launch queue can blur."""
-COPY_BYTES = 256 << 20
 POOL_BYTES = 1 << 30
-UNKNOWN_CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,6 @@ def cases(names: Sequence[str], sizes: Sequence[str], every_dtype: bool) -> list
     ]
 
 
-def cache_bytes(device: torch.device) -> int:
-    """The last cache before memory."""
-    if device.type == "cuda":
-        properties: Any = torch.cuda.get_device_properties(device)
-        return int(properties.L2_cache_size)
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        sizes.append(int(text.rstrip("KM")) * (1 << 20 if text.endswith("M") else 1 << 10))
-    return max(sizes, default=UNKNOWN_CACHE_BYTES)
-
-
 def input_pool(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
     """Copies to go around, so that together they leave nothing of the last call in the cache."""
     first = case.inputs(device)
@@ -87,16 +73,6 @@ def input_pool(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
     wanted = math.ceil(2 * cache_bytes(device) / case.variant.bytes_moved(first))
     copies = max(1, min(wanted, POOL_BYTES // held))
     return [first, *(case.inputs(device) for _ in range(copies - 1))]
-
-
-def copy_bandwidth(device: torch.device, clock: Clock) -> float:
-    """Bytes per second, read and written, that a copy reaches here: what shares refer to."""
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    (m,) = interleaved(
-        [Provider("copy", lambda: lambda: target.copy_(source))], clock=clock, plan=Plan(rounds=5)
-    )
-    return 2 * COPY_BYTES / m.spread.median
 
 
 def is_loss(case: KernelCase, inputs: dict[str, Any]) -> bool:
