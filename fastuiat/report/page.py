@@ -87,13 +87,19 @@ WIDE = 6.0
 """Inches from which a figure takes the page's whole width."""
 
 
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure without axes in the house style; inches."""
+    with house_style():
+        return Figure(figsize=(width, height))
+
+
 def new_figure(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
     """An empty figure in the house style; inches, of which a phone shows about four across.
 
     Figures narrower than six inches stand side by side where the page is wide enough.
     """
     with house_style():
-        figure = Figure(figsize=(width, height))
+        figure = empty_figure(width, height)
         return figure, figure.subplots()
 
 
@@ -151,7 +157,7 @@ def is_number(cell: Cell) -> bool:
     """Whether a cell is a number, perhaps with a spread and a unit."""
     if not isinstance(cell, str):
         return True
-    number = r"[-−+]?\d[\d,.]*"
+    number = r"[-−+]?\d[\d,.]*(/\d+)?"
     return bool(re.fullmatch(rf"–|{number}(\s*±\s*{number})?\s*(%|[A-Za-z/]{{1,9}})?", cell))
 
 
@@ -185,12 +191,31 @@ class Page:
     def text(self, paragraph: str) -> None:
         self._add(f"<p>{inline(paragraph)}</p>")
 
+    def items(self, lines: Sequence[str]) -> None:
+        """A list with bullets."""
+        self._add("<ul>" + "\n".join(f"<li>{inline(line)}</li>" for line in lines) + "</ul>")
+
+    def highlights(self, numbers: Sequence[tuple[str, str, str]]) -> None:
+        """The few numbers that a reader looks for first: (name, value, what it is of)."""
+        cells = "".join(
+            f"<div><dt>{inline(name)}</dt><dd><strong>{inline(value)}</strong>"
+            f"<span>{inline(of)}</span></dd></div>"
+            for name, value, of in numbers
+        )
+        self._add(f'<dl class="highlights">{cells}</dl>')
+
     def table(
-        self, headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, note: str = ""
+        self,
+        headings: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        note: str = "",
+        folded: str = "",
     ) -> None:
         """A table; a column of numbers stands to the right, None is a dash.
 
-        ValueError where a row is not as long as the headings.
+        With `folded` only these words show until the reader opens it. ValueError where a row is not
+        as long as the headings.
         """
         if any(len(row) != len(headings) for row in rows):
             raise ValueError("a table's rows must be as long as its headings")
@@ -209,10 +234,13 @@ class Page:
 
         body = "\n".join(cells("td", row) for row in rows)
         # A box that scrolls must be reachable by the keyboard.
-        self._add(
+        table = (
             f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
             f"<thead>{cells('th', headings)}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
+        if folded:
+            table = f"<details><summary>{inline(folded)}</summary>{table}</details>"
+        self._add(table)
         if note:
             self._add(f'<p class="note">{inline(note)}</p>')
 
@@ -306,14 +334,25 @@ nav a { color: var(--accent); text-decoration: none; font-size: .9rem; padding: 
 nav a:hover, nav a:focus-visible { border-color: var(--accent); }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--raised); padding: .1em .3em; border-radius: .25rem; overflow-wrap: anywhere; }
+li { margin: .3rem 0; max-width: 46rem; }
+ul { padding-left: 1.2rem; }
+.highlights { display: grid; gap: .75rem; margin: 1.5rem 0 0;
+  grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+.highlights > div { background: var(--raised); border-radius: .6rem; padding: .8rem 1rem; }
+.highlights dt { color: var(--muted); font-size: .85rem; }
+.highlights dd { margin: 0; }
+.highlights strong { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 650;
+  font-variant-numeric: tabular-nums; }
+.highlights span { color: var(--muted); font-size: .8rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; margin: .25rem 0 .75rem; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--rule);
+th, td { text-align: left; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--rule);
   white-space: nowrap; vertical-align: top; }
 thead th { color: var(--muted); font-weight: 600; border-bottom-width: 2px; }
 tbody th { font-weight: 500; }
 th + th, td, th.number, td.number { padding-left: .9rem; }
 tr > :first-child { padding-left: 0; }
+summary { color: var(--accent); cursor: pointer; font-size: .9rem; margin: .25rem 0 .75rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .marked { background: var(--mark); }
 .figures { display: grid; gap: 1.5rem 2rem; margin: 1rem 0 1.5rem;
