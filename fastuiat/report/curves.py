@@ -25,7 +25,11 @@ Line = tuple[list[float], list[float]]
 def below(axes: Axes, columns: int = 2) -> None:
     """The legend under the axes, where it hides no line."""
     axes.figure.legend(  # type: ignore[union-attr]
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        columnspacing=1.2,
+        handlelength=1.7,
     )
 
 
@@ -76,7 +80,7 @@ def learning_curves(run: Run) -> Figure | None:
             axes.axvline(epoch["epoch"], color=MUTED, linewidth=1, linestyle=":")
     axes.set(title=run.label, xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    below(axes)
+    below(axes, 3)
     return figure
 
 

@@ -20,6 +20,7 @@ from fastuiat.report.pictures import Pictures, inverse_pictures, universal_galle
 from fastuiat.report.runs import Run
 from fastuiat.report.sensitivity import sensitivities, sensitivity_curves
 from fastuiat.report.tables import (
+    Rows,
     at_training_radius,
     autoattack_parts,
     environments_beside,
@@ -117,11 +118,12 @@ class Report:
 
     def evaluations(self) -> None:
         lacking = [run for run in self.runs if not run.records]
-        for run in lacking:
-            self.left_out.append(
-                f"{run.label} was not evaluated: `fastuiat eval {run.folder} --attacks clean pgd "
-                f"cw autoattack --eps {radius_text(run.eps)}`"
-            )
+        attacks = "clean pgd cw autoattack"
+        self.lack(
+            lacking,
+            "no evaluation",
+            f"fastuiat eval RUN --attacks {attacks} --eps {radius_text(self.runs[0].eps)}",
+        )
         if len(lacking) == len(self.runs):
             return
         self.page.section("Accuracy under attack")
@@ -153,17 +155,16 @@ class Report:
 
     def learning(self) -> None:
         drawn = [(run, figure) for run in self.runs if (figure := learning_curves(run))]
-        for run in self.runs:
-            if not run.epochs:
-                self.left_out.append(
-                    f"{run.label} has not come to the end of an epoch, so it has no learning "
-                    f"curves: `fastuiat train --resume {run.folder}`"
-                )
-            elif not any(name.endswith("test") for name in learning_lines(run)):
-                self.left_out.append(
-                    f"{run.label} was not measured on the test set as it learned: a run with "
-                    "`fastuiat train --test-every 1` is"
-                )
+        self.lack(
+            [run for run in self.runs if not run.epochs],
+            "not come to the end of an epoch, so there are no learning curves",
+            "fastuiat train --resume RUN",
+        )
+        self.lack(
+            [run for run in self.runs if run.epochs and not tested(run)],
+            "no test accuracy by epoch, which shows robust overfitting (Figure 2)",
+            "fastuiat train --test-every 1",
+        )
         if not drawn:
             return
         self.page.section(
@@ -185,16 +186,17 @@ class Report:
             self.page.figure(figure, caption=caption, name="robust-overfitting")
 
     def strength(self) -> None:
-        drawn = []
-        for run in self.runs:
-            sweep = strength_sweep(run)
-            if sweep is None:
-                self.left_out.append(
-                    f"{run.label} has no PGD sweep over both directions (Figures 1 and 4): "
-                    f"`fastuiat eval {run.folder} --attacks pgd {SWEEP}`"
-                )
-            elif run.label in self.asked.losses:
-                drawn.append((run, sweep))
+        swept = {run.label: strength_sweep(run) for run in self.runs}
+        self.lack(
+            [run for run in self.runs if swept[run.label] is None],
+            "no PGD sweep over both directions (Figures 1 and 4)",
+            f"fastuiat eval RUN --attacks pgd {SWEEP}",
+        )
+        drawn = [
+            (run, sweep)
+            for run in self.runs
+            if (sweep := swept[run.label]) and run.label in self.asked.losses
+        ]
         if drawn:
             self.page.section(
                 "Accuracy against strength",
@@ -226,11 +228,12 @@ class Report:
                 f"--eps {RADII}`"
             )
             return
-        self.page.section("Difference under AutoAttack", "Figure 5.")
+        self.page.section("Difference under AutoAttack")
         self.page.figure(
             figure,
-            caption=f"Accuracy of {self.runs[0].label} minus the other's: above 0 it holds better. "
-            "The band is 1.96 standard errors of the paired images; dotted: its training radius.",
+            caption=f"Figure 5. Accuracy of {self.runs[0].label} minus the other's: above 0 it "
+            "holds better. The band is 1.96 standard errors of the paired images; dotted: its "
+            "training radius.",
             name="autoattack-difference",
         )
 
@@ -293,24 +296,38 @@ class Report:
         )
 
     def settings(self) -> None:
-        differing, shared = settings_beside(self.runs)
         self.page.section("Settings")
-        if len(self.runs) == 1:
-            self.page.table(*shared)
-            return
-        if differing[1]:
-            self.page.table(*differing, note="Settings that differ.")
-        self.page.table(*shared, folded=f"The {len(shared[1])} settings that all runs share")
+        self.beside(*settings_beside(self.runs))
 
     def environment(self) -> None:
         lacking = [run for run in self.runs if not run.environment]
-        for run in lacking:
-            self.left_out.append(
-                f"{run.label} has no environment.json, which `fastuiat train` writes"
-            )
+        self.lack(lacking, "no environment.json, which its training writes", "fastuiat train")
         if len(lacking) < len(self.runs):
             self.page.section("Environment")
-            self.page.table(*environments_beside(self.runs))
+            self.beside(*environments_beside(self.runs))
+
+    def beside(self, differing: Rows, shared: Rows) -> None:
+        """What differs between the runs, then what does not."""
+        if differing[1]:
+            self.page.table(*differing, note="What differs between the runs.")
+        alone = len(self.runs) == 1
+        self.page.table(*shared, folded="" if alone else f"{len(shared[1])} that all runs share")
+
+    def lack(self, runs: Sequence[Run], what: str, command: str) -> None:
+        """One line that some runs have none of something, and the command for the first."""
+        if not runs:
+            return
+        names = ", ".join(run.label for run in runs[:3])
+        if len(runs) > 3:
+            names += f" and {len(runs) - 3} more"
+        verb = "has" if len(runs) == 1 else "have"
+        for_each = "" if len(runs) == 1 else ", and so for each"
+        command = command.replace("RUN", str(runs[0].folder))
+        self.left_out.append(f"{names} {verb} {what}: `{command}`{for_each}")
+
+
+def tested(run: Run) -> bool:
+    return any(name.endswith("test") for name in learning_lines(run))
 
 
 def overfitting_note(run: Run) -> str:

@@ -9,10 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastuiat.report.page import MUTED, empty_figure, house_style
+from fastuiat.report.page import MUTED, house_style, new_figure
 
 ROWS = 5
 """Images of one figure: two figures stand side by side."""
+GAP, GAP_BELOW = 3, 7
+"""Pixels between tiles, and beneath them for words, of pictures 32 pixels large."""
+Tile = np.ndarray | None
+"""A picture (H, W, C) in [0, 1], or an empty place."""
+HEAD = 0.25
+"""Inches for the words above the first row."""
 ACROSS = 10
 """Perturbations in a row of the gallery of z."""
 
@@ -40,15 +46,36 @@ def magnified(perturbation: np.ndarray, eps: float) -> np.ndarray:
     return np.clip(0.5 + perturbation / (2 * eps), 0, 1)
 
 
-def show(axes: Axes, image: np.ndarray, below: str = "") -> None:
+def mosaic(tiles: Sequence[Sequence[Tile]], width: float) -> tuple[Figure, Axes]:
+    """Equally large tiles (H, W, C) in rows, with gaps, `width` inches across; axes in pixels.
+
+    One image: an axes for each tile takes seconds to lay out. Beneath each row is room for words.
+    """
+    first = tiles[0][0]
+    assert first is not None
+    height, wide = first.shape[:2]
+    down, across = height + GAP_BELOW * height // 32, wide + GAP * wide // 32
+    ground = np.zeros((down * len(tiles), across * len(tiles[0]), 4), dtype=np.float32)
+    for i, row in enumerate(tiles):
+        for k, tile in enumerate(row):
+            if tile is not None:
+                place = ground[i * down : i * down + height, k * across : k * across + wide]
+                place[..., :3], place[..., 3] = np.clip(tile, 0, 1), 1
+    lines, columns = ground.shape[:2]
+    figure, axes = new_figure(width, width * lines / columns + HEAD)
     # `none` embeds the pixels as they are; the page enlarges them without blur.
-    axes.imshow(np.clip(image, 0, 1), interpolation="none")
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if below:
-        axes.set_xlabel(below, fontsize=8, color=MUTED, labelpad=2)
+    axes.imshow(ground, interpolation="none")
+    axes.set_axis_off()
+    return figure, axes
+
+
+def caption_tiles(axes: Axes, i: int, words: Sequence[str], shape: Sequence[int]) -> None:
+    """Words beneath the tiles (H, W, …) of row i."""
+    height, wide = shape[:2]
+    down, across = height + GAP_BELOW * height // 32, wide + GAP * wide // 32
+    for k, word in enumerate(words):
+        place = (k * across + wide / 2 - 0.5, i * down + height + 0.5)
+        axes.text(*place, word, fontsize=8, color=MUTED, ha="center", va="top")
 
 
 @house_style()
@@ -63,20 +90,23 @@ def inverse_pictures(pictures: Pictures) -> list[Figure]:
         heads += ["z", "universal"]
     for begin in range(0, len(pictures.x), ROWS):
         rows = range(begin, min(begin + ROWS, len(pictures.x)))
-        figure = empty_figure(4.4, 0.35 + len(rows) * (0.2 + 4.2 / len(heads)))
-        grid = figure.subplots(len(rows), len(heads), squeeze=False)
-        for line, i in zip(grid, rows, strict=True):
-            x, x_inv = pictures.x[i], pictures.x_inv[i]
-            show(line[0], x, f"{pictures.p[i]:.3f}")
-            show(line[1], magnified(x_inv - x, pictures.eps))
-            show(line[2], x_inv, f"{pictures.p_inv[i]:.3f}")
+        tiles: list[list[Tile]] = []
+        words: list[list[str]] = []
+        for i in rows:
+            x, x_inv, label = pictures.x[i], pictures.x_inv[i], pictures.labels[i]
+            tiles.append([x, magnified(x_inv - x, pictures.eps), x_inv])
+            words.append([f"{pictures.p[i]:.3f}", f"class {label}", f"{pictures.p_inv[i]:.3f}"])
             if pictures.x_universal is not None and pictures.z is not None:
                 assert pictures.p_universal is not None
-                show(line[3], magnified(pictures.z[pictures.labels[i]], pictures.eps))
-                show(line[4], pictures.x_universal[i], f"{pictures.p_universal[i]:.3f}")
-            line[0].set_ylabel(f"class {pictures.labels[i]}", fontsize=8.5)
-        for axes, head in zip(grid[0], heads, strict=True):
-            axes.set_title(head, fontsize=8.5, loc="center", pad=4)
+                tiles[-1] += [magnified(pictures.z[label], pictures.eps), pictures.x_universal[i]]
+                words[-1] += ["", f"{pictures.p_universal[i]:.3f}"]
+        figure, axes = mosaic(tiles, 4.4)
+        for i, line in enumerate(words):
+            caption_tiles(axes, i, line, pictures.x[0].shape)
+        wide = pictures.x.shape[2]
+        for k, head in enumerate(heads):
+            place = (k * (wide + GAP * wide // 32) + wide / 2 - 0.5, -1.5)
+            axes.text(*place, head, fontsize=8.5, ha="center", va="bottom")
         figures.append(figure)
     return figures
 
@@ -84,11 +114,11 @@ def inverse_pictures(pictures: Pictures) -> list[Figure]:
 @house_style()
 def universal_gallery(z: np.ndarray, eps: float) -> Figure:
     """z of every class, magnified; z (K, H, W, C)."""
-    lines = -(-len(z) // ACROSS)
-    figure = empty_figure(7.2, 0.1 + 0.86 * lines)
-    grid = figure.subplots(lines, ACROSS, squeeze=False).ravel()
-    for axes in grid[len(z) :]:
-        axes.set_visible(False)
-    for label, axes in enumerate(grid[: len(z)]):
-        show(axes, magnified(z[label], eps), str(label))
+    pictures: list[Tile] = [magnified(one, eps) for one in z]
+    pictures += [None] * (-len(pictures) % ACROSS)
+    tiles = [pictures[i : i + ACROSS] for i in range(0, len(pictures), ACROSS)]
+    figure, axes = mosaic(tiles, 7.2)
+    for i in range(len(tiles)):
+        labels = range(i * ACROSS, min((i + 1) * ACROSS, len(z)))
+        caption_tiles(axes, i, [str(label) for label in labels], z[0].shape)
     return figure

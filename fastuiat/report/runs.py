@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +237,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"{folder} is given twice")
     runs = []
     for folder, label in zip(folders, labels_of(folders), strict=True):
-        run = read_run(folder)
-        runs.append(Run(**{**run.__dict__, "label": label}))
+        runs.append(replace(read_run(folder), label=label))
     refuse_unlike(runs)
     return runs
 

@@ -21,12 +21,11 @@ def radius_cell(record: Record) -> str:
 
 def at_training_radius(runs: Sequence[Run], records: Sequence[Record]) -> list[Record]:
     """The clean records, and those at a radius that a run was trained for."""
-    radii = [0.0 if run.config.get("method") == "natural" else run.eps for run in runs]
-    radii += [8 / 255] * (not any(radii))
     return [
         record
         for record in records
-        if record.values["attack"] == "clean" or any(same_radius(record.eps, r) for r in radii)
+        if record.values["attack"] == "clean"
+        or any(same_radius(record.eps, run.eps) for run in runs)
     ]
 
 
@@ -90,41 +89,36 @@ def autoattack_parts(record: Record) -> Rows | None:
 
 
 def settings_beside(runs: Sequence[Run]) -> tuple[Rows, Rows]:
-    """(the settings that differ, marked; those that all runs share)."""
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    absent = object()
-    values = {name: [run.settings.get(name, absent) for run in runs] for name in names}
-    differing = [name for name in names if any(v != values[name][0] for v in values[name])]
-    marked: list[list[Cell]] = []
+    """(the settings that differ, a column per run; those that all runs share)."""
+    written = [{n: text_of(n, v) for n, v in run.settings.items()} for run in runs]
+    return beside(runs, written, "setting")
+
+
+def environments_beside(runs: Sequence[Run]) -> tuple[Rows, Rows]:
+    """The same for versions and machines."""
+    written = [{n: environment_text(v) for n, v in run.environment.items()} for run in runs]
+    return beside(runs, written, "environment")
+
+
+def beside(
+    runs: Sequence[Run], written: Sequence[dict[str, str | None]], heading: str
+) -> tuple[Rows, Rows]:
+    """(rows of the names whose texts differ between runs, marked; rows of the others)."""
+    differing: list[list[Cell]] = []
     shared: list[list[Cell]] = []
-    for name in names:
-        texts = [None if value is absent else text_of(name, value) for value in values[name]]
-        if name in differing:
-            marked.append([name, *(Marked(text or "–") for text in texts)])
+    for name in dict.fromkeys(name for texts in written for name in texts):
+        texts = [of_run.get(name) for of_run in written]
+        if len(set(texts)) > 1:
+            differing.append([name, *(Marked(text or "–") for text in texts)])
         else:
             shared.append([name, texts[0]])
-    return (["setting", *headings(runs)], marked), (["setting", "value"], shared)
-
-
-def environments_beside(runs: Sequence[Run]) -> Rows:
-    """Versions and machine by run, differences marked."""
-    names = list(dict.fromkeys(name for run in runs for name in run.environment))
-    rows: list[list[Cell]] = []
-    for name in names:
-        texts = [environment_text(run.environment.get(name)) for run in runs]
-        differ = len(set(texts)) > 1 and name != "command"
-        rows.append([name, *(Marked(t or "–") if differ else t for t in texts)])
-    return ["", *headings(runs)], rows
+    return ([heading, *(run.label for run in runs)], differing), ([heading, "value"], shared)
 
 
 def environment_text(value: Any) -> str | None:
     if isinstance(value, list):
         return shlex.join(str(word) for word in value)
     return None if value is None else str(value)
-
-
-def headings(runs: Sequence[Run]) -> list[str]:
-    return [run.label for run in runs] if len(runs) > 1 else ["value"]
 
 
 def numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
