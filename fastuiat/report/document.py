@@ -219,13 +219,19 @@ class Report:
                 f"runs: `fastuiat report {self.runs[0].folder} OTHER`"
             )
             return
-        figure = difference_curves(self.runs) if len(self.runs) <= MOST_TOGETHER else None
-        if figure is None:
-            pair = " and ".join(str(run.folder) for run in self.runs[:2])
+        if len(self.runs) > MOST_TOGETHER:
+            first, second = self.runs[0].folder, self.runs[1].folder
             self.left_out.append(
-                "No two radii of AutoAttack were measured of the first run and another on the same "
-                f"images (Figure 5): of {pair}, `fastuiat eval RUN --attacks clean autoattack "
-                f"--eps {RADII}`"
+                "The AutoAttack difference (Figure 5) is drawn for a few runs at a time: "
+                f"`fastuiat report {first} {second}`"
+            )
+            return
+        figure = difference_curves(self.runs)
+        if figure is None:
+            self.left_out.append(
+                f"{self.runs[0].label} and another run were not measured by AutoAttack at two "
+                "radii on the same images (Figure 5): for each, `fastuiat eval "
+                f"{self.runs[0].folder} --attacks clean autoattack --eps {RADII}`"
             )
             return
         self.page.section("Difference under AutoAttack")

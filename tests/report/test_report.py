@@ -250,6 +250,7 @@ def test_the_pages_in_a_browser(full, other, tmp_path, monkeypatch, capsys):
     text = pages[0].read_text()
     assert re.search(r'<td class="number">5\.0</td><td class="number">64</td>', text)
     assert ">505</td>" in text  # MiB
+    assert '<th scope="row">attack.eps</th><td>8/255</td>' in text
 
 
 def test_natural_losses_are_kept_and_belong_to_their_checkpoint(full):
