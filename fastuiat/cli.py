@@ -12,6 +12,7 @@ from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.prepare import prepare
 from fastuiat.commands.recipes import recipes, reproduce
+from fastuiat.commands.report import report
 from fastuiat.commands.train import train
 from fastuiat.config import UserError
 
@@ -22,6 +23,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
   bench SUITE    measure a training step, the kernels, or the loaders on this machine
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
+  report RUN …   write one page of figures and tables about runs
   reproduce      run a table of the paper and set it beside the paper's values
   doctor         what this machine can do
 """
@@ -42,6 +44,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": bench,
     "data": prepare,
     "recipes": recipes,
+    "report": report,
     "reproduce": reproduce,
     "doctor": doctor,
 }

@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-torch==2.14.1 torchvision==0.29.1} # a pair: each torchvision fits one torch
 
-wanted=(g++ pkg-config libopencv-dev libturbojpeg0-dev)
+# Chromium opens the pages in the tests.
+wanted=(g++ pkg-config libopencv-dev libturbojpeg0-dev chromium chromium-driver)
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || wanted+=(python3-venv)
 "$PYTHON" - <<'PY' || wanted+=(python3-dev)
 import pathlib, sys, sysconfig
@@ -22,10 +23,10 @@ if ((${#missing[@]})); then
     if [ "$(id -u)" = 0 ]; then
         echo "setup: installing ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
-        { apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null; } ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; } ||
             echo "setup: apt-get failed; going on without ${missing[*]}"
     else
-        echo "setup: for FFCV and compilation run: sudo apt-get install -y ${missing[*]}"
+        echo "setup: for FFCV, compilation and tests: sudo apt-get install -y --no-install-recommends ${missing[*]}"
         echo "setup: going on without them"
     fi
 fi

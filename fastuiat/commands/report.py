@@ -1,0 +1,181 @@
+"""`fastuiat report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from fastuiat.commands.parsing import parse
+from fastuiat.config import UserError
+
+if TYPE_CHECKING:
+    from fastuiat.report.document import Asked
+    from fastuiat.report.pictures import Pictures
+    from fastuiat.report.runs import Run
+
+PICTURED = 10
+"""Classes in Figure 6."""
+MOST_PICTURED = 4
+"""Runs of which Figure 6 is drawn: it is of single nets, and a sweep has many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write one HTML page, and PNG and SVG files, of what runs came to."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; several are compared."""
+    out: Path | None = None
+    """The page; by default RUN/report.html, or report.html here for several runs."""
+    data_dir: Path | None = None
+    """By default the runs' own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where nets are asked for what the records do not hold."""
+
+
+def report(argv: list[str]) -> None:
+    options = parse(ReportOptions, argv, prog="fastuiat report")
+    if not options.runs:
+        raise UserError("name a run folder: fastuiat report RUN [RUN …]")
+    from fastuiat.report.document import make_report
+    from fastuiat.report.runs import read_runs
+
+    runs = read_runs(options.runs)
+    out = options.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give --out the name of a file")
+    page, left_out = make_report(runs, ask_nets(runs, options))
+    figures = out.with_name(f"{out.stem}-figures")
+    page.write(out, figures=figures)
+    print(f"report: {out}")
+    if page.figures:
+        print(f"figures: {figures}")
+    if left_out:
+        print(f"left out: {len(left_out)}; the end of the page names the commands that make them")
+
+
+def ask_nets(runs: list[Run], options: ReportOptions) -> Asked:
+    """What only the nets can tell; what they cannot is left out in words."""
+    from fastuiat.progress import show_evaluation
+    from fastuiat.report.curves import strength_sweep
+    from fastuiat.report.document import Asked
+    from fastuiat.training.precision import resolve_device
+
+    device = resolve_device(options.device)
+    asked = Asked()
+    with show_evaluation() as progress:
+        for run in runs:
+            if sweep := strength_sweep(run):
+                losses = losses_of(run, sweep.records[0], options, device, progress)
+                if isinstance(losses, str):
+                    asked.left_out.append(losses)
+                else:
+                    asked.losses[run.label] = losses
+    if len(runs) > MOST_PICTURED:
+        asked.left_out.append(
+            "Inverse examples (Figure 6) are drawn for a few runs at a time: "
+            f"`fastuiat report {runs[0].folder}`"
+        )
+        return asked
+    for run in runs:
+        try:
+            asked.pictures[run.label] = pictures_of(run, options, device)
+        except UserError as error:
+            asked.left_out.append(f"{run.label} has no inverse examples (Figure 6): {error}")
+            continue
+        if asked.pictures[run.label].z is None:
+            asked.left_out.append(
+                f"{run.label} has no z (Figure 6), which methods of universal inverse examples "
+                "have: `fastuiat train --method uiat`"
+            )
+    return asked
+
+
+def data_dir_of(run: Run, options: ReportOptions) -> Path:
+    return options.data_dir or Path(run.config.get("data_dir") or "data")
+
+
+def losses_of(
+    run: Run, record: Any, options: ReportOptions, device: Any, progress: Any
+) -> list[float] | str:
+    """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
+    from fastuiat import data, load_checkpoint
+    from fastuiat.evaluation.inverse import natural_losses
+    from fastuiat.files import write_json
+    from fastuiat.report.runs import read_json
+    from fastuiat.training.checkpoint import sha256_of
+
+    kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
+    weights = (record.values.get("checkpoint") or {}).get("weights", "averaged")
+    identity = {
+        "measure": "natural loss",
+        "sha256": record.sha256,
+        "weights": weights,
+        "dataset": record.values.get("dataset"),
+        "n": record.n,
+    }
+    if kept.exists():
+        stored = read_json(kept)
+        loss = stored.pop("loss", []) if isinstance(stored, dict) else []
+        if stored == identity and len(loss) == record.n:
+            return loss
+    files = [run.folder / "checkpoints" / f"{which}.pt" for which in ("best", "last")]
+    file = next((f for f in files if f.is_file() and sha256_of(f) == record.sha256), None)
+    if file is None:
+        return (
+            f"The weights of the PGD sweep of {run.label} are not in its checkpoints any more, so "
+            "its images cannot be ranked (Figures 1 and 4): measure it anew with "
+            f"`fastuiat eval {run.folder}`"
+        )
+    try:
+        model, info = load_checkpoint(file, weights=weights)
+        images = data.load(info["dataset"], data_dir_of(run, options), "test")
+    except UserError as error:
+        return f"The images of {run.label} cannot be ranked (Figures 1 and 4): {error}"
+    n = record.n
+    images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
+    if info["dataset"] != record.values.get("dataset") or len(images.labels) != n:
+        return f"The PGD sweep of {run.label} is not of {info['dataset']}'s first {n} test images"
+    loss = natural_losses(model, images, device=device, progress=progress).tolist()
+    write_json(kept, identity | {"loss": loss})
+    return loss
+
+
+def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
+    """Figure 6 of a run's best checkpoint; UserError where checkpoint or images are missing."""
+    from fastuiat import data, load_checkpoint
+    from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples
+    from fastuiat.report.pictures import Pictures
+    from fastuiat.training.checkpoint import locate, read
+
+    file = locate(run.folder)
+    model, info = load_checkpoint(file)
+    images = data.load(info["dataset"], data_dir_of(run, options), "test")
+    x, y = first_of_each_class(images, PICTURED)
+    z = universal_perturbations(read(file))
+    eps = float(run.settings.get("inverse_eps", 4 / 255))
+    made = inverse_examples(model, x, y, z, eps=eps, device=device)
+
+    def picture(tensor: Any) -> Any:
+        return None if tensor is None else tensor.permute(0, 2, 3, 1).numpy()
+
+    return Pictures(
+        labels=made.labels.tolist(),
+        x=picture(made.x),
+        x_inv=picture(made.x_inv),
+        x_universal=picture(made.x_universal),
+        p=made.p.numpy(),
+        p_inv=made.p_inv.numpy(),
+        p_universal=None if made.p_universal is None else made.p_universal.numpy(),
+        z=picture(z),
+        eps=eps,
+    )
+
+
+def universal_perturbations(checkpoint: dict[str, Any]) -> Any:
+    """z (K, C, H, W) of the method's state, or None of a method without one."""
+    state = checkpoint.get("method") or {}
+    return next((value for name, value in state.items() if name.endswith("bank.z")), None)

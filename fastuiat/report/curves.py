@@ -1,0 +1,254 @@
+"""Figures 1, 2, 4 and 5: learning curves, accuracy against strength, differences of runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fastuiat.report.page import INK, MUTED, PALETTE, house_style, new_figure
+from fastuiat.report.runs import Record, Run, same_radius
+
+NATURAL, ROBUST, TRAINING = PALETTE[0], PALETTE[1], PALETTE[2]
+Line = tuple[list[float], list[float]]
+"""x and y of a curve."""
+
+
+def below(axes: Axes, columns: int = 2) -> None:
+    """The legend under the axes, where it hides no line."""
+    axes.figure.legend(  # type: ignore[union-attr]
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        columnspacing=1.2,
+        handlelength=1.7,
+    )
+
+
+def by_epoch(lines: Iterable[dict[str, Any]], name: str) -> Line:
+    """(epochs, means in percent) of a share that the lines may hold."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        if isinstance(line.get(name), int | float):
+            values[int(line["epoch"])].append(float(line[name]))
+    epochs = sorted(values)
+    return [float(e) for e in epochs], [100 * statistics.fmean(values[e]) for e in epochs]
+
+
+def learning_lines(run: Run) -> dict[str, Line]:
+    """Every accuracy that a run has logged, by its name in the legend."""
+    found = {
+        "natural, test": by_epoch(run.epochs, "test_natural"),
+        "robust, test": by_epoch(run.epochs, "test_robust"),
+        "natural, validation": by_epoch(run.epochs, "val_natural"),
+        "robust, validation": by_epoch(run.epochs, "val_robust"),
+        "natural, training": by_epoch(run.steps, "natural_accuracy"),
+        "robust, training": by_epoch(run.steps, "robust_accuracy"),
+    }
+    return {name: line for name, line in found.items() if line[0]}
+
+
+DASHES = {"test": "-", "validation": "--", "training": ":"}
+
+
+def mark(line: Line) -> str | None:
+    """Few points are shown as points, many as a line alone."""
+    return "o" if len(line[0]) <= 30 else None
+
+
+@house_style()
+def learning_curves(run: Run) -> Figure | None:
+    """Natural and robust accuracy by epoch on the parts that a run was measured on (Figure 2)."""
+    lines = learning_lines(run)
+    if not lines:
+        return None
+    figure, axes = new_figure(4.4, 3.3)
+    for name, line in lines.items():
+        kind, where = name.split(", ")
+        colour = NATURAL if kind == "natural" else ROBUST
+        axes.plot(*line, DASHES[where], marker=mark(line), color=colour, label=name)
+    for epoch in run.epochs:
+        if epoch.get("catastrophic_overfitting"):
+            axes.axvline(epoch["epoch"], color=MUTED, linewidth=1, linestyle=":")
+    axes.set(title=run.label, xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    below(axes, 3)
+    return figure
+
+
+@house_style()
+def robust_overfitting(runs: Sequence[Run]) -> tuple[Figure, str] | None:
+    """(robust accuracy by epoch of all runs in one picture, where it was measured)."""
+    measured = {
+        "test": [by_epoch(run.epochs, "test_robust") for run in runs],
+        "validation": [by_epoch(run.epochs, "val_robust") for run in runs],
+    }
+    where = next((w for w, lines in measured.items() if all(line[0] for line in lines)), None)
+    if where is None:
+        return None
+    lines = measured[where]
+    figure, axes = new_figure(4.4, 3.3)
+    for run, line, look in zip(runs, lines, looks(), strict=False):
+        axes.plot(*line, marker=mark(line), label=run.label, **look)
+    axes.set(title="robust accuracy of all runs", xlabel="epoch", ylabel="accuracy, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    below(axes)
+    return figure, where
+
+
+def looks() -> Iterable[dict[str, Any]]:
+    """Colour and dash of one curve after another; every colour comes round with another dash."""
+    dashes = [d for d in ("-", "--", ":", "-.") for _ in PALETTE]
+    return cycle(
+        [{"color": c, "linestyle": d} for c, d in zip(cycle(PALETTE), dashes, strict=False)]
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One attack at several radii on the same images and weights, radii rising."""
+
+    records: list[Record]
+
+    @property
+    def levels(self) -> list[float]:
+        """The radii in 255ths."""
+        return [255 * record.eps for record in self.records]
+
+    @property
+    def percent(self) -> list[float]:
+        return [record.percent for record in self.records]
+
+
+def sweeps(run: Run, attack: str) -> list[Sweep]:
+    """A run's sweeps of an attack of the usual strength, that of the most radii first.
+
+    The clean accuracy of the same images stands in for a missing radius of 0.
+    """
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    clean: dict[Any, Record] = {}
+    for record in run.records:
+        key = (record.points, record.sha256)
+        if record.attack == attack:
+            groups[(*key, record.values.get("seed"))].append(record)
+        elif record.attack == "clean":
+            clean[key] = record
+    found = []
+    for key, records in groups.items():
+        zero = clean.get(key[:2])
+        if zero and not any(same_radius(r.eps, 0) for r in records):
+            records = [*records, zero]
+        found.append(Sweep(sorted(records, key=lambda r: r.eps)))
+    return sorted(found, key=lambda sweep: (-len(sweep.records), -sweep.records[0].n))
+
+
+def strength_sweep(run: Run) -> Sweep | None:
+    """The PGD sweep that Figures 1 and 4 are drawn from, or None: it needs both directions."""
+    for sweep in sweeps(run, "pgd"):
+        levels = sweep.levels
+        known = all(record.correct is not None for record in sweep.records)
+        if known and len(levels) >= 3 and min(levels) < 0 < max(levels):
+            return sweep
+    return None
+
+
+def halves(losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the half with the lower natural loss, and of the other; equal losses as they come."""
+    ranked = np.argsort(np.asarray(losses), kind="stable")
+    return ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
+
+
+@house_style()
+def strength_curves(run: Run, sweep: Sweep, losses: Sequence[float]) -> Figure:
+    """Accuracy against strength for the halves by natural loss (Figures 1, 4); losses (n,)."""
+    figure, axes = new_figure(4.4, 3.3)
+    levels = sweep.levels
+    correct = np.array([record.correct for record in sweep.records])
+    curves = [100 * correct[:, rows].mean(axis=1) for rows in halves(losses)]
+    axes.axvline(0, color=TRAINING, linewidth=1.2)
+    axes.plot(levels, sweep.percent, "--", color=MUTED, linewidth=1.2, label="all")
+    for curve, colour, name in zip(
+        curves, (NATURAL, ROBUST), ("lower loss", "higher loss"), strict=True
+    ):
+        axes.plot(levels, curve, marker="o", color=colour, label=f"half with the {name}")
+    at = [i for i, record in enumerate(sweep.records) if same_radius(record.eps, run.eps)]
+    for i in at:
+        low, high = sorted(float(curve[i]) for curve in curves)
+        axes.plot([levels[i]] * 2, [low, high], color=INK, linewidth=1.2)
+        axes.annotate(
+            f"gap {high - low:.1f}",
+            (levels[i], high),
+            xytext=(5, 4),
+            textcoords="offset points",
+            color=INK,
+        )
+    axes.set(title=run.label, xlabel="ε · 255   (below 0: inverse)", ylabel="accuracy, %")
+    axes.set_ylim(-2, 102)
+    below(axes, 3)
+    return figure
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By radius in 255ths, accuracy of one run minus another's, and its standard error."""
+
+    levels: list[float]
+    points: list[float]
+    errors: list[float]
+
+
+def difference(first: Run, other: Run, attack: str = "autoattack") -> Difference | None:
+    """Of two runs over the radii that both were measured at, on the same images; else None.
+
+    The error is that of paired samples: which ones each run gets right is known.
+    """
+    best: Difference | None = None
+    for a in sweeps(first, attack):
+        for b in sweeps(other, attack):
+            if a.records[0].points != b.records[0].points:
+                continue
+            pairs = [(r, s) for r in a.records for s in b.records if same_radius(r.eps, s.eps)]
+            if len(pairs) < 2 or (best and len(best.levels) >= len(pairs)):
+                continue
+            errors = []
+            for r, s in pairs:
+                right, wrong = r.correct, s.correct
+                if right is None or wrong is None:
+                    errors.append(float(np.hypot(r.standard_error, s.standard_error)))
+                else:
+                    gain = np.array(right, dtype=float) - np.array(wrong, dtype=float)
+                    errors.append(float(100 * gain.std() / np.sqrt(len(gain))))
+            best = Difference(
+                [255 * r.eps for r, _ in pairs], [r.percent - s.percent for r, s in pairs], errors
+            )
+    return best
+
+
+@house_style()
+def difference_curves(runs: Sequence[Run]) -> Figure | None:
+    """AutoAttack accuracy of the first run minus that of each other, over the radius (Figure 5)."""
+    first, *others = runs
+    found = [(other, difference(first, other)) for other in others]
+    if not any(d for _, d in found):
+        return None
+    figure, axes = new_figure(4.4, 3.3)
+    axes.axhline(0, color=MUTED, linewidth=1.2)
+    axes.axvline(255 * first.eps, color=MUTED, linewidth=1, linestyle=":")
+    for (other, d), look in zip(found, looks(), strict=False):
+        if d is None:
+            continue
+        low = np.array(d.points) - 1.96 * np.array(d.errors)
+        high = np.array(d.points) + 1.96 * np.array(d.errors)
+        axes.fill_between(d.levels, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(d.levels, d.points, marker="o", label=f"{first.label} − {other.label}", **look)
+    axes.set(xlabel="ε · 255", ylabel="AutoAttack difference, points")
+    below(axes, 1)
+    return figure

@@ -1,0 +1,258 @@
+"""Run folders as they lie on the disk: settings, environment, metrics, evaluations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastuiat.config import UserError, radius_text
+
+NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
+"""Entries of config.json that move no number."""
+RADII = ("eps", "alpha")
+"""The last word of settings that are radii in pixel units."""
+USUAL = {"steps": 20, "alpha": "2/255", "restarts": 1, "version": "standard"}
+"""An attack with these is called by its name alone."""
+
+ORDER = {"clean": 0, "pgd": 1, "cw": 2, "autoattack": 3}
+"""Attacks from weak to strong."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation: `values` is what its file holds."""
+
+    values: dict[str, Any]
+    path: Path
+
+    @property
+    def attack(self) -> str:
+        """The attack's name, with what is unusual of it: `pgd`, `pgd, 50 steps, 5 restarts`."""
+        words = [str(self.values["attack"])]
+        for name, usual in USUAL.items():
+            value = self.values.get(name, usual)
+            if value != usual:
+                words.append(f"alpha {value}" if name == "alpha" else str(value))
+                if name in ("steps", "restarts"):
+                    words[-1] += f" {name}"
+        return ", ".join(words)
+
+    @property
+    def eps(self) -> float:
+        """Radius in pixel units, below 0 for the inverse attack; 0 of clean images."""
+        return float(self.values.get("eps_value", 0.0))
+
+    def order(self) -> tuple[Any, ...]:
+        """Weak attacks before strong ones, small radii before large ones."""
+        strength = ORDER.get(self.values["attack"], len(ORDER))
+        return strength, self.attack, self.eps, self.n
+
+    @property
+    def percent(self) -> float:
+        return 100 * float(self.values["accuracy"])
+
+    @property
+    def n(self) -> int:
+        return int(self.values["n"])
+
+    @property
+    def points(self) -> tuple[Any, ...]:
+        """Which images it was measured on."""
+        return self.values.get("dataset"), self.values.get("split"), self.n
+
+    @property
+    def sha256(self) -> str | None:
+        """The checkpoint's."""
+        return (self.values.get("checkpoint") or {}).get("sha256")
+
+    @property
+    def correct(self) -> list[bool] | None:
+        """By sample, whether it was still classified correctly."""
+        bits = self.values.get("per_sample")
+        return [bit == "1" for bit in bits] if bits else None
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy over n independent samples, in percent points."""
+        share = self.percent / 100
+        return 100 * math.sqrt(share * (1 - share) / self.n)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. `epochs` and `steps` are the lines of metrics.jsonl by kind, in order."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    records: list[Record]
+    label: str = ""
+    """What tells it from the other runs of the report."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """config.json with nested settings under their own names: `lam`, `attack.eps`."""
+
+    @property
+    def title(self) -> str:
+        c = self.config
+        parts = [c.get("method"), c.get("dataset"), c.get("arch")]
+        return " · ".join(str(part) for part in parts if part)
+
+    def record(self, attack: str, eps: float | None = None) -> Record | None:
+        """A record of an attack of the usual strength, the one with the most points."""
+        found = [r for r in self.records if r.attack == attack]
+        if eps is not None:
+            found = [r for r in found if same_radius(r.eps, eps)]
+        return max(found, key=lambda r: r.n, default=None)
+
+    @property
+    def eps(self) -> float:
+        """The radius that it was trained for; 8/255 where it knows none."""
+        return float(self.settings.get("attack.eps", 8 / 255))
+
+
+def same_radius(a: float, b: float) -> bool:
+    """Radii are written as 8/255 and as plain numbers."""
+    return math.isclose(a, b, rel_tol=0, abs_tol=1e-6)
+
+
+def read_json(path: Path) -> Any:
+    """UserError where it cannot be read as JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names; the method's own stand at the top."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            result |= flat(value, "" if name == "settings" else f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def text_of(name: str, value: Any) -> str | None:
+    """A setting's value as it is written on the command line."""
+    if isinstance(value, float) and name.replace("_", ".").split(".")[-1] in RADII:
+        return radius_text(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return None if value is None else str(value)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(epoch lines, step lines); UserError that names a line which is none."""
+    lines: dict[str, list[dict[str, Any]]] = {"epoch": [], "train": []}
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            values = json.loads(line)
+            kind, _, _ = values["kind"], int(values["step"]), int(values["epoch"])
+            lines.setdefault(kind, []).append(values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number} is no line of metrics: delete it, or cut it off with "
+                f"fastuiat train --resume {path.parent}"
+            ) from error
+    return lines["epoch"], lines["train"]
+
+
+def read_record(path: Path) -> Record | None:
+    """An evaluation, or None of a file that holds something else of an evaluation."""
+    values = read_json(path)
+    if isinstance(values, dict) and "attack" not in values and "measure" in values:
+        return None
+    try:
+        record = Record(values, path)
+        if not (0 <= record.percent <= 100 and record.n > 0 and math.isfinite(record.eps)):
+            raise ValueError("out of range")
+        bits = values.get("per_sample")
+        if not isinstance(values["attack"], str) or (bits and len(bits) != record.n):
+            raise ValueError("not what its fields say")
+        _ = record.sha256
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no evaluation record: remove it or measure it anew") from error
+    return record
+
+
+def read_run(folder: Path) -> Run:
+    """Everything of a run folder that is text; UserError where it is none or is damaged."""
+    if not (folder / "config.json").is_file():
+        within = sorted(p.parent.relative_to(folder) for p in folder.rglob("config.json"))
+        hint = f"; it holds runs: give {folder / within[0]} and its like" if within else ""
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} is no run folder: it {what}{hint}")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} holds no settings")
+    environment_file = folder / "environment.json"
+    environment = read_json(environment_file) if environment_file.exists() else {}
+    if not isinstance(environment, dict):
+        raise UserError(f"{environment_file} holds no environment")
+    epochs, steps = read_metrics(folder / "metrics.jsonl")
+    records = [read_record(path) for path in sorted((folder / "eval").glob("*.json"))]
+    found = [record for record in records if record is not None]
+    found.sort(key=Record.order)
+    return Run(folder, config, environment, epochs, steps, found, settings=flat(config))
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """What tells the folders apart: their paths without the parts that all begin or end with."""
+    paths = [folder.resolve().parts for folder in folders]
+    if len(paths) == 1:
+        return [paths[0][-1]]
+    first = 0
+    while len({path[first] if first < len(path) else None for path in paths}) == 1:
+        first += 1
+    last = 0
+    while (
+        all(len(path) - last - 1 > first for path in paths)
+        and len({path[-1 - last] for path in paths}) == 1
+    ):
+        last += 1
+    return ["/".join(path[first : len(path) - last]) or "." for path in paths]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of a report, labelled. UserError on a folder given twice, or no common attack."""
+    resolved = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise UserError(f"{folder} is given twice")
+    runs = []
+    for folder, label in zip(folders, labels_of(folders), strict=True):
+        runs.append(replace(read_run(folder), label=label))
+    refuse_unlike(runs)
+    return runs
+
+
+def refuse_unlike(runs: Sequence[Run]) -> None:
+    """UserError where runs were evaluated, and by no attack in common."""
+    attacks = {run.label: {r.attack for r in run.records} - {"clean"} for run in runs}
+    if not any(attacks.values()) or set.intersection(*attacks.values()):
+        return
+    said = "; ".join(f"{label}: {', '.join(sorted(a)) or 'none'}" for label, a in attacks.items())
+    missing = next(
+        (run for run in runs[1:] if not attacks[run.label] & attacks[runs[0].label]), runs[0]
+    )
+    wanted = min(attacks[runs[0].label] or {"pgd"}, key=len).split(",")[0]
+    raise UserError(
+        f"the runs share no attack ({said}): "
+        f"fastuiat eval {missing.folder} --attacks clean {wanted}"
+    )
