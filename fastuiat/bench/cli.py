@@ -126,7 +126,6 @@ class KernelOptions(Measuring):
 
 def kernels(options: KernelOptions) -> None:
     from fastuiat.bench import table
-    from fastuiat.bench.floors import copy_bandwidth
     from fastuiat.bench.suites import kernels as suite
     from fastuiat.bench.timing import clock_for
     from fastuiat.training.precision import resolve_device
@@ -136,7 +135,7 @@ def kernels(options: KernelOptions) -> None:
     recorder = Recorder(options.json)
     every: list[dict[str, Any]] = []
     with table.progress("kernels") as done:
-        bandwidth = copy_bandwidth(device, clock_for(device))
+        bandwidth = suite.copy_bandwidth(device, clock_for(device))
         for case in chosen:
             done(case.name)
             records = suite.measure(

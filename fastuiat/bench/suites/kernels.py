@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fastuiat.bench import table
+from fastuiat.bench.floors import copy_bandwidth as copy_bandwidth
 from fastuiat.bench.machine import cache_bytes
 from fastuiat.bench.memory import peak_memory
 from fastuiat.bench.record import make_record

@@ -1,0 +1,298 @@
+"""Records of several devices side by side: which belong together, and what they say of each other.
+
+Two records stand in one row where suite, case, provider and configuration are the same; of one
+device the newest counts. Whatever differs in its configuration is another row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastuiat import paper
+from fastuiat.bench import floors, machine
+from fastuiat.config import UserError
+
+Record = dict[str, Any]
+PAPER_BATCH = 128
+PAPER_TABLES = {"table2": ("table2", 60.0), "table5": ("table5_time", 1.0)}
+"""The suites that measure a table of the paper: its name there, and the seconds of its unit."""
+SINGLE_STEP_NET = "prn-18"
+"""The net of Table 5, whose one column names none."""
+
+
+def device_of(record: Mapping[str, Any]) -> str:
+    """A device as it ran: a CPU with other threads, a GPU with other power, is another one."""
+    gpu, cpu = record.get("gpu"), record.get("cpu") or {}
+    if record.get("device_type") == "cuda" or gpu:
+        watts = (gpu or {}).get("power_limit_w")
+        return f"{record['device']}, {watts:.0f} W" if watts else record["device"]
+    threads = cpu.get("threads")
+    if not threads:
+        return record["device"]
+    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def seconds_of(record: Mapping[str, Any]) -> float | None:
+    """What is compared: an epoch where the suite is about epochs, else the call."""
+    if record["error"]:
+        return None
+    return record.get("epoch_s") if record["suite"] in PAPER_TABLES else record["median_s"]
+
+
+def newest(records: Iterable[Record]) -> dict[tuple[str, str, str, str], Record]:
+    """The last made record of each (suite, case, provider, config_hash)."""
+    found: dict[tuple[str, str, str, str], Record] = {}
+    for record in records:
+        key = (record["suite"], record["case"], record["provider"], record["config_hash"])
+        if key not in found or record["time"] >= found[key]["time"]:
+            found[key] = record
+    return found
+
+
+def paper_epoch_s(suite: str, method: str, arch: str) -> float | None:
+    """Seconds of an epoch that the paper prints for a method and net."""
+    if suite not in PAPER_TABLES:
+        return None
+    name, unit = PAPER_TABLES[suite]
+    table = paper.tables()[name]
+    columns = (SINGLE_STEP_NET,) if suite == "table5" else table.columns
+    if method not in table.rows or arch not in columns:
+        return None
+    return table.rows[method][columns.index(arch)] * unit
+
+
+def paper_net(suite: str, arch: str) -> str:
+    """The net whose ratios stand beside this one's: itself, or the paper's first."""
+    columns = paper.tables()["table2"].columns if suite == "table2" else (SINGLE_STEP_NET,)
+    return arch if arch in columns else columns[0]
+
+
+@dataclass
+class Row:
+    """One case by one provider in one configuration: a record for each device that has it."""
+
+    suite: str
+    case: str
+    provider: str
+    config: dict[str, Any]
+    config_hash: str
+    cells: dict[str, Record] = field(default_factory=dict)
+    differs: str = ""
+    """What sets it apart from another row of the same case and provider."""
+
+    @property
+    def first(self) -> Record:
+        return next(iter(self.cells.values()))
+
+    @property
+    def is_phase(self) -> bool:
+        """Whether it is a part of a one-off run, beside a row that is the whole."""
+        return "phase_share" in self.first
+
+    @property
+    def label(self) -> str:
+        """Its name inside a group: a table's row, an operation, or the provider."""
+        if self.suite in PAPER_TABLES:
+            name = self.first.get("row") or self.config.get("method") or self.case
+            return f"{name}, {self.config.get('phase')}" if self.is_phase else name
+        if self.suite == "kernels":
+            return f"{self.case}, {self.provider}"
+        return self.provider
+
+    @property
+    def group(self) -> str:
+        """What a chart is about: rows of one group stand in one."""
+        if self.suite in PAPER_TABLES and "arch" in self.config:
+            parts = [self.config["arch"], f"batch {self.config.get('batch_size')}"]
+        else:
+            parts = ["all operations" if self.suite == "kernels" else self.case]
+        return ", ".join(parts)
+
+    def seconds(self, device: str) -> float | None:
+        record = self.cells.get(device)
+        return seconds_of(record) if record else None
+
+    def ratio(self, device: str, reference: str) -> float | None:
+        """This device's time over the reference's: 2 is twice as slow."""
+        own, other = self.seconds(device), self.seconds(reference)
+        return own / other if own and other else None
+
+    def paper_seconds(self) -> float | None:
+        """The paper's A100 at the same method, net and batch."""
+        if self.is_phase or self.config.get("batch_size") != PAPER_BATCH:
+            return None
+        return paper_epoch_s(self.suite, self.config.get("method", ""), self.config.get("arch", ""))
+
+    def ratio_names(self) -> list[str]:
+        """The ratios inside a table that its records carry: to natural, to uiat, …"""
+        names = {name: None for record in self.cells.values() for name in record.get("ratios", {})}
+        return list(names)
+
+    def inner_ratio(self, device: str, name: str) -> float | None:
+        """Made inside each round of one run, unlike those between devices."""
+        ratios = self.cells.get(device, {}).get("ratios", {})
+        return (ratios.get(name) or {}).get("median")
+
+    def paper_ratio(self, name: str) -> float | None:
+        """The paper's for the same net, or for its first where it has not that one."""
+        method = self.config.get("method", "")
+        other = method.removesuffix("+uiat") if name == "plain" else name
+        net = paper_net(self.suite, self.config.get("arch", ""))
+        own, base = (paper_epoch_s(self.suite, m, net) for m in (method, other))
+        return own / base if own and base and not self.is_phase else None
+
+    def share(self, device: str) -> float | None:
+        """Of the device's peak; the record's own, which knows its machine, before a datasheet."""
+        record = self.cells.get(device)
+        if record is None or record["error"]:
+            return None
+        if record.get("peak_share"):
+            return record["peak_share"]
+        work, rates = floors.work_of(record), floors.datasheet_of(record["device"])
+        if work is None or rates is None or not work.flops:
+            return None
+        return work.flops / record["median_s"] / rates.flops_per_s[work.precision]
+
+    def scale(self, record: Mapping[str, Any]) -> float:
+        """Steps in what is compared: those of an epoch, or one."""
+        return record.get("steps_per_epoch", 1) if self.suite in PAPER_TABLES else 1
+
+    def bound(self, rates: floors.Rates) -> float | None:
+        """Seconds at least on another device, in the row's unit."""
+        work = floors.work_of(self.first)
+        if work is None or (work.flops and work.precision not in rates.flops_per_s):
+            return None
+        return floors.bound_s(work, rates) * self.scale(self.first)
+
+    def own_bound(self, device: str) -> float | None:
+        """Seconds at least on the device that measured, by its own rates."""
+        record = self.cells.get(device)
+        work = floors.work_of(record) if record else None
+        if record is None or work is None:
+            return None
+        bound = record.get("bound_s")
+        if bound is None and record.get("copy_bytes_per_s"):
+            bound = work.moved_bytes / record["copy_bytes_per_s"]
+        if bound is None:
+            rates = floors.datasheet_of(record["device"])
+            if rates is None and record.get("cpu") == machine.cpu() and not record.get("gpu"):
+                rates = floors.cpu_rates(work.precision)
+            bound = floors.bound_s(work, rates) if rates else None
+        return bound * self.scale(record) if bound is not None else None
+
+
+@dataclass
+class Comparison:
+    """Rows of all devices; ratios between devices refer to `reference`."""
+
+    devices: list[str]
+    rows: list[Row]
+    reference: str
+    with_paper: bool
+    notes: list[str]
+
+    def suites(self) -> list[str]:
+        return list(dict.fromkeys(row.suite for row in self.rows))
+
+    def of(self, suite: str) -> list[Row]:
+        return [row for row in self.rows if row.suite == suite]
+
+    def records(self, device: str) -> list[Record]:
+        return [row.cells[device] for row in self.rows if device in row.cells]
+
+
+def compare(
+    records: Sequence[Record],
+    *,
+    baseline: Sequence[Record] = (),
+    baseline_name: str = "",
+    with_paper: bool = False,
+) -> Comparison:
+    """Side by side; `baseline` records are a device of their own that ratios refer to.
+
+    UserError where nothing is to be compared, or the baseline holds several devices.
+    """
+    columns: dict[str, list[Record]] = {}
+    for record in records:
+        columns.setdefault(device_of(record), []).append(record)
+    reference = next(iter(columns), "")
+    if baseline:
+        names = list(dict.fromkeys(map(device_of, baseline)))
+        if len(names) > 1:
+            raise UserError(
+                f"--baseline {baseline_name} holds {len(names)} devices ({'; '.join(names)}): "
+                "give a file of one"
+            )
+        reference = f"{names[0]} ({baseline_name})" if names[0] in columns else names[0]
+        columns = {reference: list(baseline), **columns}
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for device, own in columns.items():
+        for key, record in newest(own).items():
+            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
+            row.cells[device] = record
+    ordered = list(rows.values())
+    apart = tell_apart(ordered)
+    if not any(is_compared(row, with_paper) for row in ordered):
+        raise UserError(nothing_common(list(columns), apart, with_paper))
+    notes = [f"not mixed, for the configurations differ: {line}" for line in apart]
+    return Comparison(list(columns), ordered, reference, with_paper, notes + remarks(columns))
+
+
+def is_compared(row: Row, with_paper: bool) -> bool:
+    measured = sum(row.seconds(device) is not None for device in row.cells)
+    beside = with_paper and any(
+        [row.paper_seconds(), *(row.paper_ratio(name) for name in row.ratio_names())]
+    )
+    return measured + bool(beside and measured) >= 2
+
+
+def tell_apart(rows: Sequence[Row]) -> list[str]:
+    """Name in each row what sets it apart from its like; a line for each such case."""
+    alike: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.suite, row.case, row.provider), []).append(row)
+    lines = []
+    for (suite, case, provider), group in alike.items():
+        if len(group) < 2:
+            continue
+        keys = list(dict.fromkeys(key for row in group for key in row.config))
+        texts = {
+            key: [json.dumps(row.config.get(key), sort_keys=True).strip('"') for row in group]
+            for key in keys
+        }
+        texts = {key: values for key, values in texts.items() if len(set(values)) > 1}
+        for i, row in enumerate(group):
+            row.differs = ", ".join(f"{key} {values[i]}" for key, values in texts.items())
+        said = "; ".join(f"{k}: {', '.join(dict.fromkeys(v))}" for k, v in texts.items())
+        lines.append(f"{suite} {case} {provider} ({said})")
+    return lines
+
+
+def nothing_common(devices: Sequence[str], apart: Sequence[str], with_paper: bool) -> str:
+    if not with_paper and len(devices) == 1:
+        return (
+            f"only {devices[0]} was measured in these files: give records of another device, "
+            "or --baseline paper for table2 and table5"
+        )
+    said = f"no case in common between {'; '.join(devices)}" + (" and the paper" * with_paper)
+    nearest = f"; the nearest differ: {apart[0]}" if apart else ""
+    return f"{said}{nearest}: measure the same case in the same configuration"
+
+
+def remarks(columns: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What a reader must know of the machines before he believes a ratio."""
+    notes = []
+    software = {
+        device: {r["versions"]["torch"] for r in own if (r.get("versions") or {}).get("torch")}
+        for device, own in columns.items()
+    }
+    if len(set().union(*software.values())) > 1:
+        said = "; ".join(f"{', '.join(sorted(v))} on {device}" for device, v in software.items())
+        notes.append(f"PyTorch differs: {said}")
+    changed = [device for device, own in columns.items() if any(r.get("dirty") for r in own)]
+    if changed:
+        notes.append(f"measured from changed source: {'; '.join(changed)}")
+    return notes
