@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from fastuiat.bench.compare import CompareOptions
+from fastuiat.bench.compare import run as compare
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError, positive
@@ -21,6 +23,7 @@ USAGE = """usage: fastuiat bench SUITE [--help]
   step       one training step: naive, tuned-eager, fastuiat, and its convolutions alone
   kernels    the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU
   loader     images per second of the FFCV, the resident and torchvision's loader
+  compare    record files side by side: A.jsonl B.jsonl … [--baseline paper|FILE]
 """
 
 
@@ -199,6 +202,7 @@ SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "step": (StepOptions, step),
     "kernels": (KernelOptions, kernels),
     "loader": (LoaderOptions, loader),
+    "compare": (CompareOptions, compare),
 }
 
 

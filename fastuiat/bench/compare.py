@@ -1,0 +1,334 @@
+"""`fastuiat bench compare`: record files side by side, as tables, CSV and a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fastuiat.bench import floors, machine, table
+from fastuiat.bench.comparison import Comparison, Row, compare
+from fastuiat.bench.record import read_records
+from fastuiat.config import UserError
+from fastuiat.files import write_atomically
+
+Words = list[str]
+Grid = tuple[Words, list[Words]]
+"""Headings and rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Put the records of several devices side by side."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files that `fastuiat bench SUITE --json FILE` wrote; one may hold several devices."""
+    baseline: str | None = None
+    """paper: the paper's A100 stands beside table2 and table5. A record file: its device stands
+    first, and all ratios refer to it; without it they refer to the first file's first device."""
+    html: Path = Path("compare.html")
+    """The page."""
+    csv: Path | None = None
+    """Also a line for each measurement, with its spread, ratios and bounds."""
+    bounds: bool = True
+    """The least time that each case can take on known GPUs and on this CPU, which is measured."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise UserError("name the record files to compare")
+        read = {file.resolve() for file in [*self.files, *self.baseline_files]}
+        for flag, path in (("--html", self.html), ("--csv", self.csv)):
+            if path is None:
+                continue
+            if path.resolve() in read:
+                raise UserError(f"{flag} {path} would overwrite a record file")
+            if path.is_dir() or not path.parent.is_dir():
+                raise UserError(f"{flag} {path} cannot be written: no such folder, or a folder")
+
+    @property
+    def baseline_files(self) -> list[Path]:
+        return [] if self.baseline in (None, "paper") else [Path(str(self.baseline))]
+
+
+def run(options: CompareOptions) -> None:
+    """Read, compare, print; then write the page and the CSV."""
+    from fastuiat.bench.compare_page import make_page
+
+    def say(word: str) -> None:
+        print(f"fastuiat: {word}", file=sys.stderr)
+
+    base = [r for file in options.baseline_files for r in read_records(file, say=say)]
+    apart = {file.resolve() for file in options.baseline_files}
+    records = [
+        r for f in options.files if f.resolve() not in apart for r in read_records(f, say=say)
+    ]
+    comparison = compare(
+        records,
+        baseline=base,
+        baseline_name=Path(options.baseline or "").name,
+        with_paper=options.baseline == "paper",
+    )
+    cards = bound_cards(comparison) if options.bounds else {}
+    show(comparison, cards)
+    page = make_page(comparison, cards)
+    try:
+        if options.csv is not None:
+            content = csv_text(comparison, cards).encode()
+            write_atomically(options.csv, lambda file: file.write(content))
+        page.write(options.html)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    print(f"page: {options.html}" + (f"; CSV: {options.csv}" if options.csv else ""))
+
+
+def bound_cards(comparison: Comparison) -> dict[str, floors.Rates]:
+    """The devices that every case gets a bound for: known GPUs, and this CPU as it is now."""
+    cards = {name: floors.datasheets()[name] for name in floors.SHOWN}
+    works = [floors.work_of(row.first) for row in comparison.rows]
+    needed = sorted({work.precision for work in works if work})
+    if needed:
+        measured = [floors.cpu_rates(precision) for precision in needed]
+        cards["this CPU"] = floors.Rates(
+            name=f"{machine.cpu()['name']}, {machine.cpu()['threads']} threads",
+            flops_per_s={p: r.flops_per_s[p] for p, r in zip(needed, measured, strict=True)},
+            bytes_per_s=measured[0].bytes_per_s,
+            cache_bytes=measured[0].cache_bytes,
+            source=measured[0].source,
+        )
+    return cards
+
+
+def unit(suite: str) -> str:
+    return {"table2": "min/epoch", "table5": "s/epoch", "loader": "an epoch"}.get(suite, "a call")
+
+
+def amount(suite: str, seconds: float | None) -> str:
+    """Seconds in the suite's unit; three digits."""
+    if seconds is None or suite not in ("table2", "table5"):
+        return table.seconds(seconds)
+    return f"{seconds / 60 if suite == 'table2' else seconds:.3g}"
+
+
+def percent(share: float | None) -> str:
+    return table.NONE if share is None else f"{100 * share:.3g}%"
+
+
+def cell(row: Row, device: str) -> str:
+    """The measured time, or why there is none."""
+    record = row.cells.get(device)
+    if record is None:
+        return table.NONE
+    return "failed" if record["error"] else amount(row.suite, row.seconds(device))
+
+
+def names(row: Row) -> Words:
+    """What a line is about."""
+    return [f"{row.case} ({row.differs})" if row.differs else row.case, row.provider]
+
+
+def times(comparison: Comparison, suite: str) -> Grid:
+    """What was measured, its ratios between devices, and the paper's value."""
+    others = [d for d in comparison.devices if d != comparison.reference]
+    with_paper = comparison.with_paper and suite in ("table2", "table5")
+    headings = ["case", "provider", *comparison.devices]
+    headings += [f"{device} ÷ {comparison.reference}" for device in others]
+    if with_paper:
+        headings += ["paper's A100", *(f"{device} ÷ paper" for device in comparison.devices)]
+    rows = []
+    for row in comparison.of(suite):
+        line = [*names(row), *(cell(row, device) for device in comparison.devices)]
+        line += [table.number(row.ratio(d, comparison.reference), ".3g") for d in others]
+        if with_paper:
+            paper = row.paper_seconds()
+            line.append(amount(suite, paper) if paper else table.NONE)
+            for device in comparison.devices:
+                own = row.seconds(device)
+                line.append(table.number(own / paper if own and paper else None, ".3g"))
+        rows.append(line)
+    return headings, rows
+
+
+def inner(comparison: Comparison, suite: str) -> Grid | None:
+    """Ratios between the methods of a table, each made on one device; the paper's apart."""
+    rows = [row for row in comparison.of(suite) if row.ratio_names()]
+    kinds = list(dict.fromkeys(name for row in rows for name in row.ratio_names()))
+    if not rows:
+        return None
+    headings = ["case", "provider"]
+    for kind in kinds:
+        headings += [f"÷ {kind}: {device}" for device in comparison.devices]
+        headings += [f"÷ {kind}: paper"] * comparison.with_paper
+    lines = []
+    for row in rows:
+        line = names(row)
+        for kind in kinds:
+            ours = [row.inner_ratio(device, kind) for device in comparison.devices]
+            theirs = [row.paper_ratio(kind)] * comparison.with_paper
+            line += [table.number(value, ".2f") for value in (*ours, *theirs)]
+        lines.append(line)
+    return headings, lines
+
+
+def bounds(comparison: Comparison, suite: str, cards: dict[str, floors.Rates]) -> Grid | None:
+    """Bounds alone: no measured time stands here but as a multiple of its own device's bound."""
+    rows = [row for row in comparison.of(suite) if floors.work_of(row.first)]
+    if not rows or not cards:
+        return None
+    headings = ["case", "provider"]
+    for device in comparison.devices:
+        headings += [f"{device}: bound", "measured ÷ bound", "share of peak"]
+    headings += [f"{name}: bound" for name in cards]
+    lines = []
+    for row in rows:
+        line = names(row)
+        for device in comparison.devices:
+            own, bound = row.seconds(device), row.own_bound(device)
+            line.append(amount(suite, bound))
+            line.append(table.number(own / bound if own and bound else None, ".3g"))
+            line.append(percent(row.share(device)))
+        line += [amount(suite, row.bound(rates)) for rates in cards.values()]
+        lines.append(line)
+    return headings, lines
+
+
+def notes(comparison: Comparison, suite: str) -> Words:
+    """Errors and extrapolations of a suite."""
+    said = []
+    rows = comparison.of(suite)
+    found = [(row, d, r) for row in rows for d, r in row.cells.items()]
+    for row, device, record in found:
+        if record["error"]:
+            said.append(f"{row.case} {row.provider} on {device}: {record['error']}")
+    guessed = [r for _, _, r in found if r["extrapolated"]]
+    if guessed:
+        which = "all of these epochs are" if len(guessed) == len(found) else "some epochs are"
+        said.append(f"{which} extrapolated from the median of the steps that were measured")
+    return said
+
+
+def show(comparison: Comparison, cards: dict[str, floors.Rates]) -> None:
+    """All suites as tables on the terminal."""
+    for suite in comparison.suites():
+        headings, rows = times(comparison, suite)
+        table.show(f"{suite}: {unit(suite)}", headings, rows, notes(comparison, suite))
+        if ratios := inner(comparison, suite):
+            said = ["each made inside one run"]
+            if comparison.with_paper:
+                said.append("the paper's for the same net, or for its first where it has not that")
+            table.show(f"{suite}: ratios between methods", *ratios, said)
+        if least := bounds(comparison, suite, cards):
+            said = ["a bound is computed and not measured: no code can take less at those rates"]
+            table.show(f"{suite}: bounds, {unit(suite)}", *least, said)
+    for note in [*comparison.notes, *reference_note(comparison)]:
+        print(f"  {note}")
+
+
+def reference_note(comparison: Comparison) -> Words:
+    if len(comparison.devices) < 2:
+        return []
+    return [
+        f"÷ {comparison.reference}: a device's time over that one's, each a median of its own run; "
+        "2 is twice as slow"
+    ]
+
+
+def csv_text(comparison: Comparison, cards: dict[str, floors.Rates]) -> str:
+    """A line for each measurement; times in seconds, bounds in columns of their own."""
+    buffer = io.StringIO()
+    lines = [
+        csv_line(comparison, cards, row, device) for row in comparison.rows for device in row.cells
+    ]
+    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def csv_line(
+    comparison: Comparison, cards: dict[str, floors.Rates], row: Row, device: str
+) -> dict[str, Any]:
+    r = row.cells[device]
+    kinds = dict.fromkeys(k for other in comparison.rows for k in other.ratio_names())
+    return {
+        "suite": row.suite,
+        "case": row.case,
+        "provider": row.provider,
+        "device": device,
+        "seconds": row.seconds(device),
+        "of": unit(row.suite),
+        **{key: r.get(key) for key in ("median_s", "p20_s", "p80_s", "n", "extrapolated", "error")},
+        "reference": comparison.reference,
+        "ratio_to_reference": row.ratio(device, comparison.reference),
+        **{f"ratio_to_{kind}": row.inner_ratio(device, kind) for kind in kinds},
+        **(
+            {
+                "paper_s": row.paper_seconds(),
+                **{f"paper_ratio_to_{kind}": row.paper_ratio(kind) for kind in kinds},
+            }
+            if comparison.with_paper
+            else {}
+        ),
+        "share_of_peak": row.share(device),
+        **(
+            {
+                "bound_own_device_s": row.own_bound(device),
+                **{f"bound_{n.replace(' ', '_')}_s": row.bound(c) for n, c in cards.items()},
+            }
+            if cards
+            else {}
+        ),
+        "config": json.dumps(row.config, sort_keys=True),
+        "config_hash": row.config_hash,
+        **{f"{k}_version": v for k, v in software(r).items()},
+        "commit": r.get("commit"),
+        "dirty": r.get("dirty"),
+        "time": r["time"],
+    }
+
+
+def software(record: dict[str, Any]) -> dict[str, Any]:
+    versions = record.get("versions") or {}
+    return {name: versions.get(name) for name in ("fastuiat", "torch", "triton", "cuda")}
+
+
+def machines(comparison: Comparison) -> Grid:
+    """What each device is, what ran on it, and when."""
+    headings = ["device", "driver", "processor", "torch", "triton", "CUDA", "fastuiat", "n", "date"]
+    rows = []
+    for device in comparison.devices:
+        records = comparison.records(device)
+        cpu = records[0].get("cpu") or {}
+        gpu = records[0].get("gpu") or {}
+        code = {str(r.get("commit") or "")[:8] + "*" * bool(r.get("dirty")) for r in records}
+        own = [
+            joined(software(r)[name] for r in records)
+            for name in ("torch", "triton", "cuda", "fastuiat")
+        ]
+        own[-1] = f"{own[-1]} {joined(code)}".strip()
+        counts = [r["n"] for r in records if r["n"]] or [0]
+        dates = sorted(r["time"][:10] for r in records)
+        rows.append(
+            [
+                device,
+                gpu.get("driver") or table.NONE,
+                f"{cpu.get('name', '')}, {cpu.get('cpus', '?')} CPUs",
+                *own,
+                span(str(min(counts)), str(max(counts))),
+                span(dates[0], dates[-1]),
+            ]
+        )
+    return headings, rows
+
+
+def joined(values: Any) -> str:
+    return ", ".join(sorted({str(v) for v in values if v}))
+
+
+def span(low: str, high: str) -> str:
+    return low if low == high else f"{low} – {high}"

@@ -1,0 +1,202 @@
+"""The page of a comparison: what was measured, as charts first and then as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from fastuiat.bench import compare, floors
+from fastuiat.bench.comparison import Comparison, Row
+from fastuiat.report.page import INK, MUTED, PALETTE, Page, house_style, new_figure
+
+TITLES = {
+    "table2": "Training time by method and net",
+    "table5": "Single-step training",
+    "step": "One training step",
+    "kernels": "The kernels",
+    "loader": "The loaders",
+}
+WIDE_RANGE = 30.0
+"""Bars of values further apart than this are points on a logarithmic axis instead."""
+PAPER = "paper's A100"
+Values = list[float | None]
+
+
+def draw(
+    names: Sequence[str], series: Mapping[str, Values], axis: str, form: str = ".3g"
+) -> Figure:
+    """Groups of horizontal bars, one for each series, with their values written beside them."""
+    known = [v for values in series.values() for v in values if v]
+    logarithmic = max(known) / min(known) > WIDE_RANGE
+    each = 0.8 / len(series)
+    figure, axes = new_figure(4.4, 0.85 + len(names) * max(0.24, 0.17 * len(series)))
+    with house_style():
+        for i, (label, values) in enumerate(series.items()):
+            at = [n + (i - (len(series) - 1) / 2) * each for n in range(len(names))]
+            drawn = [(y, v) for y, v in zip(at, values, strict=True) if v]
+            colour = MUTED if label == PAPER else PALETTE[i % len(PALETTE)]
+            ys, xs = [y for y, _ in drawn], [v for _, v in drawn]
+            if logarithmic:
+                axes.plot(xs, ys, "o", color=colour, label=label)
+            else:
+                axes.barh(ys, xs, 0.88 * each, color=colour, label=label)
+            for y, value in drawn:
+                axes.annotate(
+                    format(value, form),
+                    (value, y),
+                    xytext=(4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7.5,
+                    color=INK,
+                )
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_xlim(min(known) / 1.4, max(known) * 3)
+        else:
+            axes.set_xlim(0, max(known) * 1.16)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(axis)
+        figure.legend(loc="outside upper left", ncols=1 if len(series) > 2 else 2)
+    return figure
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows of each row."""
+
+    what: str
+    axis: str
+    value: Callable[[Row, str], float | None]
+    """Of a row on a device."""
+    paper: Callable[[Row], float | None] | None = None
+    form: str = ".3g"
+
+    def series(self, rows: Sequence[Row], comparison: Comparison) -> dict[str, Values]:
+        """By device, the paper last; without those that have no value at all."""
+        series = {d: [self.value(row, d) for row in rows] for d in comparison.devices}
+        if self.paper and comparison.with_paper:
+            series[PAPER] = [self.paper(row) for row in rows]
+        return {label: values for label, values in series.items() if any(values)}
+
+
+def charts_of(comparison: Comparison, suite: str) -> list[Chart]:
+    if suite == "kernels":
+
+        def traffic(row: Row, device: str) -> float | None:
+            return scaled(field(row, device, "bytes_per_s"), 1e9)
+
+        return [Chart("memory traffic", "GB/s", traffic)]
+    if suite == "loader":
+        images = partial(field, name="images_per_s")
+        return [Chart("images per second", "images/s", images, form=",.0f")]
+    axis = compare.unit(suite) if suite in ("table2", "table5") else "seconds a step"
+    per = 60.0 if suite == "table2" else 1.0
+
+    def spent(row: Row, device: str) -> float | None:
+        return scaled(row.seconds(device), per)
+
+    made = [Chart("time", axis, spent, lambda row: scaled(row.paper_seconds(), per))]
+    for kind in dict.fromkeys(k for row in comparison.of(suite) for k in row.ratio_names()):
+        ours, theirs = partial(Row.inner_ratio, name=kind), partial(Row.paper_ratio, name=kind)
+        made.append(Chart(f"time over that of {kind}", f"÷ {kind}", ours, theirs, ".2f"))
+
+    def share(row: Row, device: str) -> float | None:
+        return scaled(row.share(device), 0.01)
+
+    return [*made, Chart("share of the device's peak", "% of peak", share)]
+
+
+def field(row: Row, device: str, name: str) -> float | None:
+    return row.cells.get(device, {}).get(name)
+
+
+def scaled(value: float | None, by: float) -> float | None:
+    return value / by if value else None
+
+
+def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
+    groups: dict[str, list[Row]] = {}
+    for row in comparison.of(suite):
+        if not row.is_phase:
+            groups.setdefault(row.group, []).append(row)
+    for g, (group, rows) in enumerate(groups.items()):
+        for c, chart in enumerate(charts_of(comparison, suite)):
+            series = chart.series(rows, comparison)
+            if not series:
+                continue
+            kept = [i for i in range(len(rows)) if any(own[i] for own in series.values())]
+            shown = {label: [own[i] for i in kept] for label, own in series.items()}
+            figure = draw([label_of(rows[i]) for i in kept], shown, chart.axis, chart.form)
+            page.figure(figure, caption=f"{group}: {chart.what}", name=f"{suite}-{g}-{c}")
+
+
+def label_of(row: Row) -> str:
+    return f"{row.label}\n{row.differs}" if row.differs else row.label
+
+
+def make_page(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> Page:
+    """All suites of a comparison; `cards` are the devices that get a column of bounds."""
+    devices = " and ".join([", ".join(comparison.devices[:-1]), comparison.devices[-1]][-2:])
+    if len(comparison.devices) == 1:
+        devices = comparison.devices[0]
+    dates = sorted(row.cells[d]["time"][:10] for row in comparison.rows for d in row.cells)
+    page = Page(
+        "fastuiat on "
+        + devices.removeprefix(" and ")
+        + (" and in the paper" * comparison.with_paper),
+        f"Measured {compare.span(dates[0], dates[-1])}. Times are medians; less is faster.",
+    )
+    for suite in comparison.suites():
+        page.section(TITLES.get(suite, suite), f"`fastuiat bench {suite}`: {compare.unit(suite)}.")
+        add_charts(page, comparison, suite)
+        add_tables(page, comparison, suite, cards)
+    page.section("The machines")
+    page.table(*compare.machines(comparison), note="* changed source")
+    for note in [*comparison.notes, *compare.reference_note(comparison)]:
+        page.text(f"{note[0].upper()}{note[1:]}.")
+    if cards:
+        page.text("Rates behind the bounds:")
+        headings = ("device", "bf16, TFLOP/s", "fp32 or TF32, TFLOP/s", "memory, GB/s", "source")
+        page.table(headings, [rates_line(name, rates) for name, rates in cards.items()])
+    return page
+
+
+def add_tables(
+    page: Page, comparison: Comparison, suite: str, cards: Mapping[str, floors.Rates]
+) -> None:
+    said = compare.notes(comparison, suite)
+    page.table(*compare.times(comparison, suite), note="; ".join(said))
+    if ratios := compare.inner(comparison, suite):
+        theirs = "; the paper's are for the same net, or for its first where it has not that"
+        note = "Each ratio was made inside one run" + theirs * comparison.with_paper
+        page.table(*ratios, note=f"{note}.")
+    if least := compare.bounds(comparison, suite, dict(cards)):
+        page.table(
+            *least,
+            note="A bound is computed and not measured: the least time that the counted "
+            "operations and bytes allow at the rates below. How far a measured time lies above "
+            "its own device's bound shows how much the bound is worth.",
+        )
+
+
+def rates_line(name: str, rates: floors.Rates) -> list[str]:
+    def tera(precision: str) -> str:
+        value = rates.flops_per_s.get(precision)
+        return f"{value / 1e12:.4g}" if value else "–"
+
+    memory = f"{rates.bytes_per_s / 1e9:.4g}"
+    return [
+        name if rates.name == name else rates.name,
+        tera("bf16"),
+        tera("fp32"),
+        memory,
+        rates.source,
+    ]
