@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from fastuiat.config import UserError
 from fastuiat.files import write_atomically
 
 Words = list[str]
+PAPER_RATIOS = "the paper's are for the same net, or for its first where it does not have that one"
 Grid = tuple[Words, list[Words]]
 """Headings and rows."""
 
@@ -132,38 +134,43 @@ def names(row: Row) -> Words:
     return [f"{row.case} ({row.differs})" if row.differs else row.case, row.provider]
 
 
-def times(comparison: Comparison, suite: str) -> Grid:
-    """What was measured, its ratios between devices, and the paper's value."""
-    others = [d for d in comparison.devices if d != comparison.reference]
-    with_paper = comparison.with_paper and suite in ("table2", "table5")
-    headings = ["case", "provider", *comparison.devices]
-    headings += [f"{device} ÷ {comparison.reference}" for device in others]
+def times(comparison: Comparison, suite: str, short: Mapping[str, str]) -> Grid:
+    """What was measured, its ratios between devices, and the paper's value.
+
+    `short` are the devices' names in headings.
+    """
+    base = comparison.reference
+    others = [device for device in comparison.devices if device != base]
+    rows = comparison.of(suite)
+    with_paper = comparison.with_paper and any(row.paper_seconds() for row in rows)
+    headings = ["case", "provider", *(short[device] for device in comparison.devices)]
+    headings += [f"{short[device]} ÷ {short[base]}" for device in others]
     if with_paper:
-        headings += ["paper's A100", *(f"{device} ÷ paper" for device in comparison.devices)]
-    rows = []
-    for row in comparison.of(suite):
+        headings += ["paper's A100", *(f"{short[d]} ÷ paper" for d in comparison.devices)]
+    lines = []
+    for row in rows:
         line = [*names(row), *(cell(row, device) for device in comparison.devices)]
-        line += [table.number(row.ratio(d, comparison.reference), ".3g") for d in others]
+        line += [table.number(row.ratio(device, base), ".3g") for device in others]
         if with_paper:
             paper = row.paper_seconds()
-            line.append(amount(suite, paper) if paper else table.NONE)
+            line.append(amount(suite, paper))
             for device in comparison.devices:
                 own = row.seconds(device)
                 line.append(table.number(own / paper if own and paper else None, ".3g"))
-        rows.append(line)
-    return headings, rows
+        lines.append(line)
+    return headings, lines
 
 
-def inner(comparison: Comparison, suite: str) -> Grid | None:
+def inner(comparison: Comparison, suite: str, short: Mapping[str, str]) -> Grid | None:
     """Ratios between the methods of a table, each made on one device; the paper's apart."""
-    rows = [row for row in comparison.of(suite) if row.ratio_names()]
+    rows = [row for row in comparison.of(suite) if row.ratio_names() and not row.is_phase]
     kinds = list(dict.fromkeys(name for row in rows for name in row.ratio_names()))
     if not rows:
         return None
     headings = ["case", "provider"]
     for kind in kinds:
-        headings += [f"÷ {kind}: {device}" for device in comparison.devices]
-        headings += [f"÷ {kind}: paper"] * comparison.with_paper
+        headings += [f"÷ {kind}: {short[device]}" for device in comparison.devices]
+        headings += [f"÷ {kind}: paper's A100"] * comparison.with_paper
     lines = []
     for row in rows:
         line = names(row)
@@ -175,14 +182,19 @@ def inner(comparison: Comparison, suite: str) -> Grid | None:
     return headings, lines
 
 
-def bounds(comparison: Comparison, suite: str, cards: dict[str, floors.Rates]) -> Grid | None:
+def bounds(
+    comparison: Comparison,
+    suite: str,
+    short: Mapping[str, str],
+    cards: Mapping[str, floors.Rates],
+) -> Grid | None:
     """Bounds alone: no measured time stands here but as a multiple of its own device's bound."""
-    rows = [row for row in comparison.of(suite) if floors.work_of(row.first)]
+    rows = [r for r in comparison.of(suite) if not r.is_phase and floors.work_of(r.first)]
     if not rows or not cards:
         return None
     headings = ["case", "provider"]
     for device in comparison.devices:
-        headings += [f"{device}: bound", "measured ÷ bound", "share of peak"]
+        headings += [f"{short[device]}: bound", "measured ÷ bound", "share of peak"]
     headings += [f"{name}: bound" for name in cards]
     lines = []
     for row in rows:
@@ -212,33 +224,35 @@ def notes(comparison: Comparison, suite: str) -> Words:
     return said
 
 
-def show(comparison: Comparison, cards: dict[str, floors.Rates]) -> None:
+def show(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> None:
     """All suites as tables on the terminal."""
+    short = comparison.letters()
     for suite in comparison.suites():
-        headings, rows = times(comparison, suite)
+        headings, rows = times(comparison, suite, short)
         table.show(f"{suite}: {unit(suite)}", headings, rows, notes(comparison, suite))
-        if ratios := inner(comparison, suite):
+        if ratios := inner(comparison, suite, short):
             said = ["each made inside one run"]
             if comparison.with_paper:
-                said.append("the paper's for the same net, or for its first where it has not that")
+                said.append(PAPER_RATIOS)
             table.show(f"{suite}: ratios between methods", *ratios, said)
-        if least := bounds(comparison, suite, cards):
+        if least := bounds(comparison, suite, short, cards):
             said = ["a bound is computed and not measured: no code can take less at those rates"]
             table.show(f"{suite}: bounds, {unit(suite)}", *least, said)
-    for note in [*comparison.notes, *reference_note(comparison)]:
-        print(f"  {note}")
+    lines = [f"{letter}: {device}" for device, letter in short.items() if letter != device]
+    for line in [*lines, *reference_note(comparison, short), *comparison.notes]:
+        print(f"  {line}")
 
 
-def reference_note(comparison: Comparison) -> Words:
+def reference_note(comparison: Comparison, short: Mapping[str, str]) -> Words:
     if len(comparison.devices) < 2:
         return []
     return [
-        f"÷ {comparison.reference}: a device's time over that one's, each a median of its own run; "
-        "2 is twice as slow"
+        f"÷ {short[comparison.reference]}: a device's time over that one's, each a median of its "
+        "own run; 2 is twice as slow"
     ]
 
 
-def csv_text(comparison: Comparison, cards: dict[str, floors.Rates]) -> str:
+def csv_text(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> str:
     """A line for each measurement; times in seconds, bounds in columns of their own."""
     buffer = io.StringIO()
     lines = [
@@ -251,7 +265,7 @@ def csv_text(comparison: Comparison, cards: dict[str, floors.Rates]) -> str:
 
 
 def csv_line(
-    comparison: Comparison, cards: dict[str, floors.Rates], row: Row, device: str
+    comparison: Comparison, cards: Mapping[str, floors.Rates], row: Row, device: str
 ) -> dict[str, Any]:
     r = row.cells[device]
     kinds = dict.fromkeys(k for other in comparison.rows for k in other.ratio_names())
@@ -299,7 +313,19 @@ def software(record: dict[str, Any]) -> dict[str, Any]:
 
 def machines(comparison: Comparison) -> Grid:
     """What each device is, what ran on it, and when."""
-    headings = ["device", "driver", "processor", "torch", "triton", "CUDA", "fastuiat", "n", "date"]
+    short = comparison.letters()
+    headings = [
+        "",
+        "device",
+        "driver",
+        "processor",
+        "torch",
+        "triton",
+        "CUDA",
+        "fastuiat",
+        "n",
+        "date",
+    ]
     rows = []
     for device in comparison.devices:
         records = comparison.records(device)
@@ -315,6 +341,7 @@ def machines(comparison: Comparison) -> Grid:
         dates = sorted(r["time"][:10] for r in records)
         rows.append(
             [
+                short[device] if short[device] != device else "",
                 device,
                 gpu.get("driver") or table.NONE,
                 f"{cpu.get('name', '')}, {cpu.get('cpus', '?')} CPUs",

@@ -154,31 +154,43 @@ def make_page(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> Page
         + (" and in the paper" * comparison.with_paper),
         f"Measured {compare.span(dates[0], dates[-1])}. Times are medians; less is faster.",
     )
+    page.table(
+        *compare.machines(comparison), note="* from changed source" if any_dirty(comparison) else ""
+    )
     for suite in comparison.suites():
         page.section(TITLES.get(suite, suite), f"`fastuiat bench {suite}`: {compare.unit(suite)}.")
         add_charts(page, comparison, suite)
         add_tables(page, comparison, suite, cards)
-    page.section("The machines")
-    page.table(*compare.machines(comparison), note="* changed source")
-    for note in [*comparison.notes, *compare.reference_note(comparison)]:
+    page.section("Rates and remarks")
+    for note in [*compare.reference_note(comparison, comparison.letters()), *comparison.notes]:
         page.text(f"{note[0].upper()}{note[1:]}.")
     if cards:
-        page.text("Rates behind the bounds:")
-        headings = ("device", "bf16, TFLOP/s", "fp32 or TF32, TFLOP/s", "memory, GB/s", "source")
-        page.table(headings, [rates_line(name, rates) for name, rates in cards.items()])
+        headings = (
+            "rates behind the bounds",
+            "bf16, TFLOP/s",
+            "fp32, TFLOP/s",
+            "memory, GB/s",
+            "source",
+        )
+        note = "A GPU's fp32 is its TF32, which cuDNN's convolutions take unless told not to."
+        page.table(headings, [rates_line(name, r) for name, r in cards.items()], note=note)
     return page
+
+
+def any_dirty(comparison: Comparison) -> bool:
+    return any(r.get("dirty") for d in comparison.devices for r in comparison.records(d))
 
 
 def add_tables(
     page: Page, comparison: Comparison, suite: str, cards: Mapping[str, floors.Rates]
 ) -> None:
-    said = compare.notes(comparison, suite)
-    page.table(*compare.times(comparison, suite), note="; ".join(said))
-    if ratios := compare.inner(comparison, suite):
-        theirs = "; the paper's are for the same net, or for its first where it has not that"
+    short, said = comparison.letters(), compare.notes(comparison, suite)
+    page.table(*compare.times(comparison, suite, short), note="; ".join(said))
+    if ratios := compare.inner(comparison, suite, short):
+        theirs = f"; {compare.PAPER_RATIOS}"
         note = "Each ratio was made inside one run" + theirs * comparison.with_paper
         page.table(*ratios, note=f"{note}.")
-    if least := compare.bounds(comparison, suite, dict(cards)):
+    if least := compare.bounds(comparison, suite, short, cards):
         page.table(
             *least,
             note="A bound is computed and not measured: the least time that the counted "

@@ -174,7 +174,7 @@ class Row:
         if record is None or work is None:
             return None
         bound = record.get("bound_s")
-        if bound is None and record.get("copy_bytes_per_s"):
+        if bound is None and work.moved_bytes and record.get("copy_bytes_per_s"):
             bound = work.moved_bytes / record["copy_bytes_per_s"]
         if bound is None:
             rates = floors.datasheet_of(record["device"])
@@ -182,6 +182,11 @@ class Row:
                 rates = floors.cpu_rates(work.precision)
             bound = floors.bound_s(work, rates) if rates else None
         return bound * self.scale(record) if bound is not None else None
+
+
+def letter(i: int) -> str:
+    """A … Z, then A2, B2, …"""
+    return chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else "")
 
 
 @dataclass
@@ -199,6 +204,12 @@ class Comparison:
 
     def of(self, suite: str) -> list[Row]:
         return [row for row in self.rows if row.suite == suite]
+
+    def letters(self) -> dict[str, str]:
+        """A short name of each device, for tables: a letter where there are several."""
+        if len(self.devices) == 1:
+            return {device: device for device in self.devices}
+        return {device: letter(i) for i, device in enumerate(self.devices)}
 
     def records(self, device: str) -> list[Record]:
         return [row.cells[device] for row in self.rows if device in row.cells]

@@ -40,9 +40,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = ("A100", "H100", "H200", "RTX 4090")
 """The GPUs whose bounds stand beside every case."""
 COPY_BYTES = 256 << 20
-ENOUGH_S = 0.03
-"""A matrix product that takes so long fills the machine."""
+ENOUGH_S = 0.008
+"""A matrix product that takes so long fills the machine; a longer one is sooner interrupted."""
 LARGEST = 4096
+PRODUCTS = 25
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def cpu_bandwidth() -> float:
 def cpu_flops(precision: str) -> float:
     """The fastest of several large matrix products, flop/s, with PyTorch's present threads.
 
-    Grown until one takes 30 ms: a CPU without the units for a precision takes seconds for what
+    Grown until one takes 8 ms: a CPU without the units for a precision takes seconds for what
     another does in milliseconds.
     """
     clock, size, taken = WallClock(), 128, 0.0
@@ -127,7 +128,7 @@ def cpu_flops(precision: str) -> float:
         product = functools.partial(torch.mm, a, b)
         product()
         taken = clock.seconds(product)
-    return 2 * size**3 / min(taken, *(clock.seconds(product) for _ in range(6)))
+    return 2 * size**3 / min(taken, *(clock.seconds(product) for _ in range(PRODUCTS)))
 
 
 @functools.cache
