@@ -144,14 +144,24 @@ class Plan:
     width: float = 0.03
     budget_s: float | None = None
     """Begin no round later than this after the first began; warm-up does not count."""
+    build_until: float | None = None
+    """Begin to build no provider at or after this moment of the clock: it is a row that says so."""
+    until: float | None = None
+    """The moment to be done by: begin no round that would end later if it took as long as the last
+    one (and as long again for the memory). One is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
 
+OUT_OF_MEMORY = "out of memory"
+NO_TIME = "no time left to measure it: give --budget more seconds, or ask for less"
+
+
 def describe(error: BaseException) -> str:
     """One line for a failed row."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "out of memory"
+    # On the CPU PyTorch's allocator raises a plain RuntimeError.
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return OUT_OF_MEMORY
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")[:300]
 
@@ -171,27 +181,43 @@ def interleaved(
     results = {p.name: Measurement(p.name) for p in providers}
     calls: dict[str, Call] = {}
     for provider in providers:
+        if plan.build_until is not None and clock.now() >= plan.build_until:
+            results[provider.name].error = NO_TIME
+            continue
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
     repeats = {name: _repeats(results[name], plan) for name in calls}
-    began = clock.now()
-    most = max(plan.rounds, plan.max_rounds or 0)
-    for turn in range(most):
-        if turn and plan.budget_s is not None and clock.now() - began >= plan.budget_s:
-            break
-        if turn >= plan.rounds and all(results[n].spread.width <= plan.width for n in calls):
+    ended = [clock.now()]
+    for turn in range(max(plan.rounds, plan.max_rounds or 0)):
+        if not calls or _is_enough(plan, [results[n] for n in calls], ended, peak is not None):
             break
         done(f"round {turn + 1}")
         for name in _rotated(list(calls), turn):
             sample = partial(_sample, calls[name], results[name], clock, repeats[name])
             _attempt(calls, results[name], sample)
+        ended.append(clock.now())
     for name in list(calls):
-        if peak is not None:
+        if peak is not None and (plan.until is None or clock.now() < plan.until):
             with contextlib.suppress(Exception):  # a time without its memory is still a time
                 results[name].peak_bytes = peak(calls[name])
     calls.clear()
     release()
     return [results[p.name] for p in providers]
+
+
+def _is_enough(
+    plan: Plan, measured: list[Measurement], ended: list[float], with_peak: bool
+) -> bool:
+    """Whether to begin no further round; `ended` is when the rounds began and each has ended."""
+    turn, now = len(ended) - 1, ended[-1]
+    if not turn:
+        return False
+    if plan.budget_s is not None and now - ended[0] >= plan.budget_s:
+        return True
+    last = now - ended[-2]
+    if plan.until is not None and now + last * (2 if with_peak else 1) > plan.until:
+        return True
+    return turn >= plan.rounds and all(m.spread.width <= plan.width for m in measured)
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
