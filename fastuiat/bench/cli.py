@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 import torch
 
-from fastuiat.bench.cli_tables import Table2Options, Table5Options, table2, table5
+from fastuiat.bench.cli_tables import (
+    Table2Options,
+    Table5Options,
+    TourOptions,
+    table2,
+    table5,
+    tour,
+)
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError, positive
@@ -19,7 +26,8 @@ Parse = Callable[..., Any]
 
 USAGE = """usage: fastuiat bench [SUITE] [--help]
 
-  no suite   a tour of all of them that fits this machine, in under ten minutes
+  no suite   a tour of them that fits this machine, in under ten minutes, and a summary:
+             --json FILE, --device auto|cpu|cuda, --budget SECONDS, --no-compile
 
   step       one training step: naive, tuned-eager, fastuiat, and its convolutions alone
   kernels    the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU
@@ -202,9 +210,12 @@ SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def main(argv: list[str], parse: Parse) -> None:
-    """Run one suite; `parse(cls, argv, prog=…)` makes its options."""
-    if not argv or argv[0] in ("-h", "--help"):
+    """Run one suite, or the tour; `parse(cls, argv, prog=…)` makes the options."""
+    if argv and argv[0] in ("-h", "--help"):
         print(USAGE, end="")
+        return
+    if not argv or argv[0].startswith("-"):
+        tour(parse(TourOptions, argv, prog="fastuiat bench"))
         return
     if argv[0] not in SUITES:
         raise UserError(f"unknown suite '{argv[0]}': choose from {', '.join(SUITES)}")

@@ -113,3 +113,36 @@ def run_table(table: Any, options: TableOptions) -> list[dict[str, Any]]:
         every += records
     recorder.close()
     return every
+
+
+TOUR_BUDGET = 480.0
+"""Seconds: what begins before it may end after it, and ten minutes are the limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TourOptions:
+    """A tour: a step, the kernels, the loaders and a small Table 2, of a size that fits here."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where there is one."""
+    budget: float = TOUR_BUDGET
+    """Seconds for all of it, compilation included: what is not begun in time is left out."""
+    compile: bool = True
+    """Compile as training does."""
+    json: Path | None = None
+    """Append the results to this file, a JSON object per line."""
+
+    def __post_init__(self) -> None:
+        positive(budget=self.budget)
+
+
+def tour(options: TourOptions) -> None:
+    from fastuiat.bench.suites.step import make_setting
+    from fastuiat.bench.suites.tour import Tour, size_for
+
+    setting, note = make_setting(options.device, "auto", options.compile)
+    recorder = Recorder(options.json)
+    if note:
+        print(note)
+    Tour(setting, size_for(setting.device), options.budget, recorder).run()
+    recorder.close()

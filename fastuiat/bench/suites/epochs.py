@@ -225,12 +225,15 @@ class Results:
             return measured[0]
         shares = [part.case.phase.share for part in parts if part.case.phase]
         failed = next((m for m in measured if m.error), None)
+        error = failed.error if failed else None
+        if failed and any(m.error != error for m in measured):
+            error = f"{failed.name}: {error}"
         rounds = [] if failed else zip(*(m.samples for m in measured), strict=True)
         return Measurement(
             row.provider,
             samples=[sum(a * s for a, s in zip(shares, one, strict=True)) for one in rounds],
             peak_bytes=max((m.peak_bytes for m in measured if m.peak_bytes), default=None),
-            error=f"{failed.name}: {failed.error}" if failed else None,
+            error=error,
         )
 
     def records(self, row: Row) -> list[dict[str, Any]]:

@@ -139,7 +139,11 @@ def show(table: Table, records: Sequence[Mapping[str, Any]]) -> None:
 def time_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     first = records[0]
     net, paper_net = first["config"]["arch"], first["paper"]["arch"]
-    notes = [f"{label(r).strip()}: {r['error']}" for r in records if r["error"]]
+    failed: dict[str, list[str]] = {}
+    for r in records:
+        if r["error"] and "phase_share" not in r:  # a row's error names the phase
+            failed.setdefault(r["error"], []).append(r["row"])
+    notes = [f"{', '.join(rows)}: {error}" for error, rows in failed.items()]
     if any(r["extrapolated"] for r in records):
         images = f"{first['epoch_images']:,}"
         notes.append(f"~ extrapolated: an epoch of {images} images at the median of n steps")
