@@ -213,6 +213,21 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(error, capsys):
     assert "trades: out of memory" in said and "failed" in said
 
 
+def test_a_step_that_fails_later_gives_its_trainer_back(monkeypatch):
+    steps = Steps(SETTING, Feed(Source().make(CASE.batch_size, CPU), CPU))
+    (part,) = parts_of(TABLE2, TABLE2.chosen(["natural"]), CASE)
+    call = steps.build(part)
+    trainer = steps._trainers[part.row]
+
+    def fails(batch):
+        raise torch.cuda.OutOfMemoryError("no")
+
+    monkeypatch.setattr(trainer.net, "forward", fails)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        call()
+    assert not steps._trainers
+
+
 def test_a_phase_out_of_memory_takes_its_row_with_it():
     def fails(name, built):
         return torch.cuda.OutOfMemoryError("no") if name == "uiat-oneoff/at" else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastuiat.bench.memory import peak_memory
-from fastuiat.bench.timing import Plan, Provider, WallClock, interleaved, spread
+from fastuiat.bench.timing import NO_TIME, Plan, Provider, WallClock, interleaved, spread
 
 CPU = torch.device("cpu")
 
@@ -108,6 +108,33 @@ def test_budget_ends_the_rounds_but_never_the_first():
     step = machine.provider("step", lambda i: 10.0)
     (m,) = interleaved([step], clock=machine.clock, plan=Plan(warmup=0, rounds=50, budget_s=1))
     assert len(m.samples) == 1
+
+
+@pytest.mark.parametrize(("peak", "rounds"), [(None, 4), (lambda call: call(), 3)])
+def test_the_end_is_kept_with_room_for_the_memorys_call(peak, rounds):
+    """Built in 20 s; a round of 10 s ends by 65 s, or so that one more call does."""
+    machine = FakeMachine()
+    step = machine.provider("step", lambda i: 10.0)
+    plan = Plan(warmup=1, rounds=50, until=65.0)
+    (m,) = interleaved([step], clock=machine.clock, plan=plan, peak=peak)
+    assert len(m.samples) == rounds and machine.time == 60.0
+
+
+def test_after_the_end_one_round_is_done_and_no_memory_read():
+    machine = FakeMachine()
+    step = machine.provider("step", lambda i: 10.0)
+    plan = Plan(warmup=0, rounds=5, until=5.0)
+    (m,) = interleaved([step], clock=machine.clock, plan=plan, peak=lambda call: 1)
+    assert len(m.samples) == 1 and m.peak_bytes is None and m.error is None
+
+
+def test_what_cannot_be_begun_in_time_is_a_row_that_says_so():
+    machine = FakeMachine()
+    providers = [machine.provider(name, lambda i: 10.0) for name in "abc"]
+    plan = Plan(warmup=0, rounds=2, build_until=15.0)
+    a, b, c = interleaved(providers, clock=machine.clock, plan=plan)
+    assert a.samples == b.samples == [10.0, 10.0]
+    assert c.error == NO_TIME and c.samples == []
 
 
 def test_rounds_go_on_until_the_spread_is_calm():

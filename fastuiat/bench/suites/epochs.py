@@ -91,7 +91,11 @@ class Steps:
         def step() -> None:
             batch, waited = self.feed.next(part.case.epoch)
             waits.append(waited)
-            take(batch)
+            try:
+                take(batch)
+            except Exception:
+                self._trainers.pop(part.row, None)  # a failed row leaves its room to the others
+                raise
 
         return step
 
@@ -152,8 +156,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Records of one net. Nothing is kept when it returns.
 
-    Whoever runs out of memory beside the others is measured once more, beside none but the rows
-    that its ratios refer to.
+    Whoever runs out of memory beside the others is measured once more, where there is time left,
+    beside none but the rows that its ratios refer to.
     """
     clock = clock or clock_for(setting.device)
     steps = steps or Steps(
@@ -162,7 +166,7 @@ def measure(
     case = dataclasses.replace(case, num_samples=steps.feed.loader.num_samples)
     parts = parts_of(table, rows, case)
 
-    def run(chosen: Sequence[Part]) -> dict[str, Measurement]:
+    def run(chosen: Sequence[Part], plan: Plan) -> dict[str, Measurement]:
         measured = interleaved(
             steps.providers(chosen),
             clock=clock,
@@ -177,14 +181,15 @@ def measure(
         return {m.name: m for m in measured}
 
     try:
-        first = run(parts)
+        first = run(parts, plan)
         results = Results(table, case, setting, source, plan, steps, first)
         records = {row.name: results.records(row) for row in rows}
+        second_plan = dataclasses.replace(plan, build_until=plan.until)
         for row in rows:
             again = [p for p in parts if p.row in {row, *table.references_of(row, rows)}]
             crowded = any(m.error == OUT_OF_MEMORY for m in results.of(row))
             if crowded and len(again) < len(parts):
-                second = dataclasses.replace(results, measured=run(again)).records(row)
+                second = dataclasses.replace(results, measured=run(again, second_plan)).records(row)
                 if not second[0]["error"]:
                     records[row.name] = second
         return [record for row in rows for record in records[row.name]]
