@@ -115,6 +115,8 @@ class Measurement:
     build_s: float = 0.0
     first_s: float = 0.0
     """Seconds of the first call, in which torch.compile compiles."""
+    warm_s: float = 0.0
+    """Seconds of the last call before the rounds."""
     peak_bytes: int | None = None
     error: str | None = None
 
@@ -144,16 +146,18 @@ class Plan:
     width: float = 0.03
     budget_s: float | None = None
     """Begin no round later than this after the first began; warm-up does not count."""
-    build_until: float | None = None
-    """Begin to build no provider at or after this moment of the clock: it is a row that says so."""
     until: float | None = None
-    """The moment to be done by: begin no round that would end later if it took as long as the last
-    one (and as long again for the memory). One is always done."""
+    """The moment of the clock to be done by, as far as what came before tells: no provider is begun
+    to be built that would leave no time for some rounds if it took as long as the longest one yet
+    (its row says so), and no round that would end later if it took as long as the last one (and as
+    long again for the memory). One round is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
 
 OUT_OF_MEMORY = "out of memory"
+RESERVED_ROUNDS = 5
+"""For which building leaves time, if as many are planned."""
 NO_TIME = "no time left to measure it: give --budget more seconds, or ask for less"
 
 
@@ -180,12 +184,16 @@ def interleaved(
     """
     results = {p.name: Measurement(p.name) for p in providers}
     calls: dict[str, Call] = {}
+    longest = 0.0
     for provider in providers:
-        if plan.build_until is not None and clock.now() >= plan.build_until:
+        asked = clock.now()
+        rounds = min(plan.rounds, RESERVED_ROUNDS) * sum(results[n].warm_s for n in calls)
+        if plan.until is not None and asked + longest + rounds >= plan.until:
             results[provider.name].error = NO_TIME
             continue
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
+        longest = max(longest, clock.now() - asked)
     repeats = {name: _repeats(results[name], plan) for name in calls}
     ended = [clock.now()]
     for turn in range(max(plan.rounds, plan.max_rounds or 0)):
@@ -241,15 +249,15 @@ def _warm(provider: Provider, results: dict[str, Measurement], clock: Clock, pla
     result = results[provider.name]
     made: list[Call] = []
     result.build_s = clock.seconds(lambda: made.append(provider.build()))
-    result.first_s = clock.seconds(made[0])
+    result.warm_s = result.first_s = clock.seconds(made[0])
     for _ in range(plan.warmup):
-        result.samples = [clock.seconds(made[0])]
+        result.warm_s = clock.seconds(made[0])
     return made[0]
 
 
 def _repeats(result: Measurement, plan: Plan) -> int:
-    """Calls per sample, from the last warm-up call, which is then forgotten."""
-    last = result.samples.pop() if result.samples else 0.0
+    """Calls per sample, from the last warm-up call."""
+    last = result.warm_s if plan.warmup else 0.0
     return max(1, math.ceil(plan.min_sample_s / last)) if plan.min_sample_s and last else 1
 
 

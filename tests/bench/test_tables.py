@@ -172,7 +172,7 @@ def test_steps_go_on_until_the_spread_is_calm():
 
 def test_the_budget_is_shared_among_the_nets_and_ends_the_rounds():
     plan = plan_for(CPU, steps=None, steps_per_epoch=390, now=100.0, deadline=400.0, nets=3)
-    assert (plan.until, plan.build_until) == (200.0, 160.0)
+    assert plan.until == 200.0
     machine = FakeMachine(lambda name, call: 5.0 + call % 2)  # never calm
     machine.time = 100.0
     (record,) = on_fake(machine, ["natural"], plan)
@@ -185,7 +185,7 @@ def test_the_budget_is_shared_among_the_nets_and_ends_the_rounds():
 def test_rows_that_time_leaves_no_room_for_say_so():
     """Built first is what ratios refer to, though it stands last."""
     machine = FakeMachine(lambda name, call: 1.0, build_s=40.0)
-    plan = Plan(warmup=0, rounds=5, build_until=60.0, until=100.0)
+    plan = Plan(warmup=0, rounds=5, until=120.0)
     records = on_fake(machine, ["natural", "trades", "iat", "uiat"], plan)
     assert [r["row"] for r in records if r["n"]] == ["natural", "uiat"]
     assert {r["error"] for r in records} == {None, NO_TIME}

@@ -130,11 +130,16 @@ def test_after_the_end_one_round_is_done_and_no_memory_read():
 
 def test_what_cannot_be_begun_in_time_is_a_row_that_says_so():
     machine = FakeMachine()
-    providers = [machine.provider(name, lambda i: 10.0) for name in "abc"]
-    plan = Plan(warmup=0, rounds=2, build_until=15.0)
-    a, b, c = interleaved(providers, clock=machine.clock, plan=plan)
+    providers = [machine.provider(name, lambda i: 10.0, build_s=20.0) for name in "abcd"]
+    plan = Plan(warmup=1, rounds=2, until=159.0)
+    # Each takes 40 s to be ready. At 80 s a third one would be ready at 120 s, and two rounds of
+    # those there are end at 160 s.
+    a, b, c, d = interleaved(providers, clock=machine.clock, plan=plan)
     assert a.samples == b.samples == [10.0, 10.0]
-    assert c.error == NO_TIME and c.samples == []
+    assert c.error == d.error == NO_TIME and c.samples == []
+    machine.time = 0.0
+    *_, c, d = interleaved(providers, clock=machine.clock, plan=Plan(warmup=1, rounds=2, until=161))
+    assert c.samples == [10.0] and d.error == NO_TIME, "the third made a round longer"
 
 
 def test_rounds_go_on_until_the_spread_is_calm():

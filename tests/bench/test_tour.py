@@ -88,7 +88,7 @@ def test_kernels_go_on_while_there_is_time(monkeypatch):
 
     def measure(case, device, **more):
         measured.append(case)
-        time[0] += 15.0
+        time[0] += 7.0
         return [{"error": None, "provider": "eager"}]
 
     monkeypatch.setattr(suite.kernels, "measure", measure)

@@ -55,9 +55,6 @@ from fastuiat.data import Batch
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.training.trainer import Trainer
 
-BUILDING = 0.6
-"""Part of a net's time in which building and compiling may begin; the rest is for the rounds."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -166,7 +163,7 @@ def measure(
     case = dataclasses.replace(case, num_samples=steps.feed.loader.num_samples)
     parts = parts_of(table, rows, case)
 
-    def run(chosen: Sequence[Part], plan: Plan) -> dict[str, Measurement]:
+    def run(chosen: Sequence[Part]) -> dict[str, Measurement]:
         measured = interleaved(
             steps.providers(chosen),
             clock=clock,
@@ -181,15 +178,14 @@ def measure(
         return {m.name: m for m in measured}
 
     try:
-        first = run(parts, plan)
+        first = run(parts)
         results = Results(table, case, setting, source, plan, steps, first)
         records = {row.name: results.records(row) for row in rows}
-        second_plan = dataclasses.replace(plan, build_until=plan.until)
         for row in rows:
             again = [p for p in parts if p.row in {row, *table.references_of(row, rows)}]
             crowded = any(m.error == OUT_OF_MEMORY for m in results.of(row))
             if crowded and len(again) < len(parts):
-                second = dataclasses.replace(results, measured=run(again, second_plan)).records(row)
+                second = dataclasses.replace(results, measured=run(again)).records(row)
                 if not second[0]["error"]:
                     records[row.name] = second
         return [record for row in rows for record in records[row.name]]
@@ -369,14 +365,14 @@ def plan_for(
 ) -> Plan:
     """How long the next of so many nets may take: an equal part of the time until the deadline.
 
-    No row is begun to be built after 60% of that part; what is left then are rows without a time.
-    Rounds go on, at least one, until that part would be exceeded: exactly `steps` where given,
-    else from five on until every row's spread is under 3% or an epoch is measured.
+    Rows that it has no room for are rows without a time (Plan.until). Rounds go on, at least one,
+    until it would be exceeded: exactly `steps` where given, else from five on until every row's
+    spread is under 3% or an epoch is measured.
     """
     share = None if deadline is None else (deadline - now) / nets
     limits: dict[str, Any] = {"warmup": 3 if device.type == "cuda" else 1}
     if share is not None:
-        limits |= {"build_until": now + BUILDING * share, "until": now + share}
+        limits["until"] = now + share
     if steps is not None:
         return Plan(rounds=steps, **limits)
     return Plan(rounds=5, max_rounds=steps_per_epoch, width=0.03, **limits)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastuiat import paper
 from fastuiat.bench import table as printed
+from fastuiat.bench.timing import NO_TIME
 from fastuiat.config import UserError
 
 
@@ -167,9 +168,12 @@ def times(table: Table, r: Mapping[str, Any]) -> list[str]:
         return printed.NONE if "phase_share" in r else text  # the paper tells no phases apart
 
     low, high = (epoch(r[p] and r[p] * r["steps_per_epoch"]) for p in ("p20_s", "p80_s"))
+    own = ("~" if r["extrapolated"] else "") + epoch(r["epoch_s"])
+    if r["error"]:
+        own = "no time" if r["error"] == NO_TIME else "failed"
     row = [
         label(r),
-        "failed" if r["error"] else ("~" if r["extrapolated"] else "") + epoch(r["epoch_s"]),
+        own,
         printed.NONE if r["error"] else f"{low} – {high}",
         str(r["n"]),
         paper_value(epoch(r["paper"]["epoch_s"])),

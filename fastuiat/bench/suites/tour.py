@@ -18,7 +18,7 @@ from fastuiat.bench.timing import Plan, clock_for
 from fastuiat.bench.workload import Case
 
 Records = list[dict[str, Any]]
-SHARES = {"step": 0.25, "kernels": 0.2, "loader": 0.15}
+SHARES = {"step": 0.2, "kernels": 0.12, "loader": 0.1}
 """Parts of the budget at most; the table has all that is left."""
 ROUNDS = 5
 
@@ -73,18 +73,13 @@ class Tour:
         """When a part that begins now has to be over."""
         return self.now() + SHARES[part] * self.budget
 
-    def plan(self, until: float, **more: Any) -> Plan:
-        now = self.now()
-        building = now + epochs.BUILDING * (until - now)
-        return Plan(rounds=ROUNDS, build_until=building, until=until, **more)
-
     def keep(self, records: Records) -> Records:
         self.recorder.write(records)
         return records
 
     def step(self, done: Any) -> Records:
         case = Case(arch=self.size.arch, batch_size=self.size.batch_size)
-        plan = self.plan(self.until("step"))
+        plan = Plan(rounds=ROUNDS, until=self.until("step"))
         records = self.keep(step.measure(case, self.setting, plan=plan, done=done))
         step.show(records)
         return records
@@ -115,7 +110,7 @@ class Tour:
             workers=1,
             device=self.setting.device,
         )
-        plan = self.plan(self.until("loader"), warmup=0)
+        plan = Plan(warmup=0, rounds=ROUNDS, until=self.until("loader"))
         records = self.keep(loader.measure(images, plan=plan, done=done))
         loader.show(records)
         return records
