@@ -148,8 +148,8 @@ class Plan:
     """Begin no round later than this after the first began; warm-up does not count."""
     until: float | None = None
     """The moment of the clock to be done by, as far as what came before tells: no provider is begun
-    to be built that would leave no time for some rounds if it took as long as the longest one yet
-    (its row says so), and no round that would end later if it took as long as the last one (and as
+    to be built that would leave no time for some rounds if it took as long as those before it on
+    the average (its row says so), and no round that would end later if it took as long as the last one (and as
     long again for the memory). One round is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
@@ -184,16 +184,17 @@ def interleaved(
     """
     results = {p.name: Measurement(p.name) for p in providers}
     calls: dict[str, Call] = {}
-    longest = 0.0
+    taken: list[float] = []
     for provider in providers:
         asked = clock.now()
         rounds = min(plan.rounds, RESERVED_ROUNDS) * sum(results[n].warm_s for n in calls)
-        if plan.until is not None and asked + longest + rounds >= plan.until:
+        usual = sum(taken) / len(taken) if taken else 0.0
+        if plan.until is not None and asked + usual + rounds >= plan.until:
             results[provider.name].error = NO_TIME
             continue
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
-        longest = max(longest, clock.now() - asked)
+        taken.append(clock.now() - asked)
     repeats = {name: _repeats(results[name], plan) for name in calls}
     ended = [clock.now()]
     for turn in range(max(plan.rounds, plan.max_rounds or 0)):

@@ -142,6 +142,16 @@ def test_what_cannot_be_begun_in_time_is_a_row_that_says_so():
     assert c.samples == [10.0] and d.error == NO_TIME, "the third made a round longer"
 
 
+def test_one_long_build_does_not_shut_out_quick_ones():
+    machine = FakeMachine()
+    long = machine.provider("long", lambda i: 1.0, build_s=60.0)
+    quick = [machine.provider(name, lambda i: 1.0, build_s=2.0) for name in "abc"]
+    plan = Plan(warmup=0, rounds=1, until=104.0)
+    # At 64 s the average is 32 s, at 67 s it is 22: 101 s with the rounds, and 92.
+    measured = interleaved([*quick[:1], long, *quick[1:]], clock=machine.clock, plan=plan)
+    assert [m.error for m in measured] == [None] * 4 and machine.time < 104.0
+
+
 def test_rounds_go_on_until_the_spread_is_calm():
     machine = FakeMachine()
     plan = Plan(warmup=0, rounds=3, max_rounds=40, width=0.05)
