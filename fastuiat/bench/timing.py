@@ -147,10 +147,10 @@ class Plan:
     budget_s: float | None = None
     """Begin no round later than this after the first began; warm-up does not count."""
     until: float | None = None
-    """The moment of the clock to be done by, as far as what came before tells: no provider is begun
+    """The moment of the clock to be done by, as far as what came before tells. No provider is begun
     to be built that would leave no time for some rounds if it took as long as those before it on
-    the average (its row says so), and no round that would end later if it took as long as the last one (and as
-    long again for the memory). One round is always done."""
+    the average (its row says so); no round is begun that would end later if it took as long as the
+    last one (and as long again for the memory). One round is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
