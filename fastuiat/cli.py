@@ -20,7 +20,7 @@ USAGE = """usage: fastuiat COMMAND [--help]
 
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
-  bench SUITE    measure a training step, the kernels, or the loaders on this machine
+  bench [SUITE]  measure this machine: a step, the kernels, the loaders, the paper's tables
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
   report RUN …   write one page of figures and tables about runs

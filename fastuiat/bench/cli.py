@@ -12,18 +12,31 @@ import torch
 
 from fastuiat.bench.compare import CompareOptions
 from fastuiat.bench.compare import run as compare
+from fastuiat.bench.cli_tables import (
+    Table2Options,
+    Table5Options,
+    TourOptions,
+    table2,
+    table5,
+    tour,
+)
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError, positive
 
 Parse = Callable[..., Any]
 
-USAGE = """usage: fastuiat bench SUITE [--help]
+USAGE = """usage: fastuiat bench [SUITE] [--help]
+
+  no suite   a tour of them that fits this machine, in under ten minutes, and a summary:
+             --json FILE, --device auto|cpu|cuda, --budget SECONDS, --no-compile
 
   step       one training step: naive, tuned-eager, fastuiat, and its convolutions alone
   kernels    the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU
   loader     images per second of the FFCV, the resident and torchvision's loader
   compare    record files side by side: A.jsonl B.jsonl … [--baseline paper|FILE]
+  table2     minutes of an epoch by method and net, beside the paper's
+  table5     seconds of an epoch of single-step methods with and without UIAT, beside the paper's
 """
 
 
@@ -83,10 +96,8 @@ def step(options: StepOptions) -> None:
     from fastuiat.bench.suites import step as suite
     from fastuiat.bench.workload import Case, Phase, phases
     from fastuiat.models import build_model
-    from fastuiat.training.compile import missing_for_compilation
-    from fastuiat.training.precision import resolve_device, resolve_precision
 
-    device = resolve_device(options.device)
+    setting, note = suite.make_setting(options.device, options.precision, options.compile)
     with torch.device("meta"):
         build_model(options.arch)  # an unknown net is said before anything is measured
     case = Case(arch=options.arch, method=options.method, batch_size=options.batch_size)
@@ -94,15 +105,9 @@ def step(options: StepOptions) -> None:
     chosen = [p for p in parts if options.epoch_phase in ("all", p.name)]
     if options.epoch_phase != "all" and not chosen:
         raise UserError(f"--epoch-phase {options.epoch_phase}: {options.method} has no such phase")
-    missing = missing_for_compilation(device) if options.compile else None
-    setting = suite.Setting(
-        device=device,
-        precision=resolve_precision(options.precision, device),
-        compiled=options.compile and missing is None,
-    )
     recorder = Recorder(options.json)
-    if missing:
-        print(f"not compiling: {missing}")
+    if note:
+        print(note)
     whole: list[Phase | None] = [None]
     for phase in chosen or whole:
         part = dataclasses.replace(case, phase=phase)
@@ -203,13 +208,18 @@ SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "kernels": (KernelOptions, kernels),
     "loader": (LoaderOptions, loader),
     "compare": (CompareOptions, compare),
+    "table2": (Table2Options, table2),
+    "table5": (Table5Options, table5),
 }
 
 
 def main(argv: list[str], parse: Parse) -> None:
-    """Run one suite; `parse(cls, argv, prog=…)` makes its options."""
-    if not argv or argv[0] in ("-h", "--help"):
+    """Run one suite, or the tour; `parse(cls, argv, prog=…)` makes the options."""
+    if argv and argv[0] in ("-h", "--help"):
         print(USAGE, end="")
+        return
+    if not argv or argv[0].startswith("-"):
+        tour(parse(TourOptions, argv, prog="fastuiat bench"))
         return
     if argv[0] not in SUITES:
         raise UserError(f"unknown suite '{argv[0]}': choose from {', '.join(SUITES)}")

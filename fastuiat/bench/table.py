@@ -43,14 +43,15 @@ def show(
     lines = aligned([headings, *rows])
     frame = 2 + len(headings)  # a bar around each column, where the text has two blanks
     if console.is_terminal and max(map(len, lines)) + frame + 1 <= console.width:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title or None, title_justify="left")
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="right" if i else "left")
         for row in rows:
             table.add_row(*row)
         console.print(table)
     else:
-        print(title)
+        if title:
+            print(title)
         for line in lines:
             print("  " + line)
     for note in notes:

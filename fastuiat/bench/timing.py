@@ -115,6 +115,8 @@ class Measurement:
     build_s: float = 0.0
     first_s: float = 0.0
     """Seconds of the first call, in which torch.compile compiles."""
+    warm_s: float = 0.0
+    """Seconds of the last call before the rounds."""
     peak_bytes: int | None = None
     error: str | None = None
 
@@ -144,14 +146,26 @@ class Plan:
     width: float = 0.03
     budget_s: float | None = None
     """Begin no round later than this after the first began; warm-up does not count."""
+    until: float | None = None
+    """The moment of the clock to be done by, as far as what came before tells. No provider is begun
+    to be built that would leave no time for some rounds if it took as long as those before it on
+    the average (its row says so); no round is begun that would end later if it took as long as the
+    last one (and as long again for the memory). One round is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
 
+OUT_OF_MEMORY = "out of memory"
+RESERVED_ROUNDS = 5
+"""For which building leaves time, if as many are planned."""
+NO_TIME = "no time left to measure it: give --budget more seconds, or ask for less"
+
+
 def describe(error: BaseException) -> str:
     """One line for a failed row."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "out of memory"
+    # On the CPU PyTorch's allocator raises a plain RuntimeError.
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return OUT_OF_MEMORY
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")[:300]
 
@@ -170,28 +184,49 @@ def interleaved(
     """
     results = {p.name: Measurement(p.name) for p in providers}
     calls: dict[str, Call] = {}
+    taken: list[float] = []
     for provider in providers:
+        asked = clock.now()
+        rounds = min(plan.rounds, RESERVED_ROUNDS) * sum(results[n].warm_s for n in calls)
+        usual = sum(taken) / len(taken) if taken else 0.0
+        if plan.until is not None and asked + usual + rounds >= plan.until:
+            results[provider.name].error = NO_TIME
+            continue
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
+        taken.append(clock.now() - asked)
     repeats = {name: _repeats(results[name], plan) for name in calls}
-    began = clock.now()
-    most = max(plan.rounds, plan.max_rounds or 0)
-    for turn in range(most):
-        if turn and plan.budget_s is not None and clock.now() - began >= plan.budget_s:
-            break
-        if turn >= plan.rounds and all(results[n].spread.width <= plan.width for n in calls):
+    ended = [clock.now()]
+    for turn in range(max(plan.rounds, plan.max_rounds or 0)):
+        if not calls or _is_enough(plan, [results[n] for n in calls], ended, peak is not None):
             break
         done(f"round {turn + 1}")
         for name in _rotated(list(calls), turn):
             sample = partial(_sample, calls[name], results[name], clock, repeats[name])
             _attempt(calls, results[name], sample)
+        ended.append(clock.now())
     for name in list(calls):
-        if peak is not None:
+        if peak is not None and (plan.until is None or clock.now() < plan.until):
             with contextlib.suppress(Exception):  # a time without its memory is still a time
                 results[name].peak_bytes = peak(calls[name])
     calls.clear()
     release()
     return [results[p.name] for p in providers]
+
+
+def _is_enough(
+    plan: Plan, measured: list[Measurement], ended: list[float], with_peak: bool
+) -> bool:
+    """Whether to begin no further round; `ended` is when the rounds began and each has ended."""
+    turn, now = len(ended) - 1, ended[-1]
+    if not turn:
+        return False
+    if plan.budget_s is not None and now - ended[0] >= plan.budget_s:
+        return True
+    last = now - ended[-2]
+    if plan.until is not None and now + last * (2 if with_peak else 1) > plan.until:
+        return True
+    return turn >= plan.rounds and all(m.spread.width <= plan.width for m in measured)
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
@@ -215,15 +250,15 @@ def _warm(provider: Provider, results: dict[str, Measurement], clock: Clock, pla
     result = results[provider.name]
     made: list[Call] = []
     result.build_s = clock.seconds(lambda: made.append(provider.build()))
-    result.first_s = clock.seconds(made[0])
+    result.warm_s = result.first_s = clock.seconds(made[0])
     for _ in range(plan.warmup):
-        result.samples = [clock.seconds(made[0])]
+        result.warm_s = clock.seconds(made[0])
     return made[0]
 
 
 def _repeats(result: Measurement, plan: Plan) -> int:
-    """Calls per sample, from the last warm-up call, which is then forgotten."""
-    last = result.samples.pop() if result.samples else 0.0
+    """Calls per sample, from the last warm-up call."""
+    last = result.warm_s if plan.warmup else 0.0
     return max(1, math.ceil(plan.min_sample_s / last)) if plan.min_sample_s and last else 1
 
 

@@ -20,7 +20,7 @@ from fastuiat import methods
 from fastuiat.bench.baselines import NaiveStep
 from fastuiat.bench.passes import Op, forward_flops, inventory
 from fastuiat.config import TrainConfig
-from fastuiat.data import Batch, Order, ResidentLoader
+from fastuiat.data import Batch, Loader, Order, ResidentLoader
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
@@ -55,6 +55,8 @@ class Case:
     phase: Phase | None = None
     """None: the last epoch."""
     num_classes: int = 10
+    num_samples: int = CIFAR_SAMPLES
+    """Rows of P."""
     epochs: int = 100
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +101,7 @@ def make_net(case: Case, device: torch.device) -> nn.Module:
 
 
 def samples_of(case: Case) -> int:
-    return max(CIFAR_SAMPLES, BATCHES * case.batch_size)
+    return max(case.num_samples, BATCHES * case.batch_size)
 
 
 def make_method(case: Case) -> Method:
@@ -155,8 +157,18 @@ def visited_method(
     return method.to(device)
 
 
-def make_trainer(case: Case, device: torch.device, *, precision: str, compiled: bool) -> Trainer:
-    """The trainer of `fastuiat train`, as it stands somewhere in the case's phase."""
+def make_trainer(
+    case: Case,
+    device: torch.device,
+    *,
+    precision: str,
+    compiled: bool,
+    loader: Loader | None = None,
+) -> Trainer:
+    """The trainer of `fastuiat train`, as it stands somewhere in the case's phase.
+
+    Without a `loader` it has the few synthetic batches of `make_loader`.
+    """
     config = TrainConfig(
         arch=case.arch,
         method=case.method,
@@ -175,7 +187,7 @@ def make_trainer(case: Case, device: torch.device, *, precision: str, compiled: 
             "dataset": "synthetic",
         },
         method=visited_method(case, device, view),
-        loader=make_loader(case, device),
+        loader=loader or make_loader(case, device),
         device=device,
         precision=precision,
         validate=None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastuiat.bench.memory import peak_memory
-from fastuiat.bench.timing import Plan, Provider, WallClock, interleaved, spread
+from fastuiat.bench.timing import NO_TIME, Plan, Provider, WallClock, interleaved, spread
 
 CPU = torch.device("cpu")
 
@@ -108,6 +108,48 @@ def test_budget_ends_the_rounds_but_never_the_first():
     step = machine.provider("step", lambda i: 10.0)
     (m,) = interleaved([step], clock=machine.clock, plan=Plan(warmup=0, rounds=50, budget_s=1))
     assert len(m.samples) == 1
+
+
+@pytest.mark.parametrize(("peak", "rounds"), [(None, 4), (lambda call: call(), 3)])
+def test_the_end_is_kept_with_room_for_the_memorys_call(peak, rounds):
+    """Built in 20 s; a round of 10 s ends by 65 s, or so that one more call does."""
+    machine = FakeMachine()
+    step = machine.provider("step", lambda i: 10.0)
+    plan = Plan(warmup=1, rounds=50, until=65.0)
+    (m,) = interleaved([step], clock=machine.clock, plan=plan, peak=peak)
+    assert len(m.samples) == rounds and machine.time == 60.0
+
+
+def test_after_the_end_one_round_is_done_and_no_memory_read():
+    machine = FakeMachine()
+    step = machine.provider("step", lambda i: 10.0)
+    plan = Plan(warmup=0, rounds=5, until=5.0)
+    (m,) = interleaved([step], clock=machine.clock, plan=plan, peak=lambda call: 1)
+    assert len(m.samples) == 1 and m.peak_bytes is None and m.error is None
+
+
+def test_what_cannot_be_begun_in_time_is_a_row_that_says_so():
+    machine = FakeMachine()
+    providers = [machine.provider(name, lambda i: 10.0, build_s=20.0) for name in "abcd"]
+    plan = Plan(warmup=1, rounds=2, until=159.0)
+    # Each takes 40 s to be ready. At 80 s a third one would be ready at 120 s, and two rounds of
+    # those there are end at 160 s.
+    a, b, c, d = interleaved(providers, clock=machine.clock, plan=plan)
+    assert a.samples == b.samples == [10.0, 10.0]
+    assert c.error == d.error == NO_TIME and c.samples == []
+    machine.time = 0.0
+    *_, c, d = interleaved(providers, clock=machine.clock, plan=Plan(warmup=1, rounds=2, until=161))
+    assert c.samples == [10.0] and d.error == NO_TIME, "the third made a round longer"
+
+
+def test_one_long_build_does_not_shut_out_quick_ones():
+    machine = FakeMachine()
+    long = machine.provider("long", lambda i: 1.0, build_s=60.0)
+    quick = [machine.provider(name, lambda i: 1.0, build_s=2.0) for name in "abc"]
+    plan = Plan(warmup=0, rounds=1, until=104.0)
+    # At 64 s the average is 32 s, at 67 s it is 22: 101 s with the rounds, and 92.
+    measured = interleaved([*quick[:1], long, *quick[1:]], clock=machine.clock, plan=plan)
+    assert [m.error for m in measured] == [None] * 4 and machine.time < 104.0
 
 
 def test_rounds_go_on_until_the_spread_is_calm():

@@ -38,7 +38,8 @@ from fastuiat.bench.workload import (
     pass_flops,
     training_step,
 )
-from fastuiat.training.precision import has_bf16
+from fastuiat.training.compile import missing_for_compilation
+from fastuiat.training.precision import has_bf16, resolve_device, resolve_precision
 
 PROVIDERS = ("naive", "tuned-eager", "fastuiat", "convolutions")
 REFERENCE = "fastuiat"
@@ -65,6 +66,18 @@ class Setting:
             "fastuiat": f"the step of `fastuiat train`: {arithmetic}, {compiled}",
             "convolutions": f"its convolutions and matrix products alone: eager, {arithmetic}",
         }
+
+
+def make_setting(device: str, precision: str, compiled: bool) -> tuple[Setting, str | None]:
+    """The setting that options ask for, and what to say where it is not compiled against them."""
+    place = resolve_device(device)
+    missing = missing_for_compilation(place) if compiled else None
+    setting = Setting(
+        device=place,
+        precision=resolve_precision(precision, place),
+        compiled=compiled and missing is None,
+    )
+    return setting, f"not compiling: {missing}" if missing else None
 
 
 class StepProviders:
@@ -153,7 +166,7 @@ def measure(
     return records
 
 
-def costs(m: Measurement, case: Case, flops: int | None, forward: int) -> dict[str, Any]:
+def costs(m: Measurement, case: Case, flops: float | None, forward: int) -> dict[str, Any]:
     """What the time means: passes, images per second, floating-point operations per second."""
     median = m.spread.median if m.samples else None
     return {

@@ -1,0 +1,378 @@
+"""Seconds of an epoch by method: what `fastuiat bench table2` and `table5` measure.
+
+A sample is one step as training takes it: the next batch from the loader, then the optimiser's
+step. All methods of a net are interleaved, so a ratio is made inside each round.
+
+Records. Every row of a table is one record: case `ARCH/bBATCH/METHOD`, provider `fastuiat` or
+`naive`, a step's `median_s p20_s p80_s n samples_s`, and `epoch_s` = median_s · `steps_per_epoch`
+for 50,000 images, the incomplete last batch dropped; `extrapolated` where n is less than an epoch.
+A method whose work changes in the course of a run has one more record for each phase, written
+behind its row's: case `ARCH/bBATCH/METHOD/PHASE`, with `phase_share`, its part of all epochs. Its
+row's samples are the weighted sums of what the phases took in one round, so all else follows as
+for any row. `ratios` holds, by the name of what it refers to, the `median`, `p20` and `p80` of this
+row's time over that row's and, as `paper`, the same of the paper's values; `paper` holds its net
+and, where net and batch are the paper's, its `epoch_s`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastuiat.bench.feed import Feed, Source, steps_per_epoch
+from fastuiat.bench.memory import peak_memory
+from fastuiat.bench.passes import total_flops
+from fastuiat.bench.record import make_record
+from fastuiat.bench.suites.step import Setting, costs
+from fastuiat.bench.suites.tables import Row, Table
+from fastuiat.bench.timing import (
+    OUT_OF_MEMORY,
+    Call,
+    Clock,
+    Measurement,
+    Plan,
+    Provider,
+    clock_for,
+    interleaved,
+    release,
+)
+from fastuiat.bench.workload import (
+    Case,
+    Phase,
+    floor_inventory,
+    make_trainer,
+    naive_inventory,
+    naive_step,
+    pass_flops,
+    phases,
+)
+from fastuiat.data import Batch
+from fastuiat.memory import ProbabilityMemory
+from fastuiat.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is timed as one provider: a row, or a phase of it."""
+
+    row: Row
+    case: Case
+
+    @property
+    def name(self) -> str:
+        phase = self.case.phase
+        return f"{self.row.name}/{phase.name}" if phase else self.row.name
+
+
+@dataclass
+class Steps:
+    """The steps of a net's rows, and what each has waited for its batches, call by call."""
+
+    setting: Setting
+    feed: Feed
+    waits: dict[str, list[float]] = field(default_factory=dict)
+    _trainers: dict[Row, Trainer] = field(default_factory=dict)
+
+    def providers(self, parts: Sequence[Part]) -> list[Provider]:
+        return [Provider(part.name, functools.partial(self.build, part)) for part in parts]
+
+    def build(self, part: Part) -> Call:
+        take = self.naive(part) if part.row.provider == "naive" else self.ours(part)
+        waits = self.waits[part.name] = []
+
+        def step() -> None:
+            batch, waited = self.feed.next(part.case.epoch)
+            waits.append(waited)
+            try:
+                take(batch)
+            except Exception:
+                self._trainers.pop(part.row, None)  # a failed row leaves its room to the others
+                raise
+
+        return step
+
+    def ours(self, part: Part) -> Callable[[Batch], object]:
+        """The trainer's step. The phases of a row share a trainer: a batch's epoch tells them."""
+        if part.row not in self._trainers:
+            trainer = make_trainer(
+                dataclasses.replace(part.case, phase=None),
+                self.setting.device,
+                precision=self.setting.precision,
+                compiled=self.setting.compiled,
+                loader=self.feed.loader,
+            )
+            remember_all(trainer)
+            self._trainers[part.row] = trainer
+        return self._trainers[part.row].take_step
+
+    def naive(self, part: Part) -> Callable[[Batch], object]:
+        step = naive_step(part.case, self.setting.device)
+        return lambda batch: step(batch.x.contiguous(), batch.y, batch.index)
+
+    def forget(self) -> None:
+        self._trainers.clear()
+
+
+def remember_all(trainer: Trainer) -> None:
+    """P as it stands late in a run: every sample has been met."""
+    method = trainer.method
+    for module in method.modules():
+        if isinstance(module, ProbabilityMemory):
+            module.probs.fill_(1 / module.probs.shape[1])
+            module.seen.fill_(True)
+    # Loading a state is what tells targets to look at their memory again.
+    method.load_state_dict(method.state_dict())
+
+
+def parts_of(table: Table, rows: Sequence[Row], case: Case) -> list[Part]:
+    """The rows' phases, in building order. `case` gives all but the method."""
+    whole: list[Phase | None] = [None]
+    return [
+        Part(row, dataclasses.replace(case, method=row.method, phase=phase))
+        for row in table.in_building_order(rows)
+        for phase in phases(dataclasses.replace(case, method=row.method)) or whole
+    ]
+
+
+def measure(
+    table: Table,
+    rows: Sequence[Row],
+    case: Case,
+    setting: Setting,
+    *,
+    source: Source,
+    plan: Plan,
+    steps: Steps | None = None,
+    clock: Clock | None = None,
+    done: Callable[[str], object] = lambda event: None,
+) -> list[dict[str, Any]]:
+    """Records of one net. Nothing is kept when it returns.
+
+    Whoever runs out of memory beside the others is measured once more, where there is time left,
+    beside none but the rows that its ratios refer to.
+    """
+    clock = clock or clock_for(setting.device)
+    steps = steps or Steps(
+        setting, Feed(source.make(case.batch_size, setting.device), setting.device)
+    )
+    case = dataclasses.replace(case, num_samples=steps.feed.loader.num_samples)
+    parts = parts_of(table, rows, case)
+
+    def run(chosen: Sequence[Part]) -> dict[str, Measurement]:
+        measured = interleaved(
+            steps.providers(chosen),
+            clock=clock,
+            plan=plan,
+            peak=peak_memory(setting.device),
+            done=done,
+        )
+        steps.forget()
+        # What was compiled is keyed by code, and its eight entries would soon be used up.
+        torch.compiler.reset()
+        release()
+        return {m.name: m for m in measured}
+
+    try:
+        first = run(parts)
+        results = Results(table, case, setting, source, plan, steps, first)
+        records = {row.name: results.records(row) for row in rows}
+        for row in rows:
+            again = [p for p in parts if p.row in {row, *table.references_of(row, rows)}]
+            crowded = any(m.error == OUT_OF_MEMORY for m in results.of(row))
+            if crowded and len(again) < len(parts):
+                second = dataclasses.replace(results, measured=run(again)).records(row)
+                if not second[0]["error"]:
+                    records[row.name] = second
+        return [record for row in rows for record in records[row.name]]
+    finally:
+        steps.feed.close()
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured together, and the records that it makes."""
+
+    table: Table
+    case: Case
+    setting: Setting
+    source: Source
+    plan: Plan
+    steps: Steps
+    measured: dict[str, Measurement]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(self.case.batch_size)
+
+    @functools.cached_property
+    def forward(self) -> int:
+        return pass_flops(self.case)
+
+    def parts(self, row: Row) -> list[Part]:
+        return parts_of(self.table, [row], self.case)
+
+    def of(self, row: Row) -> list[Measurement]:
+        return [self.measured[p.name] for p in self.parts(row) if p.name in self.measured]
+
+    def whole(self, row: Row) -> Measurement:
+        """The row itself: where it has phases, their mean round by round."""
+        measured, parts = self.of(row), self.parts(row)
+        if parts[0].case.phase is None:
+            return measured[0]
+        shares = [part.case.phase.share for part in parts if part.case.phase]
+        failed = next((m for m in measured if m.error), None)
+        error = failed.error if failed else None
+        if failed and any(m.error != error for m in measured):
+            error = f"{failed.name}: {error}"
+        rounds = [] if failed else zip(*(m.samples for m in measured), strict=True)
+        return Measurement(
+            row.provider,
+            samples=[sum(a * s for a, s in zip(shares, one, strict=True)) for one in rounds],
+            peak_bytes=max((m.peak_bytes for m in measured if m.peak_bytes), default=None),
+            error=error,
+        )
+
+    def records(self, row: Row) -> list[dict[str, Any]]:
+        """Its own, then those of its phases, where it has any."""
+        parts, measured = self.parts(row), self.of(row)
+        flops = [None if m.error else operations(p) for p, m in zip(parts, measured, strict=True)]
+        waits = [self.waited(m) for m in measured]
+        if parts[0].case.phase is None:
+            return [self.record(parts[0].case, row, measured[0], flops[0], waits[0])]
+        shares = [part.case.phase.share for part in parts if part.case.phase]
+        own = [
+            self.record(p.case, row, m, f, w, phase_share=share)
+            for p, m, f, w, share in zip(parts, measured, flops, waits, shares, strict=True)
+        ]
+        mean = self.record(
+            dataclasses.replace(parts[0].case, phase=None),
+            row,
+            self.whole(row),
+            weighted(shares, flops),
+            weighted(shares, waits),
+            phases={
+                p.case.phase.name: a for p, a in zip(parts, shares, strict=True) if p.case.phase
+            },
+        )
+        if not mean["error"]:
+            mean["compile_s"] = sum(m.compile_s for m in measured)
+        return [mean, *own]
+
+    def waited(self, m: Measurement) -> float | None:
+        """Seconds that a step waited for its batch, a mean over the timed ones."""
+        if not m.samples:
+            return None
+        first = 1 + self.plan.warmup
+        waits = self.steps.waits[m.name][first : first + len(m.samples)]
+        return sum(waits) / len(waits)
+
+    def record(
+        self,
+        case: Case,
+        row: Row,
+        m: Measurement,
+        flops: float | None,
+        wait_s: float | None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        from fastuiat.bench.floors import peak_flops
+
+        naive = row.provider == "naive"
+        precision = "fp32" if naive else self.setting.precision
+        config = case.to_json() | {
+            "precision": precision,
+            "compile": self.setting.compiled and not naive,
+            "data": self.source.name,
+            "loader": self.steps.feed.kind,
+        }
+        cost = costs(m, case, flops, self.forward)
+        peak = peak_flops(self.setting.device, precision)
+        rate = cost["tflops_per_s"]
+        return make_record(
+            suite=self.table.name,
+            case=case.name,
+            measured=dataclasses.replace(m, name=row.provider),
+            device=self.setting.device,
+            config=config | more,
+            extrapolated=m.error is None and len(m.samples) < self.steps_per_epoch,
+            row=row.name,
+            epoch_s=m.spread.median * self.steps_per_epoch if m.samples else None,
+            epoch_images=self.steps_per_epoch * case.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            data_wait_s=wait_s,
+            data_wait_share=None if wait_s is None else wait_s * len(m.samples) / sum(m.samples),
+            **cost,
+            peak_flops_per_s=peak,
+            peak_share=rate * 1e12 / peak if rate and peak else None,
+            ratios={name: self.ratio(name, row, m) for name in self.table.references},
+            paper=self.paper(row),
+            note=self.setting.notes(case)[row.provider],
+            **more,
+        )
+
+    def ratio(self, name: str, row: Row, m: Measurement) -> dict[str, float | None]:
+        """This time over that of the row that `name` refers to, by rounds, and the paper's."""
+        reference, arch = self.table.reference(name, row), self.table.paper_arch(self.case.arch)
+        by_paper = self.table.paper_epoch_s(row, arch) / self.table.paper_epoch_s(reference, arch)
+        other = self.whole(reference) if self.of(reference) else None
+        ours = m.ratio_to(other) if other and m.samples and other.samples else None
+        return {
+            "median": ours.median if ours else None,
+            "p20": ours.p20 if ours else None,
+            "p80": ours.p80 if ours else None,
+            "paper": by_paper,
+        }
+
+    def paper(self, row: Row) -> dict[str, Any]:
+        """What the paper has beside this row: its net, and its time where the case is the same."""
+        arch = self.table.paper_arch(self.case.arch)
+        same = (arch, self.table.batch_size) == (self.case.arch, self.case.batch_size)
+        return {
+            "arch": arch,
+            "epoch_s": self.table.paper_epoch_s(row, arch) if same else None,
+        }
+
+
+def operations(part: Part) -> int:
+    """Floating-point operations of a step."""
+    count = naive_inventory if part.row.provider == "naive" else floor_inventory
+    return total_flops(count(part.case))
+
+
+def weighted(shares: Sequence[float], values: Sequence[float | None]) -> float | None:
+    """The mean over phases; None where one of them has no value."""
+    known = [v for v in values if v is not None]
+    return (
+        sum(a * v for a, v in zip(shares, known, strict=True))
+        if len(known) == len(values)
+        else None
+    )
+
+
+def plan_for(
+    device: torch.device,
+    *,
+    steps: int | None,
+    steps_per_epoch: int,
+    now: float,
+    deadline: float | None,
+    nets: int,
+) -> Plan:
+    """How long the next of so many nets may take: an equal part of the time until the deadline.
+
+    Rows that it has no room for are rows without a time (Plan.until). Rounds go on, at least one,
+    until it would be exceeded: exactly `steps` where given, else from five on until every row's
+    spread is under 3% or an epoch is measured.
+    """
+    share = None if deadline is None else (deadline - now) / nets
+    limits: dict[str, Any] = {"warmup": 3 if device.type == "cuda" else 1}
+    if share is not None:
+        limits["until"] = now + share
+    if steps is not None:
+        return Plan(rounds=steps, **limits)
+    return Plan(rounds=5, max_rounds=steps_per_epoch, width=0.03, **limits)

@@ -1,0 +1,123 @@
+"""The tour: every part of it in small, and what it says in the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastuiat.bench.suites import tour as suite
+from fastuiat.bench.suites.tour import LARGE, SMALL, Size, Tour, size_for
+from fastuiat.bench.timing import NO_TIME
+from fastuiat.cli import main
+
+
+def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypatch):
+    """A row that a slow machine had no time for is a row; the summary counts what is there."""
+    monkeypatch.setattr(suite, "size_for", lambda device: Size("wrn-10-1", 4, 300))
+    monkeypatch.chdir(tmp_path)
+    main(["bench", "--no-compile", "--device", "cpu", "--budget", "4", "--json", "tour.jsonl"])
+    said = capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "tour.jsonl").read_text().splitlines()]
+    assert [r["suite"] for r in records] == ["step"] * 4 + ["loader"] * 3 + ["table2"] * 10
+    assert {r["error"] for r in records} <= {None, NO_TIME}
+    assert records[0]["n"] >= 1, "whatever the budget, the first is measured"
+    summary = said[said.index("Summary, ") :].splitlines()
+    assert len(summary) == 6 and f"{len(records)} rows" in summary[0]
+    assert summary[1].endswith("fp32, not compiled") and torch.__version__ in summary[1]
+    assert [line.split(":")[0].strip() for line in summary[2:]] == [
+        "a UIAT step of wrn-10-1, batch 4",
+        "kernels",
+        "loaders",
+        "an epoch of wrn-10-1",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["tour.jsonl"]
+
+
+def row(name, seconds, paper_s=None, ratio=None, by_paper=None, **more):
+    return {
+        "row": name,
+        "n": 5,
+        "error": None,
+        "extrapolated": True,
+        "epoch_s": seconds,
+        "paper": {"arch": "resnet-18", "epoch_s": paper_s},
+        "ratios": {"natural": {"median": ratio, "paper": by_paper}},
+        **more,
+    }
+
+
+def test_minutes_of_an_epoch_in_a_line():
+    records = [
+        row("natural", 30.0, 21.0),
+        row("trades", 200.0, 154.2),
+        row("uiat", 135.0, 132.0, 4.5, 6.2857),
+        row("uiat-oneoff", 120.0, 117.6, 4.0, 5.6, extrapolated=False),
+        row("uiat-oneoff", 121.0, phase_share=0.79),
+    ]
+    assert suite.epochs_line(records) == (
+        "natural ~0.5 (the paper's A100: 0.35), uiat ~2.25 (the paper's A100: 2.2), "
+        "uiat-oneoff 2 (the paper's A100: 1.96) min; uiat is 4.50 times natural "
+        "(the paper's resnet-18: 6.29)"
+    )
+    for r in records:
+        r["n"] = 0
+    assert suite.epochs_line(records) == "not measured"
+
+
+def test_kernels_loaders_and_machine_in_a_line():
+    ratios = [("eager", 1.0), ("inductor", 0.5), ("inductor", 0.25), ("inductor", 0.8)]
+    records = [{"provider": p, "n": 5, "ratio_median": r} for p, r in ratios]
+    assert suite.kernels_line(records) == "inductor 2 times as fast as eager, median of 3"
+    assert suite.kernels_line([]) == "not measured"
+    rates = [("ffcv", 98_765.4), ("resident", None)]
+    loaders = [{"provider": p, "images_per_s": r} for p, r in rates]
+    assert suite.loaders_line(loaders) == "ffcv 98,765 images/s"
+    gpu = {"driver": "570.1", "power_limit_w": 700.0}
+    record = {"device": "H", "gpu": gpu, "cpu": {"threads": 8}, "versions": {"torch": "2.14"}}
+    assert suite.machine_line(record) == "H, driver 570.1, 700 W, torch 2.14"
+    assert suite.machine_line(record | {"gpu": None}) == "H, 8 threads, torch 2.14"
+
+
+def test_kernels_go_on_while_there_is_time(monkeypatch):
+    """One is always measured; the others only before the part's end."""
+    setting = suite.step.Setting(device=torch.device("cpu"), precision="fp32", compiled=True)
+    time = [0.0]
+    measured = []
+
+    def measure(case, device, **more):
+        measured.append(case)
+        time[0] += 7.0
+        return [{"error": None, "provider": "eager"}]
+
+    monkeypatch.setattr(suite.kernels, "measure", measure)
+    monkeypatch.setattr(suite.kernels, "copy_bandwidth", lambda device, clock: 1.0)
+    monkeypatch.setattr(suite.kernels, "show", lambda records: None)
+    recorder = suite.Recorder(None)
+    tour = Tour(setting, SMALL, 100.0, recorder, now=lambda: time[0])
+    assert len(tour.kernels(lambda event: None)) == len(measured) == 2
+    assert len(Tour(setting, SMALL, 1.0, recorder, now=lambda: time[0]).kernels(print)) == 1
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", SMALL), ("cuda", LARGE)])
+def test_size_follows_the_device(device, size):
+    assert size_for(torch.device(device)) is size
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cuda"], "PyTorch sees no CUDA device"),
+        (["--budget", "-5"], "budget must be above 0"),
+        (["--speed"], "--speed"),
+        (["--json", "/proc/nowhere/x"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *words])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastuiat: ") and said in line
