@@ -83,7 +83,7 @@ def compiler_settings() -> Iterator[None]:
     """For graphs of fixed weights, whose backward may be run more than once; on while they run."""
     with (
         # Weights become constants: BatchNorm is folded, convolutions are packed beforehand and take
-        # activation and addition along (wrn-10-1, batch 64, one AVX2 core: FREEZING).
+        # activation and addition along.
         torch._inductor.config.patch(freezing=True),
         # FAB without targets runs the backward once per class over one forward.
         torch._functorch.config.patch(donated_buffer=False),
