@@ -42,7 +42,9 @@ from fastuiat.evaluation.attacked_net import (
 )
 from fastuiat.evaluation.attacks import Progress, finite_logits
 from fastuiat.evaluation.package import (
+    DYNAMIC,
     MOST_TARGETS,
+    RANDOMISED,
     VERSIONS,
     Run,
     make_adversary,
@@ -200,8 +202,8 @@ class Evaluation:
         attacks = list(dict.fromkeys([*(r.attack for r in self.runs), *self.left_out]))
         found = warnings_before(self.model, x, y, version=self.version, attacks=attacks)
         state = State(key, package()[1], clean, clean, found, compiled=compile)
-        if self.version == "rand" or any("each time" in text for text in found):
-            state.compiled = False  # a compiled net would draw other random numbers
+        if self.version == "rand" or {RANDOMISED, DYNAMIC} & set(found):
+            state.compiled = False  # a graph would draw other numbers, or cannot be made
         state.accuracy["clean"] = sum(clean) / len(clean)
         for text in found:
             self.say(f"warning: {text}")

@@ -22,6 +22,8 @@ from fastuiat.config import UserError
 NAMES = ("pyautoattack", "autoattack")
 VERSIONS = ("standard", "plus", "rand")
 MOST_TARGETS = 9
+RANDOMISED = "the net answers the same images differently each time: use --version rand"
+DYNAMIC = "the net differentiates while it answers: AutoAttack may be too weak for such a defence"
 
 
 def package() -> tuple[Any, str]:
@@ -160,9 +162,7 @@ def warnings_before(
     if version != "rand":
         tests.check_randomized(net, x, y, bs=len(x), logger=listener)
         if listener.heard:
-            found.append(
-                "the net answers the same images differently each time: use --version rand"
-            )
+            found.append(RANDOMISED)
         listener.heard.clear()
     classes = tests.check_range_output(net, x, logger=listener)
     if listener.heard:
@@ -175,9 +175,7 @@ def warnings_before(
     finally:
         sys.settrace(before)
     if listener.heard:
-        found.append(
-            "the net differentiates while it answers: AutoAttack may be too weak for such a defence"
-        )
+        found.append(DYNAMIC)
     fit, left_out = possible(attacks, classes)
     if left_out:
         found.append(f"{' and '.join(left_out)} left out: its loss needs more than {classes} classes")
