@@ -61,9 +61,8 @@ def evaluate(argv: list[str]) -> None:
     from rich.console import Console
 
     from fastuiat import data, load_checkpoint
-    from fastuiat.evaluation import Strength
+    from fastuiat.evaluation import Strength, table
     from fastuiat.evaluation import evaluate as measure
-    from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
     from fastuiat.training.precision import resolve_device
     from fastuiat.training.run import stored_config

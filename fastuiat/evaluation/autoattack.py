@@ -78,6 +78,7 @@ class State:
     accuracy: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     points: dict[str, int] = field(default_factory=dict)
+    compile_seconds: float = 0.0
     zero_gradients: dict[str, int] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
     """A row per run: attack, target, restart, points that it met, fallen, accuracy, seconds."""
@@ -102,6 +103,7 @@ class AutoAttackResult:
     package: str
     target_classes: int
     compiled: bool
+    compile_seconds: float
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> str:
@@ -237,6 +239,7 @@ class Evaluation:
             package=state.package,
             target_classes=self.targets,
             compiled=bool(state.compiled),
+            compile_seconds=state.compile_seconds,
         )
 
     def passes_left(self) -> int:
@@ -259,7 +262,9 @@ class Evaluation:
         size = min(self.batch_size, len(self.x))
         batch = self.x[torch.arange(max(size, 32)) % size].to(self.device)
         with compiler_settings(), fast_projection(self.adversary.fab):
+            began = time.monotonic()
             failure = self.net.compile(batch)
+            self.state.compile_seconds += time.monotonic() - began
             if failure:
                 self.state.compiled = False
                 self.state.warnings.append(failure)
@@ -335,10 +340,7 @@ class Evaluation:
         if not self.progress:
             return
         queue, now = self.state.queue or [], self.state.run
-        if queue or now + 1 < len(self.runs):
-            left = self.passes_left()
-        else:
-            left = 0
+        left = self.passes_left()
         whole = sum(r.passes for r in self.runs) * max(1, sum(self.state.clean))
         self.progress("autoattack, percent", round(100 * (1 - left / whole)), 100)
         mine = [i for i, r in enumerate(self.runs) if r.attack == run.attack]

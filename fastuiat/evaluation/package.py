@@ -178,7 +178,9 @@ def warnings_before(
         found.append(DYNAMIC)
     fit, left_out = possible(attacks, classes)
     if left_out:
-        found.append(f"{' and '.join(left_out)} left out: its loss needs more than {classes} classes")
+        found.append(
+            f"{' and '.join(left_out)} left out: its loss needs more than {classes} classes"
+        )
     targeted = [a for a in fit if a.endswith("-t")]
     if targeted and classes - 1 < MOST_TARGETS:
         others = f"{classes - 1} instead of {MOST_TARGETS}"

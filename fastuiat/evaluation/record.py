@@ -115,8 +115,10 @@ class Evaluation:
             "left_out": result.left_out,
             "warnings": result.warnings,
             "compiled": result.compiled,
+            "compile_seconds": result.compile_seconds,
         }
-        return result.robust, sum(result.seconds.values()), settings
+        seconds = sum(result.seconds.values()) + result.compile_seconds
+        return result.robust, seconds, settings
 
     def gradient_attack(self, attack: str, eps: float) -> tuple[Tensor, float, dict[str, Any]]:
         """The same for clean, pgd and cw."""
@@ -156,14 +158,15 @@ class Evaluation:
         """All that is needed to repeat the measurement, and its outcome sample by sample.
 
         Always: `attack` (clean, pgd, cw, autoattack), `accuracy` (a share), `correct`, `n`,
-        `dataset`, `split`, `seed`, `batch_size`, `seconds`, the machine, `time`, `checkpoint` (path,
-        sha256 …) and `per_sample`, a character 0 or 1 per sample in the data set's order.
+        `dataset`, `split`, `seed`, `batch_size`, `seconds`, the machine, `time`, `checkpoint`
+        (path, sha256 …) and `per_sample`, a character 0 or 1 per sample in the data set's order.
         All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
         pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
         holds after each restart, the last one being `accuracy`).
         autoattack: `version`, `package`, `parts` (accuracy after each attack, from `clean` on),
         `part_seconds`, `part_points` (samples that it met), `runs` (the same for every target class
-        and restart), `target_classes`, `left_out`, `warnings`, `compiled`; `version` alone at eps 0.
+        and restart), `target_classes`, `left_out` (attacks that the number of classes does not
+        allow), `warnings`, `compiled`, `compile_seconds`; `version` alone at eps 0.
         """
         count = len(self.images.labels)
         radius = {"eps": radius_text(eps), "eps_value": eps}
@@ -207,7 +210,8 @@ def evaluate(
     Each radius of `eps` has a record of its own; a negative one is the inverse attack of pgd and
     cw, as in the paper's Figures 1 and 4. `info` says which weights these are (path, sha256 …).
     `compile` is AutoAttack's. An unfinished AutoAttack is gone on with. UserError where OUT/eval
-    holds the results of another checkpoint or cannot be written, or AutoAttack's radius is negative.
+    holds the results of another checkpoint or cannot be written, or on a negative radius for
+    AutoAttack.
     """
     radii = sorted({eps} if isinstance(eps, int | float) else set(eps))
     if "autoattack" in attacks and radii[0] < 0:
@@ -277,12 +281,12 @@ def name_of(record: dict[str, Any]) -> str:
     """The attack as a table calls it: the usual one by its name alone."""
     attack, unusual = str(record["attack"]), []
     if record.get("steps", STEPS) != STEPS:
-        unusual.append(f"{record['steps']} steps")
+        attack += f"-{record['steps']}"
     if record.get("restarts", 1) != 1:
         unusual.append(f"{record['restarts']} restarts")
     if record.get("version", "standard") != "standard":
         unusual.append(record["version"])
-    return " ".join([attack, *unusual])
+    return ", ".join([attack, *unusual])
 
 
 def table(records: list[dict[str, Any]]) -> Table:

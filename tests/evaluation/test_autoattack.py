@@ -196,7 +196,9 @@ def test_warns_as_the_package_does(tmp_path, kind, version, warning):
                             state_path=tmp_path / "state", adjust=single_steps)  # fmt: skip
     found = [w for w in result.warnings if not w.startswith("square took")]
     assert [bool(re.search(warning or "", w)) for w in found] == [True] * bool(warning), found
-    assert [s for s in said if s.startswith("warning")] == [f"warning: {w}" for w in result.warnings]
+    assert [s for s in said if s.startswith("warning")] == [
+        f"warning: {w}" for w in result.warnings
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from fastuiat.evaluation import Strength, evaluate
 from fastuiat.evaluation.record import file_name
 from fastuiat_kernels import noise_key, random_start
 
-K, N, SEED, CPU = 4, 40, 5, torch.device("cpu")
-ALPHA, STEPS, RESTARTS = 2 / 255, 3, 4
+K, N, SEED, CPU = 4, 150, 5, torch.device("cpu")
+ALPHA, STEPS, RESTARTS = 0.1 / 255, 2, 4
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def held(net: nn.Module, images: ImageSet, attack: str, eps: float, restart: int
 @pytest.mark.parametrize("attack", ["pgd", "cw"])
 @pytest.mark.parametrize("batch_size", [N, 7])
 def test_restarts_and_inverse_radii(net, images, tmp_path, attack, batch_size):
-    radii = (-3 / 255, 0.0, 3 / 255)
+    radii = (-8 / 255, 0.0, 8 / 255)
     records = evaluate(
         net, images, attacks=[attack], eps=radii, n=None, seed=SEED, batch_size=batch_size,
         device=CPU, out=tmp_path, info={"path": "net"},
@@ -76,9 +76,9 @@ def test_restarts_and_inverse_radii(net, images, tmp_path, attack, batch_size):
         assert record["accuracy"] == record["restart_accuracy"][-1]
         assert len(set(record["restart_accuracy"])) > 1  # a later restart found something
     assert adversarial["accuracy"] < clean["accuracy"] < inverse["accuracy"]
-    assert (inverse["eps"], clean["eps"], inverse["inverse"]) == ("-3/255", "0/255", True)
+    assert (inverse["eps"], clean["eps"], inverse["inverse"]) == ("-8/255", "0/255", True)
     for record in records:
-        strength = Strength(steps=STEPS, restarts=RESTARTS)
+        strength = Strength(alpha=ALPHA, steps=STEPS, restarts=RESTARTS)
         name = file_name(attack, record["eps_value"], N, strength)
         assert json.loads((tmp_path / "eval" / f"{name}.json").read_text()) == record
 
