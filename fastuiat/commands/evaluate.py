@@ -5,12 +5,44 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from fastuiat.commands.parsing import parse
 from fastuiat.config import Radius, UserError, parse_radius, radius_text
+
+
+def sweep(words: list[str]) -> tuple[float, ...]:
+    """LO HI N as so many radii, whole 255ths where they lie on one."""
+    low, high = map(parse_radius, words[:2])
+    if not (words[2].isdecimal() and int(words[2]) >= 2 and low < high):
+        raise UserError("LO HI N must be two radii, LO below HI, and a number of at least 2")
+    count = int(words[2])
+    radii = (low + (high - low) * i / (count - 1) for i in range(count))
+    return tuple(parse_radius(radius_text(radius)) for radius in radii)
+
+
+def radii_type(nargs: int | Literal["*"], metavar: str, read: Any) -> PrimitiveConstructorSpec[Any]:
+    """Several words that make radii; what is wrong with them is said by `read`."""
+    return PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: [radius_text(r) for r in value] if value else ["none"],
+    )
+
+
+def several(words: list[str]) -> tuple[float, ...]:
+    if not words:
+        raise UserError("at least one radius is needed, such as 8/255")
+    return tuple(map(parse_radius, words))
+
+
+Radii = Annotated[tuple[float, ...], radii_type("*", "RADIUS [RADIUS ...]", several)]
+Sweep = Annotated[tuple[float, ...] | None, radii_type(3, "LO HI N", sweep)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +55,9 @@ class EvalOptions:
     """Which attacks to run."""
     n: int | None = None
     """Only the first so many test images."""
-    eps: tuple[Radius, ...] = (8 / 255,)
+    eps: Radii = (8 / 255,)
     """Radii of the L∞ ball; a negative one descends the loss (pgd, cw): the inverse attack."""
-    eps_sweep: tuple[Radius, Radius, int] | None = None
+    eps_sweep: Sweep = None
     """LO HI N: so many radii evenly from LO to HI, in place of --eps."""
     alpha: Radius = 2 / 255
     """Step size of pgd and cw."""
@@ -69,7 +101,6 @@ def evaluate(argv: list[str]) -> None:
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
-    radii = radii_of(options)
     strength = Strength(
         alpha=options.alpha,
         steps=options.steps,
@@ -98,7 +129,7 @@ def evaluate(argv: list[str]) -> None:
             model.to(device),
             images,
             attacks=list(options.attacks),
-            eps=radii,
+            eps=options.eps_sweep or options.eps,
             n=options.n,
             seed=options.seed,
             batch_size=options.batch_size,
@@ -118,19 +149,6 @@ def negative_radii(argv: list[str]) -> list[str]:
     """-8/255 as a plain number: a parser takes the fraction for a flag."""
     fraction = re.compile(r"-[\d.]+/[\d.]+")
     return [repr(parse_radius(word)) if fraction.fullmatch(word) else word for word in argv]
-
-
-def radii_of(options: EvalOptions) -> tuple[float, ...]:
-    """The radii to measure; those of a sweep are whole 255ths where they lie on one."""
-    if options.eps_sweep is None:
-        if not options.eps:
-            raise UserError("--eps needs at least one radius")
-        return options.eps
-    low, high, count = options.eps_sweep
-    if not (low < high and count >= 2):
-        raise UserError("--eps-sweep LO HI N needs LO below HI and N of at least 2")
-    radii = (low + (high - low) * i / (count - 1) for i in range(count))
-    return tuple(parse_radius(radius_text(radius)) for radius in radii)
 
 
 def is_run(path: Path) -> bool:

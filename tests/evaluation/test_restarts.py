@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastuiat.commands.evaluate import EvalOptions, negative_radii, radii_of
+from fastuiat.commands.evaluate import EvalOptions, negative_radii
 from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
@@ -104,7 +104,8 @@ def test_only_what_is_unusual_is_in_a_file_name():
 def test_radii_on_the_command_line():
     def radii(words: str) -> list[float]:
         argv = negative_radii(["run", *words.split()])
-        return [255 * r for r in radii_of(parse(EvalOptions, argv, prog="fastuiat eval"))]
+        options = parse(EvalOptions, argv, prog="fastuiat eval")
+        return [255 * r for r in options.eps_sweep or options.eps]
 
     assert radii("--eps -16/255 0 8/255") == pytest.approx([-16, 0, 8])
     assert radii("--eps-sweep -16/255 16/255 33") == pytest.approx(range(-16, 17))
