@@ -96,6 +96,9 @@ class EvaluationDisplay:
             self.tasks[name] = self.bar.add_task(name, total=total)
         self.bar.update(self.tasks[name], completed=done, total=total)
 
+    def say(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
 
 @contextmanager
 def show_evaluation() -> Iterator[EvaluationDisplay]:

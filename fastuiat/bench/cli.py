@@ -22,7 +22,7 @@ from fastuiat.bench.cli_tables import (
 )
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
-from fastuiat.config import UserError, positive
+from fastuiat.config import Radius, UserError, positive
 
 Parse = Callable[..., Any]
 
@@ -37,6 +37,7 @@ USAGE = """usage: fastuiat bench [SUITE] [--help]
   compare    record files side by side: A.jsonl B.jsonl … [--baseline paper|FILE]
   table2     minutes of an epoch by method and net, beside the paper's
   table5     seconds of an epoch of single-step methods with and without UIAT, beside the paper's
+  autoattack  a whole AutoAttack: the plain package, and fastuiat eval
 """
 
 
@@ -203,6 +204,84 @@ def loader(options: LoaderOptions) -> None:
     recorder.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackOptions(Measuring):
+    """Time a whole AutoAttack of the plain package and of `fastuiat eval`, side by side."""
+
+    repeats: int = 1
+    """Rounds after a first one; each evaluates with every provider."""
+    run: Path | None = None
+    """Run or checkpoint to attack on its first test images; by default a fresh net and noise."""
+    data_dir: Path = Path("data")
+    """Where the run's data set is."""
+    arch: str = "wrn-10-1"
+    """The fresh net."""
+    eps: Radius | None = None
+    """Radius; by default 8/255 for a run, and so small for a fresh net that points hold out."""
+    n: int = 64
+    """Points."""
+    batch_size: int = 64
+    """Points at a time in fastuiat."""
+    package_batch_sizes: tuple[int, ...] = (64,)
+    """Points at a time in the package; each is a row."""
+    share: float = 1.0
+    """Share of each attack's iterations to run."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the net in the fastuiat row; auto: where the work is worth it."""
+    providers: tuple[Literal["package", "fastuiat"], ...] = ("package", "fastuiat")
+    """Which rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(n=self.n, batch_size=self.batch_size, share=self.share)
+        for size in self.package_batch_sizes:
+            positive(package_batch_sizes=size)
+        if self.share > 1:
+            raise UserError(f"--share must be at most 1, got {self.share:g}")
+        if self.eps is not None:
+            positive(eps=self.eps)
+
+
+def autoattack(options: AutoAttackOptions) -> None:
+    from fastuiat import data, load_checkpoint
+    from fastuiat.bench import table
+    from fastuiat.bench.suites import autoattack as suite
+    from fastuiat.evaluation import pixels
+    from fastuiat.training.precision import resolve_device
+
+    if options.run is None:
+        net, x, y = suite.fresh(options.arch, options.n)
+        name, eps = options.arch, options.eps or suite.EPS_OF_A_FRESH_NET
+    else:
+        net, info = load_checkpoint(options.run)
+        if info.get("dataset") is None:
+            raise UserError(f"{options.run} does not say which data set it is of")
+        images = data.load(info["dataset"], options.data_dir, "test")
+        x = pixels(images.images[: options.n], torch.device("cpu")).contiguous()
+        y = torch.from_numpy(images.labels[: options.n])
+        name, eps = options.run.name, options.eps or 8 / 255
+    case = suite.Case(
+        name=f"{name}/n{len(x)}/b{options.batch_size}",
+        net=net,
+        x=x,
+        y=y,
+        eps=eps,
+        batch_size=options.batch_size,
+        package_batch_sizes=options.package_batch_sizes,
+        share=options.share,
+        compile={"auto": None, "on": True, "off": False}[options.compile],
+        device=resolve_device(options.device),
+    )
+    recorder = Recorder(options.json)
+    with table.progress("autoattack") as done:
+        records = suite.measure(
+            case, plan=options.plan(warmup=0), names=options.providers, done=done
+        )
+    recorder.write(records)
+    suite.show(records)
+    recorder.close()
+
+
 SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "step": (StepOptions, step),
     "kernels": (KernelOptions, kernels),
@@ -210,6 +289,7 @@ SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "compare": (CompareOptions, compare),
     "table2": (Table2Options, table2),
     "table5": (Table5Options, table5),
+    "autoattack": (AutoAttackOptions, autoattack),
 }
 
 

@@ -2,10 +2,11 @@
 
 from fastuiat.evaluation.attacks import correct_under, pixels
 from fastuiat.evaluation.autoattack import AutoAttackResult, run_autoattack
-from fastuiat.evaluation.record import evaluate, table
+from fastuiat.evaluation.record import Strength, evaluate, table
 
 __all__ = [
     "AutoAttackResult",
+    "Strength",
     "correct_under",
     "evaluate",
     "pixels",

@@ -1,16 +1,30 @@
-"""AutoAttack by its own package, with a state that a killed run goes on from.
+"""AutoAttack by its own package's attacks, on batches that stay full, resumable batch by batch.
 
-The package's attacks run unchanged, one at a time, on batches frozen at the start of each attack,
-as its standard evaluation does; the package's own resume file cannot be read back.
+Before each attack, each target class and each restart the batches are formed anew from the points
+that still stand, where the package freezes them at the start of an attack. What agrees with the
+package's standard evaluation, on the same net, points, seed and batch size:
+
+- Random numbers enter an attack at its random starts (APGD, FAB's restarts, Square) and its choice
+  of squares. The package seeds torch's generator for each batch at the start of an attack and lets
+  it run on through target classes and restarts; so do we, with one stream per place in the queue.
+- Hence every number is the package's own, bit for bit, wherever the batches are the same: with one
+  batch for all points, or as long as no point of any but the last batch falls inside an attack.
+- Attacks of one pass (apgd-ce, square) and attacks that draw nothing (fab-t) always agree. Only
+  later target classes of apgd-t and restarts of `plus` meet other random starts once batches have
+  been refilled: another draw from the same distribution.
+- A compiled net changes logits by rounding, and a point at the very border may fall to one side or
+  the other. Every adversarial example is confirmed by the net itself, not by the compiled one.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
-import importlib
-import importlib.metadata
 import json
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,44 +33,77 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.evaluation.attacked_net import (
+    COMPILE_FROM,
+    AttackedNet,
+    compiler_settings,
+    fast_projection,
+    forward_flops,
+)
 from fastuiat.evaluation.attacks import Progress, finite_logits
+from fastuiat.evaluation.package import (
+    DYNAMIC,
+    MOST_TARGETS,
+    RANDOMISED,
+    VERSIONS,
+    Run,
+    make_adversary,
+    package,
+    perturb,
+    possible,
+    runs_of,
+    warnings_after,
+    warnings_before,
+)
 from fastuiat.files import write_json
 
-
-def package() -> tuple[Any, str]:
-    """The AutoAttack class that is installed, and `name version`; UserError where none is."""
-    for name in ("pyautoattack", "autoattack"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        return module.AutoAttack, f"{name} {importlib.metadata.version(name)}"
-    raise UserError("AutoAttack is not installed: pip install pyautoattack")
+Say = Callable[[str], object]
 
 
 @dataclass
 class State:
-    """Where an evaluation is. `queue` holds the rows the current attack has still to see."""
+    """Where an evaluation is. `queue` holds the rows the current run has still to see."""
 
     fingerprint: str
     package: str
     clean: list[bool]
     robust: list[bool]
-    attack: int = 0
+    warnings: list[str]
+    run: int = 0
     queue: list[int] | None = None
+    streams: list[str] = field(default_factory=list)
+    """Where the random numbers of each batch of the current attack have got to."""
+    compiled: bool | None = None
+    """Whether the net is compiled; None while that is open."""
     accuracy: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    points: dict[str, int] = field(default_factory=dict)
+    compile_seconds: float = 0.0
+    zero_gradients: dict[str, int] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    """A row per run: attack, target, restart, points that it met, fallen, accuracy, seconds."""
 
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """`robust` bool (N,): right on the image and on every adversarial example found."""
+    """`robust` bool (N,): right on the image and on every adversarial example found.
+
+    By attack: `accuracy` after it, its `seconds`, the `points` that stood before it; `parts` has
+    the same for each target class and restart. `left_out` names attacks that the number of classes
+    does not allow.
+    """
 
     robust: Tensor
     accuracy: dict[str, float]
     seconds: dict[str, float]
+    points: dict[str, int]
+    parts: list[dict[str, Any]]
+    warnings: list[str]
+    left_out: list[str]
     package: str
     target_classes: int
+    compiled: bool
+    compile_seconds: float
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> str:
@@ -82,22 +129,224 @@ def read_state(path: Path, expected: str) -> State | None:
     return state
 
 
-def perturb(adversary: Any, attack: str, seed: int, x: Tensor, y: Tensor) -> Tensor:
-    """One attack of the package on one batch, seeded as its standard evaluation seeds it."""
-    if attack in ("apgd-ce", "apgd-dlr"):
-        runner = adversary.apgd
-        runner.loss = attack.removeprefix("apgd-")
-    elif attack == "apgd-t":
-        runner = adversary.apgd_targeted
-    elif attack in ("fab", "fab-t"):
-        runner = adversary.fab
-        runner.targeted = attack == "fab-t"
-        if runner.targeted:
-            runner.n_restarts = 1
-    else:
-        runner = adversary.square
-    runner.seed = seed
-    return runner.perturb(x, y)
+def stream_text(device: torch.device) -> str:
+    """The state of torch's generators on the CPU and the device, as text."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    packed = (zlib.compress(state.numpy().tobytes()) for state in states)
+    return " ".join(base64.b64encode(p).decode() for p in packed)
+
+
+def set_stream(text: str, device: torch.device) -> None:
+    states = [
+        torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(part))), dtype=torch.uint8)
+        for part in text.split()
+    ]
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+class Evaluation:
+    """One AutoAttack over one set of points: what its runs share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        version: str,
+        seed: int,
+        batch_size: int,
+        compile: bool | None,
+        state_path: Path,
+        device: torch.device,
+        adjust: Callable[[Any], object] | None,
+        progress: Progress | None,
+        say: Say | None,
+    ) -> None:
+        self.x, self.y = x.contiguous(), y.contiguous()
+        self.version, self.seed, self.batch_size = version, seed, batch_size
+        self.state_path, self.device = state_path, device
+        self.progress, self.say = progress, say or (lambda text: None)
+        self.model = model.to(device).eval()
+        self.net = AttackedNet(self.model)
+        self.adversary = make_adversary(
+            self.net, eps=eps, version=version, seed=seed, device=device
+        )
+        if adjust:
+            adjust(self.adversary)
+        classes = finite_logits(self.model, x[:1].to(device)).shape[1]
+        fit, self.left_out = possible(list(self.adversary.attacks_to_run), classes)
+        self.targets = min(MOST_TARGETS, classes - 1)
+        self.runs = [run for attack in fit for run in runs_of(self.adversary, attack, classes)]
+        settings = {
+            "eps": eps,
+            "version": version,
+            "seed": seed,
+            "batch_size": batch_size,
+            "compile": compile,
+            "package": package()[1],
+            "runs": [asdict(run) for run in self.runs],
+        }
+        key = fingerprint(self.model, x, y, settings)
+        self.state = read_state(state_path, key) or self.begin(key, compile)
+
+    def begin(self, key: str, compile: bool | None) -> State:
+        """The clean pass, and what there is to say of the net."""
+        parts = self.x.split(self.batch_size)
+        logits = [finite_logits(self.model, part.to(self.device)).cpu() for part in parts]
+        clean = (torch.cat(logits).argmax(dim=1) == self.y.cpu()).tolist()
+        x, y = parts[0].to(self.device), self.y[: self.batch_size].to(self.device)
+        attacks = list(dict.fromkeys([*(r.attack for r in self.runs), *self.left_out]))
+        found = warnings_before(self.model, x, y, version=self.version, attacks=attacks)
+        state = State(key, package()[1], clean, clean, found, compiled=compile)
+        if self.version == "rand" or {RANDOMISED, DYNAMIC} & set(found):
+            state.compiled = False  # a graph would draw other numbers, or cannot be made
+        state.accuracy["clean"] = sum(clean) / len(clean)
+        for text in found:
+            self.say(f"warning: {text}")
+        return state
+
+    @property
+    def standing(self) -> list[int]:
+        return [i for i, robust in enumerate(self.state.robust) if robust]
+
+    def finish(self) -> AutoAttackResult:
+        """Take the evaluation to its end from wherever it is."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+            while self.state.run < len(self.runs):
+                if not self.net.compiled and self.wants_compiling():
+                    stack.enter_context(self.compiled())
+                self.take(self.runs[self.state.run])
+        state = self.state
+        for text in warnings_after(state.accuracy, state.zero_gradients):
+            if text not in state.warnings:
+                state.warnings.append(text)
+                self.say(f"warning: {text}")
+        return AutoAttackResult(
+            robust=torch.tensor(state.robust),
+            accuracy=state.accuracy,
+            seconds=state.seconds,
+            points=state.points,
+            parts=state.parts,
+            warnings=state.warnings,
+            left_out=self.left_out,
+            package=state.package,
+            target_classes=self.targets,
+            compiled=bool(state.compiled),
+            compile_seconds=state.compile_seconds,
+        )
+
+    def passes_left(self) -> int:
+        """Forward passes of one image still to be done if every point holds out."""
+        rows = self.standing
+        later = sum(run.passes for run in self.runs[self.state.run + 1 :])
+        queue = rows if self.state.queue is None else self.state.queue
+        return len(rows) * later + len(queue) * self.runs[self.state.run].passes
+
+    def wants_compiling(self) -> bool:
+        """Once the first attack is over: whether what is left is worth it."""
+        if self.state.compiled is None and self.runs[self.state.run].first and self.state.run:
+            flops = self.passes_left() * forward_flops(self.net.net, self.x[:1].to(self.device))
+            self.state.compiled = flops >= COMPILE_FROM.get(self.device.type, float("inf"))
+        return bool(self.state.compiled)
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """The net compiled; where that fails the plain one does, and the record says why."""
+        size = min(self.batch_size, len(self.x))
+        batch = self.x[torch.arange(max(size, 32)) % size].to(self.device)
+        with compiler_settings(), fast_projection(self.adversary.fab):
+            began = time.monotonic()
+            failure = self.net.compile(batch)
+            self.state.compile_seconds += time.monotonic() - began
+            if failure:
+                self.state.compiled = False
+                self.state.warnings.append(failure)
+                self.say(f"warning: {failure}")
+            yield
+
+    def take(self, run: Run) -> None:
+        """Take the current run to its end, writing the state after every batch."""
+        state = self.state
+        if state.queue is None:
+            state.queue = self.standing
+            if run.first:
+                state.points[run.attack] = len(state.queue)
+                state.streams = []
+            state.parts.append(
+                {"attack": run.attack, "target": run.target, "restart": run.restart}
+                | {"points": len(state.queue), "fallen": 0, "seconds": 0.0}
+            )
+        part = state.parts[-1]
+        while state.queue:
+            rows, rest = state.queue[: self.batch_size], state.queue[self.batch_size :]
+            began = time.monotonic()
+            place = (part["points"] - len(state.queue)) // self.batch_size
+            held = self.attack(run, rows, place)
+            for row, stands in zip(rows, held, strict=True):
+                state.robust[row] = stands
+            elapsed = time.monotonic() - began
+            part["fallen"] += len(held) - sum(held)
+            part["seconds"] += elapsed
+            state.seconds[run.attack] = state.seconds.get(run.attack, 0.0) + elapsed
+            state.queue = rest
+            write_json(self.state_path, asdict(state))
+            self.show(run)
+        part["accuracy"] = len(self.standing) / len(state.robust)
+        state.run, state.queue = state.run + 1, None
+        if run.last:
+            state.accuracy[run.attack] = part["accuracy"]
+            self.say(self.account(run.attack))
+        write_json(self.state_path, asdict(state))
+
+    def attack(self, run: Run, rows: list[int], place: int) -> list[bool]:
+        """One run on one batch: which of its points the net still gets right.
+
+        `place` numbers the batches of a run; each goes on with the random numbers that the batch in
+        its place had before it.
+        """
+        x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
+        if run.first:
+            torch.random.manual_seed(self.seed)
+        else:
+            set_stream(self.state.streams[place], self.device)
+        with torch.no_grad():
+            adversarial = perturb(self.adversary, run, x, y)
+        if not run.last:
+            self.state.streams[place : place + 1] = [stream_text(self.device)]
+        zeros = self.adversary.apgd.logger.zero_gradients()
+        if zeros:
+            counts = self.state.zero_gradients
+            counts[run.attack] = counts.get(run.attack, 0) + zeros
+        held = finite_logits(self.model, adversarial).argmax(dim=1) == y
+        return held.tolist()
+
+    def account(self, attack: str) -> str:
+        state = self.state
+        count = len(state.robust)
+        return (
+            f"autoattack {attack}: {100 * state.accuracy[attack]:.2f}% of {count} hold, "
+            f"{state.points[attack]} attacked, {state.seconds.get(attack, 0.0):.1f} s"
+        )
+
+    def show(self, run: Run) -> None:
+        """Progress of the whole in percent of passes, and of the attack in points times runs."""
+        if not self.progress:
+            return
+        queue, now = self.state.queue or [], self.state.run
+        left = self.passes_left()
+        whole = sum(r.passes for r in self.runs) * max(1, sum(self.state.clean))
+        self.progress("autoattack, percent", round(100 * (1 - left / whole)), 100)
+        mine = [i for i, r in enumerate(self.runs) if r.attack == run.attack]
+        total = self.state.points[run.attack] * len(mine)
+        left = len(queue) + len(self.standing) * (mine[-1] - now)
+        self.progress(f"  {run.attack}", total - left, total)
 
 
 def run_autoattack(
@@ -109,74 +358,24 @@ def run_autoattack(
     version: str = "standard",
     seed: int = 0,
     batch_size: int = 200,
+    compile: bool | None = None,
     state_path: Path,
     device: torch.device,
+    adjust: Callable[[Any], object] | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> AutoAttackResult:
-    """Standard AutoAttack (Croce and Hein 2020) in the L∞ ball, resumable batch by batch.
+    """AutoAttack (Croce and Hein 2020) in the L∞ ball: standard, plus or rand.
 
-    x fp32 (N, C, H, W) in [0, 1], y int64 (N,). The seed is set again for each batch, as the
-    package does, so results belong to the batch size. The state file is left for the caller to
-    remove. UserError on a foreign state or NaN logits.
+    x fp32 (N, C, H, W) in [0, 1], y int64 (N,). `compile` None decides after the first attack, by
+    the work that is left. `adjust` may change the package's attacks before they begin (fewer
+    iterations). `say` is told each attack's outcome and each warning. The state file is left for
+    the caller to remove. UserError on a foreign state, NaN logits or fewer than two classes.
     """
-    make, name = package()
-    settings = {"eps": eps, "version": version, "seed": seed, "batch_size": batch_size}
-    key = fingerprint(model, x, y, settings | {"package": name})
-    model = model.to(device).eval()
-    adversary = make(model, norm="Linf", eps=eps, version=version, seed=seed, device=str(device))
-    x, y = x.contiguous(), y.contiguous()
-    state = read_state(state_path, key)
-    if state is None:
-        logits = [finite_logits(model, part.to(device)).cpu() for part in x.split(batch_size)]
-        clean = torch.cat(logits).argmax(dim=1) == y.cpu()
-        state = State(key, name, clean.tolist(), clean.tolist())
-        state.accuracy["clean"] = sum(state.clean) / len(y)
-    # With fewer classes than the usual nine targets there is only one target per other class.
-    classes = finite_logits(model, x[:1].to(device)).shape[1]
-    targets = min(9, classes - 1)
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
-    attacks = list(adversary.attacks_to_run)
-    while state.attack < len(attacks):
-        run_attack(adversary, attacks[state.attack], state, x, y, batch_size=batch_size, seed=seed,
-                   state_path=state_path, device=device, progress=progress)  # fmt: skip
-    return AutoAttackResult(
-        torch.tensor(state.robust), state.accuracy, state.seconds, name, targets
-    )
-
-
-def run_attack(
-    adversary: Any,
-    attack: str,
-    state: State,
-    x: Tensor,
-    y: Tensor,
-    *,
-    batch_size: int,
-    seed: int,
-    state_path: Path,
-    device: torch.device,
-    progress: Progress | None,
-) -> None:
-    """Take the current attack to its end, writing the state after every batch."""
-    standing = [i for i, robust in enumerate(state.robust) if robust]
-    if state.queue is None:
-        state.queue = standing
-    total = len(state.queue)
-    while state.queue:
-        rows, rest = state.queue[:batch_size], state.queue[batch_size:]
-        began = time.monotonic()
-        points, labels = x[rows].to(device), y[rows].to(device)
-        with torch.no_grad():
-            adversarial = perturb(adversary, attack, seed, points, labels)
-        held = finite_logits(adversary.model, adversarial).argmax(dim=1) == labels
-        for row, stands in zip(rows, held.tolist(), strict=True):
-            state.robust[row] = stands
-        elapsed = time.monotonic() - began
-        state.seconds[attack] = state.seconds.get(attack, 0.0) + elapsed
-        state.queue = rest
-        write_json(state_path, asdict(state))
-        if progress:
-            progress(f"autoattack {attack}", total - len(rest), total)
-    state.accuracy[attack] = sum(state.robust) / len(state.robust)
-    state.attack, state.queue = state.attack + 1, None
-    write_json(state_path, asdict(state))
+    if version not in VERSIONS:
+        raise UserError(f"unknown version '{version}': choose from {', '.join(VERSIONS)}")
+    evaluation = Evaluation(
+        model, x, y, eps=eps, version=version, seed=seed, batch_size=batch_size, compile=compile,
+        state_path=state_path, device=device, adjust=adjust, progress=progress, say=say,
+    )  # fmt: skip
+    return evaluation.finish()
