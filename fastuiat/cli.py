@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
+from fastuiat.commands.export import export
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.prepare import prepare
 from fastuiat.commands.recipes import recipes, reproduce
@@ -19,11 +20,14 @@ USAGE = """usage: fastuiat COMMAND [--help]
 
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
+  export         write a net for RobustBench, safetensors, ONNX or torch.export
   bench SUITE    measure a training step, the kernels, or the loaders on this machine
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
   reproduce      run a table of the paper and set it beside the paper's values
   doctor         what this machine can do
+
+All but bench take --quiet (the result alone) and --json (one JSON document on stdout).
 """
 
 
@@ -39,6 +43,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "export": export,
     "bench": bench,
     "data": prepare,
     "recipes": recipes,

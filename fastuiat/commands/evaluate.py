@@ -8,12 +8,14 @@ from typing import Literal
 
 import tyro
 
+from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
+from fastuiat.commands.published import PublishedOptions
 from fastuiat.config import Radius, UserError, parse_radius
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(PublishedOptions, OutputOptions):
     """Measure the accuracy of a run or checkpoint under attack."""
 
     path: tyro.conf.Positional[Path]
@@ -32,8 +34,6 @@ class EvalOptions:
     """By default the one the run was trained on."""
     data_dir: Path | None = None
     """By default the run's."""
-    arch: str | None = None
-    """Net of a bare state dict."""
     which: Literal["best", "last"] = "best"
     """Which checkpoint of a run."""
     weights: Literal["averaged", "raw"] = "averaged"
@@ -45,8 +45,6 @@ class EvalOptions:
 
 def evaluate(argv: list[str]) -> None:
     options = parse(EvalOptions, argv, prog="fastuiat eval")
-    from rich.console import Console
-
     from fastuiat import data, load_checkpoint
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
@@ -59,8 +57,11 @@ def evaluate(argv: list[str]) -> None:
     if parse_radius(options.eps) < 0:
         raise UserError("--eps must not be negative")
     model, info = load_checkpoint(
-        options.path, options.arch, which=options.which, weights=options.weights
+        options.path, which=options.which, weights=options.weights, **options.described()
     )
+    output = Output(options)
+    if note := info.get("note"):
+        output.say(note)
     name = options.dataset or info.get("dataset")
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
@@ -75,7 +76,7 @@ def evaluate(argv: list[str]) -> None:
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
     device = resolve_device(options.device)
-    with show_evaluation() as progress:
+    with show_evaluation(output.console) as progress:
         records = measure(
             model.to(device),
             images,
@@ -89,8 +90,9 @@ def evaluate(argv: list[str]) -> None:
             info=info,
             progress=progress,
         )
-    Console().print(table(records))
-    print(f"seed {options.seed}; records: {folder / 'eval'}")
+    shown = [{k: v for k, v in record.items() if k != "per_sample"} for record in records]
+    seed_and_place = f"seed {options.seed}; records: {folder / 'eval'}"
+    output.result({"folder": folder / "eval", "records": shown}, table(records), seed_and_place)
 
 
 def is_run(path: Path) -> bool:
