@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
+from fastuiat.commands.export import export
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.prepare import prepare
 from fastuiat.commands.recipes import recipes, reproduce
@@ -21,11 +22,14 @@ USAGE = """usage: fastuiat COMMAND [--help]
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
   bench [SUITE]  measure this machine: a step, the kernels, the loaders, the paper's tables
+  export         write a net for RobustBench, safetensors, ONNX or torch.export
   data prepare   write and check the .beton file that FFCV reads
   recipes        list the paper's settings by name, or print one
   report RUN …   write one page of figures and tables about runs
   reproduce      run a table of the paper and set it beside the paper's values
   doctor         what this machine can do
+
+All but bench take --quiet (the result alone) and --json (one JSON document on stdout).
 """
 
 
@@ -41,6 +45,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "export": export,
     "bench": bench,
     "data": prepare,
     "recipes": recipes,

@@ -5,14 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+SECONDS_BETWEEN_LINES = 60.0
+
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}%"
+
+
+class Pace:
+    """How long what is left will take, by how long what is done has taken."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self.first, self.done, self.total = done, done, total
+        self.began = time.monotonic()
+
+    def left(self) -> str:
+        """` · 1:02:03 left`, nothing where nothing is left or known."""
+        if not self.first < self.done < self.total:
+            return ""
+        each = (time.monotonic() - self.began) / (self.done - self.first)
+        return f" · {timedelta(seconds=round(each * (self.total - self.done)))} left"
 
 
 class TrainingDisplay:
@@ -23,6 +41,9 @@ class TrainingDisplay:
         self.natural: float | None = None
         self.values: dict[str, float] = {}
         self.rate = 0.0
+        self.validated: dict[str, Any] = {}
+        """Of the last epoch."""
+        self.pace: Pace | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,12 +56,15 @@ class TrainingDisplay:
         self.task = self.bar.add_task("training", total=None, line="")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
+        self.pace = Pace(done, total)
         self.bar.update(self.task, completed=done, total=total)
 
     def advance(self, done: int) -> None:
+        if self.pace:
+            self.pace.done = done
         self.bar.update(self.task, completed=done)
 
     def line(self) -> str:
@@ -60,8 +84,10 @@ class TrainingDisplay:
 
     def epoch(self, epoch: int, values: dict[str, Any], rate: float) -> None:
         self.natural, self.rate = values.get("val_natural", self.natural), rate
+        self.validated = values
         robust = percent(values.get("val_robust"))
-        self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}")
+        left = self.pace.left() if self.pace else ""
+        self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}{left}")
         if values.get("catastrophic_overfitting"):
             self.say(
                 f"catastrophic overfitting in epoch {epoch}: PGD accuracy on the validation part "
@@ -70,16 +96,18 @@ class TrainingDisplay:
 
 
 @contextmanager
-def show_training() -> Iterator[TrainingDisplay]:
-    display = TrainingDisplay(Console())
+def show_training(console: Console) -> Iterator[TrainingDisplay]:
+    display = TrainingDisplay(console)
     with display.bar:
         yield display
 
 
 class EvaluationDisplay:
-    """`progress(name, done, total)`, as the attacks go."""
+    """`progress(name, done, total)`, as the attacks go: bars on a terminal, elsewhere a line at
+    the end of each attack and every minute before."""
 
     def __init__(self, console: Console) -> None:
+        self.console = console
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -89,19 +117,30 @@ class EvaluationDisplay:
             disable=not console.is_terminal,
         )
         self.tasks: dict[str, Any] = {}
-        self.began = time.monotonic()
+        self.pace: dict[str, Pace] = {}
+        self.said = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.bar.add_task(name, total=total)
+            self.pace[name] = Pace(done, total)
         self.bar.update(self.tasks[name], completed=done, total=total)
+        self.pace[name].done = done
+        if self.console.is_terminal:
+            return
+        now = time.monotonic()
+        if done == total or now - self.said > SECONDS_BETWEEN_LINES:
+            self.said = now
+            self.console.print(
+                f"{name:20} {done:>6} of {total}{self.pace[name].left()}", highlight=False
+            )
 
     def say(self, text: str) -> None:
         self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
-def show_evaluation() -> Iterator[EvaluationDisplay]:
-    display = EvaluationDisplay(Console())
+def show_evaluation(console: Console) -> Iterator[EvaluationDisplay]:
+    display = EvaluationDisplay(console)
     with display.bar:
         yield display

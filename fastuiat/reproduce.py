@@ -6,6 +6,7 @@ finished and goes on with what is not.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import statistics
@@ -40,6 +41,8 @@ ELSEWHERE = {
     "figure5": "is drawn from two finished runs: fastuiat report",
     "figure6": "is drawn from a finished run: fastuiat report",
 }
+Run = Callable[..., None]
+"""`fastuiat WORDS…`, to its end."""
 EVALUATION_BATCH = 200
 WORTH_COMPILING = 2000
 """Steps of a run below which compiling takes longer than it saves."""
@@ -189,9 +192,10 @@ def refuse_other(folder: Path, row: Row, seed: int) -> None:
             )
 
 
-def child(*words: str) -> None:
-    """Run `fastuiat WORDS…`, its output going where ours goes; UserError where it fails."""
-    process = subprocess.Popen([sys.executable, "-m", "fastuiat", *words])
+def child(*words: str, stdout: int | None = None) -> None:
+    """Run `fastuiat WORDS…`, its output going where ours goes, or to `stdout` as Popen takes it;
+    UserError where it fails."""
+    process = subprocess.Popen([sys.executable, "-m", "fastuiat", *words], stdout=stdout)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         code = process.wait()
@@ -206,14 +210,14 @@ def child(*words: str) -> None:
         raise UserError(f"fastuiat {words[0]} ended with exit code {code}")
 
 
-def train_row(row: Row, folder: Path, seed: int, flags: list[str]) -> None:
+def train_row(row: Row, folder: Path, seed: int, flags: list[str], run: Run) -> None:
     """Bring a run to its end, from wherever it is."""
     if (folder / "config.json").exists():
         refuse_other(folder, row, seed)
         if not is_finished(folder, row.config.epochs):
-            child("train", "--resume", str(folder))
+            run("train", "--resume", str(folder))
     else:
-        child("train", *flags, "--seed", str(seed), "--out", str(folder))
+        run("train", *flags, "--seed", str(seed), "--out", str(folder))
 
 
 def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | None:
@@ -226,7 +230,7 @@ def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | 
 
 
 def evaluate_row(
-    row: Row, folder: Path, columns: tuple[str, ...], options: Options, n: int
+    row: Row, folder: Path, columns: tuple[str, ...], options: Options, n: int, run: Run
 ) -> dict[str, float]:
     """Accuracies by column, in percent; only what is not yet measured is measured."""
     attacks = {c: "clean" if c == "natural" else c for c in columns}
@@ -234,7 +238,7 @@ def evaluate_row(
     if missing:
         words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
         words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
-        child("eval", str(folder), *words, "--device", options.device)
+        run("eval", str(folder), *words, "--device", options.device)
     result = {}
     for column, attack in attacks.items():
         record = measured(folder, attack, row.eps, n)
@@ -250,13 +254,21 @@ def folder_of(options: Options) -> Path:
 
 
 def reproduce(
-    options: Options, configure: Callable[[list[str]], Any], say: Callable[[str], None] = print
+    options: Options,
+    configure: Callable[[list[str]], Any],
+    say: Callable[[str], None] = print,
+    *,
+    conclude: Callable[[dict[str, Any], str], None] | None = None,
+    stdout: int | None = None,
 ) -> Path:
     """Run all rows, save the table as it grows, print it; returns the folder.
 
-    `configure(flags)` gives the settings that `fastuiat train` would run with. UserError, after the
-    table is saved, where a row failed: the same call goes on with it.
+    `configure(flags)` gives the settings that `fastuiat train` would run with. `conclude(document,
+    text)` is handed the finished table, by default for `say`; `stdout` is that of the runs, as
+    Popen takes it. UserError, after the table is saved, where a row failed: the same call goes on
+    with it.
     """
+    run: Run = child if stdout is None else functools.partial(child, stdout=stdout)
     columns = columns_of(options.table)
     rows = rows_of(options, configure)
     out = options.out or folder_of(options)
@@ -289,12 +301,16 @@ def reproduce(
             folder = out / row.name.replace("/", "-") / f"seed-{seed}"
             say(f"{options.table} {row.name}, seed {seed}: {folder}")
             try:
-                train_row(row, folder, seed, flags)
-                entry["seeds"][str(seed)] = evaluate_row(row, folder, columns, options, n)
+                train_row(row, folder, seed, flags, run)
+                entry["seeds"][str(seed)] = evaluate_row(row, folder, columns, options, n, run)
             except UserError as error:
                 entry["failed"] = f"seed {seed}: {error}"
             save(out, options.table, columns, results)
-    say(text_table(options.table, columns, results))
+    text = text_table(options.table, columns, results)
+    if conclude:
+        conclude(document_of(options.table, columns, results), text)
+    else:
+        say(text)
     say(f"saved: {out / f'{options.table}.md'} and .json")
     if failed := [entry["row"] for entry in results if entry["failed"]]:
         raise UserError(f"{len(failed)} of {len(results)} rows failed: {', '.join(failed)}")
@@ -315,8 +331,12 @@ def save(out: Path, table: str, columns: tuple[str, ...], results: list[dict[str
             if values:
                 mean, spread = mean_and_spread(values)
                 entry["ours"][column] = {"mean": mean, "stdev": spread, "runs": len(values)}
-    write_json(out / f"{table}.json", {"table": table, "columns": columns, "rows": results})
+    write_json(out / f"{table}.json", document_of(table, columns, results))
     (out / f"{table}.md").write_text(text_table(table, columns, results) + "\n")
+
+
+def document_of(table: str, columns: tuple[str, ...], results: Any) -> dict[str, Any]:
+    return {"table": table, "columns": columns, "rows": results}
 
 
 def cell(value: dict[str, Any] | None) -> str:

@@ -41,6 +41,8 @@ pip install -q wheel setuptools 2>&1 | grep -v '^WARNING: Location' || true
 echo "setup: installing fastuiat"
 pip install -q -e '.[dev]' 2>&1 | grep -v '^WARNING: Location' || true
 .venv/bin/python -c 'import fastuiat'
+# Tests load exports into its network classes, which need none of the packages that it asks for.
+pip install -q --no-deps robustbench 2>&1 | grep -v '^WARNING: Location' || true
 
 if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
     echo "setup: building FFCV"

@@ -1,10 +1,12 @@
-"""What several tests need: the command line as a real process, and a small run's flags."""
+"""What several tests need: the command line as a real process, a small run's flags, RobustBench."""
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,3 +41,24 @@ def fastuiat(tmp_path: Path):
 @pytest.fixture
 def small_run() -> list[str]:
     return [word for pair in SMALL_RUN.items() for word in pair] + ["--no-compile"]
+
+
+@pytest.fixture(scope="session")
+def robustbench():
+    """robustbench("resnet"): the installed package's architectures/resnet.py.
+
+    Loaded file by file: on the way to its network classes the package imports a dozen others (timm,
+    gdown, geotorch …) and `autoattack`, none of which these classes need.
+    """
+
+    def architectures(name: str) -> ModuleType:
+        package = importlib.util.find_spec("robustbench")
+        assert package is not None and package.origin, "pip install --no-deps robustbench"
+        path = Path(package.origin).parent / "model_zoo" / "architectures" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"robustbench_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return architectures

@@ -21,7 +21,7 @@ LEVELS = [
     {"methods"},
     {"recipes", "evaluation", "paper"},
     {"training"},
-    {"bench", "reproduce"},
+    {"bench", "reproduce", "export"},
     {"commands"},
     {"cli"},
     {"__main__"},

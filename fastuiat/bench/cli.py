@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from fastuiat.bench.compare import CompareOptions
-from fastuiat.bench.compare import run as compare
 from fastuiat.bench.cli_tables import (
     Table2Options,
     Table5Options,
@@ -20,6 +18,8 @@ from fastuiat.bench.cli_tables import (
     table5,
     tour,
 )
+from fastuiat.bench.compare import CompareOptions
+from fastuiat.bench.compare import run as compare
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
 from fastuiat.config import Radius, UserError, positive

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from fastuiat.commands.output import Output, OutputOptions, columns
+from fastuiat.commands.parsing import parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorOptions(OutputOptions):
+    """What this machine can do."""
+
 
 def doctor(argv: list[str]) -> None:
+    options = parse(DoctorOptions, argv, prog="fastuiat doctor")
     import torch
 
     from fastuiat import __version__, data
@@ -21,8 +32,7 @@ def doctor(argv: list[str]) -> None:
         "ffcv": "yes" if data.ffcv_available() else "not installed",
         "autoattack": autoattack_package(),
     }
-    for name, value in rows.items():
-        print(f"{name:12} {value}")
+    Output(options).result(rows, columns(list(rows.items())))
 
 
 def autoattack_package() -> str:

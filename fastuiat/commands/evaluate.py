@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
+from fastuiat.commands.published import PublishedOptions
 from fastuiat.config import Radius, UserError, parse_radius, radius_text
 
 
@@ -46,7 +48,7 @@ Sweep = Annotated[tuple[float, ...] | None, radii_type(3, "LO HI N", sweep)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(PublishedOptions, OutputOptions):
     """Measure the accuracy of a run or checkpoint under attack."""
 
     path: tyro.conf.Positional[Path]
@@ -77,8 +79,6 @@ class EvalOptions:
     """By default the one the run was trained on."""
     data_dir: Path | None = None
     """By default the run's."""
-    arch: str | None = None
-    """Net of a bare state dict."""
     which: Literal["best", "last"] = "best"
     """Which checkpoint of a run."""
     weights: Literal["averaged", "raw"] = "averaged"
@@ -90,8 +90,6 @@ class EvalOptions:
 
 def evaluate(argv: list[str]) -> None:
     options = parse(EvalOptions, negative_radii(argv), prog="fastuiat eval")
-    from rich.console import Console
-
     from fastuiat import data, load_checkpoint
     from fastuiat.evaluation import Strength, table
     from fastuiat.evaluation import evaluate as measure
@@ -108,8 +106,11 @@ def evaluate(argv: list[str]) -> None:
         version=options.version,
     )
     model, info = load_checkpoint(
-        options.path, options.arch, which=options.which, weights=options.weights
+        options.path, which=options.which, weights=options.weights, **options.described()
     )
+    output = Output(options)
+    if note := info.get("note"):
+        output.say(note)
     name = options.dataset or info.get("dataset")
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
@@ -124,7 +125,7 @@ def evaluate(argv: list[str]) -> None:
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
     device = resolve_device(options.device)
-    with show_evaluation() as progress:
+    with show_evaluation(output.console) as progress:
         records = measure(
             model.to(device),
             images,
@@ -141,8 +142,9 @@ def evaluate(argv: list[str]) -> None:
             progress=progress,
             say=progress.say,
         )
-    Console().print(table(records))
-    print(f"seed {options.seed}; records: {folder / 'eval'}")
+    shown = [{k: v for k, v in record.items() if k != "per_sample"} for record in records]
+    seed_and_place = f"seed {options.seed}; records: {folder / 'eval'}"
+    output.result({"folder": folder / "eval", "records": shown}, table(records), seed_and_place)
 
 
 def negative_radii(argv: list[str]) -> list[str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import tyro
 
+from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
+class PrepareOptions(OutputOptions):
     """Write the .beton file of a data set and check it."""
 
     dataset: tyro.conf.Positional[str]
@@ -30,4 +31,5 @@ def prepare(argv: list[str]) -> None:
     from fastuiat import data
 
     path = data.prepare(options.dataset, options.data_dir, options.extra_data)
-    print(f"{path}: {path.stat().st_size:,} bytes, checked")
+    size = path.stat().st_size
+    Output(options).result({"path": path, "bytes": size}, f"{path}: {size:,} bytes, checked")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 
@@ -23,7 +24,7 @@ MOST_PICTURED = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(OutputOptions):
     """Write one HTML page, and PNG and SVG files, of what runs came to."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -47,17 +48,22 @@ def report(argv: list[str]) -> None:
     out = options.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file")
-    page, left_out = make_report(runs, ask_nets(runs, options))
+    output = Output(options)
+    page, left_out = make_report(runs, ask_nets(runs, options, output))
     figures = out.with_name(f"{out.stem}-figures")
     page.write(out, figures=figures)
-    print(f"report: {out}")
+    lines = [f"report: {out}"]
     if page.figures:
-        print(f"figures: {figures}")
+        lines.append(f"figures: {figures}")
     if left_out:
-        print(f"left out: {len(left_out)}; the end of the page names the commands that make them")
+        lines.append(
+            f"left out: {len(left_out)}; the end of the page names the commands that make them"
+        )
+    written = {"report": out, "figures": figures if page.figures else None, "left_out": left_out}
+    output.result(written, *lines)
 
 
-def ask_nets(runs: list[Run], options: ReportOptions) -> Asked:
+def ask_nets(runs: list[Run], options: ReportOptions, output: Output) -> Asked:
     """What only the nets can tell; what they cannot is left out in words."""
     from fastuiat.progress import show_evaluation
     from fastuiat.report.curves import strength_sweep
@@ -66,7 +72,7 @@ def ask_nets(runs: list[Run], options: ReportOptions) -> Asked:
 
     device = resolve_device(options.device)
     asked = Asked()
-    with show_evaluation() as progress:
+    with show_evaluation(output.console) as progress:
         for run in runs:
             if sweep := strength_sweep(run):
                 losses = losses_of(run, sweep.records[0], options, device, progress)

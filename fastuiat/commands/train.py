@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fastuiat.commands.output import Output, split_output
 from fastuiat.commands.parsing import early, parse
 from fastuiat.config import TrainConfig, UserError
 
@@ -32,7 +33,8 @@ def parse_training(default: Any, argv: list[str]) -> Any:
             prog="fastuiat train",
             default=default,
             description="Train a robust classifier. `--resume RUN` goes on with a run, with the "
-            "settings it has.",
+            "settings it has. `--quiet` prints the run folder alone, `--json` one JSON document on "
+            "stdout.",
         )
     except UserError as error:
         unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
@@ -99,6 +101,8 @@ def stored_default(folder: Path) -> Any:
 def train(argv: list[str]) -> None:
     from fastuiat.progress import show_training
 
+    options, argv = split_output(argv)
+    output = Output(options)
     resumed = early(argv, "--resume")
     if resumed is not None:
         from fastuiat.training.run import resume
@@ -112,13 +116,14 @@ def train(argv: list[str]) -> None:
                 f"--resume keeps the run's settings, but --method is {default.method}, not {method}"
             )
         config = parse_training(default, rest)
-        with show_training() as progress:
+        with show_training(output.console) as progress:
             trainer = resume(config, Path(resumed), progress, say=progress.say)
     else:
         from fastuiat.training.run import train as start
 
         default = default_config(argv)
         config = parse_training(default, argv)
-        with show_training() as progress:
+        with show_training(output.console) as progress:
             trainer = start(config, progress, say=progress.say)
-    print(f"run folder: {trainer.folder}")
+    document = {"run": trainer.folder, "step": trainer.step, "last_epoch": progress.validated}
+    output.result(document, f"run folder: {trainer.folder}")

@@ -1,4 +1,4 @@
-"""Networks by name: resnet-18, prn-18 and wrn-D-W."""
+"""Networks by name: resnet-18, prn-18, wrn-D-W, and the DeepMind line's dm-prn-18, dm-wrn-D-W."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import re
 
 from fastuiat.config import UserError
 from fastuiat.models.blocks import ACTIVATIONS, Classifier
-from fastuiat.models.preact_resnet import PreActResNet18
+from fastuiat.models.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
+from fastuiat.models.preact_resnet import PreActResNet18, Variant
 from fastuiat.models.resnet import ResNet18
 from fastuiat.models.wide_resnet import WideResNet
 
 __all__ = ["Classifier", "build_model"]
 
-KNOWN = "resnet-18, prn-18, wrn-D-W such as wrn-28-10 (D = 10, 16, 22, 28, 34 …)"
+KNOWN = (
+    "resnet-18, prn-18, wrn-D-W such as wrn-28-10 (D = 10, 16, 22, 28, 34 …), prn-18-v1, "
+    "dm-prn-18, dm-wrn-D-W"
+)
 
 
 def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> Classifier:
     """A freshly initialised network for (B, 3, H, W) images in [0, 1], channels-last weights.
 
+    prn-18-v1 is prn-18 with the shortcut on a block's raw input (RobustBench's PreActBlock); the
+    dm- nets are those of Rebuffi et al. (2021), with their normalisation inside.
     UserError on an unknown name, an illegal depth or width, or an unknown activation.
     """
     if activation not in ACTIVATIONS:
@@ -26,10 +32,15 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> C
         return ResNet18(num_classes, activation)
     if name == "prn-18":
         return PreActResNet18(num_classes, activation)
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if name == "prn-18-v1":
+        return PreActResNet18(num_classes, activation, Variant(raw_shortcut=True))
+    if name == "dm-prn-18":
+        return DeepMindPreActResNet18(num_classes, activation)
+    match = re.fullmatch(r"(dm-)?wrn-(\d+)-(\d+)", name)
     if not match:
         raise UserError(f"unknown net '{name}': choose from {KNOWN}")
-    depth, width = int(match[1]), int(match[2])
+    depth, width = int(match[2]), int(match[3])
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise UserError(f"'{name}' has no legal depth and width: choose from {KNOWN}")
-    return WideResNet(depth, width, num_classes, activation)
+    kind = DeepMindWideResNet if match[1] else WideResNet
+    return kind(depth, width, num_classes, activation)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from fastuiat.config import UserError
 from fastuiat.files import write_atomically
 from fastuiat.models import build_model
+from fastuiat.models.interchange import load_published, load_weights
 
 FORMAT = "fastuiat-checkpoint-1"
 
@@ -35,13 +37,35 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
-            raise UserError(f"{path} holds more than tensors and is refused unread") from error
+            raise UserError(
+                f"{path} holds more than tensors and is refused unread: where you trust it, "
+                "torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW) keeps the "
+                "weights alone (.state_dict() if it is a whole module)"
+            ) from error
         raise UserError(f"{path} is no checkpoint, or damaged") from error
     except Exception as error:
         raise UserError(f"{path} is truncated or no checkpoint") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no state dict")
     return content
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is named so, or begins as one: the length of a header, 8 bytes, then JSON."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        begin = file.read(9)
+    return path.suffix == ".safetensors" or (begin[8:] == b"{" and begin[6:8] == b"\0\0")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file; UserError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as error:
+        raise UserError(f"{path} is truncated or no safetensors file") from error
 
 
 def locate(path: str | Path, which: str = "best") -> Path:
@@ -63,48 +87,48 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_weights(net: nn.Module, weights: Any, path: Path) -> None:
-    """Fit a state dict; UserError that names at most five keys where it does not."""
-    own = net.state_dict()
-    if not isinstance(weights, dict):
-        raise UserError(f"{path} holds no state dict")
-    wrong = [k for k in own if getattr(weights.get(k), "shape", None) != own[k].shape]
-    wrong += [k for k in weights if k not in own]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(f"{path} is of another net: {', '.join(wrong[:5])}{more} do not fit")
-    net.load_state_dict(weights)
-
-
 def load_checkpoint(
-    path: str | Path, arch: str | None = None, *, which: str = "best", weights: str = "averaged"
+    path: str | Path,
+    arch: str | None = None,
+    *,
+    which: str = "best",
+    weights: str = "averaged",
+    activation: str | None = None,
+    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode on the CPU, info) from a run folder, a checkpoint, or a bare state dict.
 
     A run gives `best` unless which="last", and its averaged net, where there is one, unless
-    weights="raw". A bare state dict needs `arch`. `info` holds path, sha256, weights, arch,
-    activation, num_classes, dataset, epoch and step. UserError on anything that does not fit.
+    weights="raw". A bare state dict (.pt or .safetensors, in any layout of models/interchange.py)
+    needs `arch`, and may need `activation` and `normalise` = (mean, std) of the pixels. `info`
+    holds path, sha256, weights, arch, activation, num_classes, dataset, epoch and step as far as
+    they are known. UserError on anything that does not fit.
     """
     file = locate(path, which)
-    content = read(file)
-    info: dict[str, Any] = {
-        "path": str(file),
-        "sha256": sha256_of(file),
-    }
+    content, described = read_safetensors(file) if is_safetensors(file) else (read(file), {})
+    info: dict[str, Any] = {"path": str(file), "sha256": sha256_of(file)}
     if content.get("format") == FORMAT:
         net_info = dict(content["net"])
         if arch and arch != net_info["arch"]:
             raise UserError(f"{file} is of a {net_info['arch']}, not of a {arch}")
+        if activation and activation != net_info["activation"]:
+            raise UserError(f"{file} is of a net with {net_info['activation']}, not {activation}")
+        if normalise:
+            raise UserError(f"{file} was trained without normalisation: leave --mean and --std out")
         chosen = "averaged" if weights == "averaged" and content.get("averaged") else "raw"
         state = content["averaged"] if chosen == "averaged" else content["model"]
         info |= net_info | {k: content[k] for k in ("epoch", "step")} | {"weights": chosen}
+        net: nn.Module = build_model(info["arch"], info["num_classes"], info["activation"])
+        load_weights(net, state, file, info["arch"])
     else:
-        if arch is None:
-            raise UserError(f"{file} is a bare state dict: name its net with --arch")
-        state = content
-        linear = [v for v in state.values() if hasattr(v, "ndim") and v.ndim == 2]
-        classes = linear[-1].shape[0] if linear else 10
-        info |= {"arch": arch, "num_classes": classes, "activation": "relu", "weights": "raw"}
-    net = build_model(info["arch"], info["num_classes"], info["activation"])
-    load_weights(net, state, file)
+        net, found = load_published(
+            content,
+            file,
+            arch or described.get("arch"),
+            activation=activation or described.get("activation"),
+            normalise=normalise,
+            which=which,
+        )
+        dataset = {"dataset": described["dataset"]} if "dataset" in described else {}
+        info |= found | dataset | {"weights": "raw"}
     return net.eval(), info

@@ -16,7 +16,6 @@ from torch import nn
 from fastuiat import methods
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.methods import Method
-from fastuiat.models import build_model
 from fastuiat.training.checkpoint import load_checkpoint, locate, write_atomically
 
 WHICH = "last"
@@ -28,9 +27,11 @@ def fitting(path: Path, config: TrainConfig, num_classes: int) -> nn.Module:
     net, info = load_checkpoint(path, config.arch, which=WHICH)
     dataset = info.get("dataset")
     if dataset is None:  # a bare state dict says neither its data set nor its activation
-        dataset, weights = config.dataset, net.state_dict()
-        net = build_model(config.arch, info["num_classes"], config.activation).eval()
-        net.load_state_dict(weights)
+        dataset = config.dataset
+        if not info["arch"].startswith("dm-"):
+            net, info = load_checkpoint(
+                path, config.arch, which=WHICH, activation=config.activation
+            )
     if dataset != config.dataset:
         raise UserError(f"--helper {path} is of {dataset}, the run is of {config.dataset}")
     if info["num_classes"] != num_classes:

@@ -1,0 +1,67 @@
+"""`fastuiat export`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from fastuiat.commands.evaluate import is_run
+from fastuiat.commands.output import Output, OutputOptions, columns
+from fastuiat.commands.parsing import parse
+from fastuiat.commands.published import PublishedOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions(PublishedOptions, OutputOptions):
+    """Write a net for use elsewhere, read it back and compare its logits."""
+
+    path: tyro.conf.Positional[Path]
+    """Run folder, checkpoint, or state dict."""
+    format: Literal["robustbench", "safetensors", "onnx", "torch-export"]
+    """robustbench: a state dict for one of its classes, and a submission's model_info JSON."""
+    out: Path | None = None
+    """File to write; by default RUN/export/<name>."""
+    which: Literal["best", "last"] = "best"
+    """Which checkpoint of a run."""
+    weights: Literal["averaged", "raw"] = "averaged"
+    """The averaged net where there is one, or the live one."""
+
+
+def export(argv: list[str]) -> None:
+    options = parse(ExportOptions, argv, prog="fastuiat export")
+    described = options.described()
+    from fastuiat import load_checkpoint
+    from fastuiat.export import SUFFIXES
+    from fastuiat.export import export as write
+
+    output = Output(options)
+    net, info = load_checkpoint(
+        options.path, which=options.which, weights=options.weights, **described
+    )
+    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    name = run.resolve().name if run else options.path.stem
+    folder = run or options.path.parent
+    path = options.out or folder / "export" / (name + SUFFIXES[options.format])
+    if note := info.get("note"):
+        output.say(note)
+    done = write(net, info, options.format, path, run)
+    document = {
+        "format": options.format,
+        **{name: info.get(name) for name in ("arch", "activation", "num_classes", "weights")},
+        **dataclasses.asdict(done),
+    }
+    checked = "not checked: onnxruntime is not installed"
+    if done.difference is not None:
+        checked = f"read back, logits differ by {done.difference:.1e} at most"
+    rows = [[str(path), checked]]
+    if done.model_info:
+        rows.append(
+            [str(done.model_info), f"to fill in: {', '.join(done.open_fields) or 'nothing'}"]
+        )
+    lines = [columns(rows)]
+    if done.constructor:
+        lines.append(f"loads into {done.constructor}")
+    output.result(document, *lines)
