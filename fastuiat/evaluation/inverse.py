@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,7 +78,8 @@ def natural_losses(
     """CE of each image as it is, fp32 (N,) on the CPU: what Figures 1 and 4 rank samples by."""
     model = model.to(device).eval()
     losses: list[Tensor] = []
-    for x, y, _, count in padded_batches(images, batch_size, device):
+    rows = np.arange(len(images.labels))
+    for x, y, _, count in padded_batches(images, rows, batch_size, device):
         loss = nn.functional.cross_entropy(finite_logits(model, x), y, reduction="none")
         losses.append(loss[:count].cpu())
         if progress:
