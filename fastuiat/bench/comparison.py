@@ -244,17 +244,22 @@ def compare(
             )
         reference = f"{names[0]} ({baseline_name})" if names[0] in columns else names[0]
         columns = {reference: list(baseline), **columns}
-    rows: dict[tuple[str, str, str, str], Row] = {}
-    for device, own in columns.items():
-        for key, record in newest(own).items():
-            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
-            row.cells[device] = record
-    ordered = list(rows.values())
+    ordered = arrange(columns)
     apart = tell_apart(ordered)
     if not any(is_compared(row, with_paper) for row in ordered):
         raise UserError(nothing_common(list(columns), apart, with_paper))
     notes = [f"not mixed, for the configurations differ: {line}" for line in apart]
     return Comparison(list(columns), ordered, reference, with_paper, notes + remarks(columns))
+
+
+def arrange(columns: Mapping[str, Iterable[Record]]) -> list[Row]:
+    """The rows of some devices, in the order in which their cases first appear."""
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for device, own in columns.items():
+        for key, record in newest(own).items():
+            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
+            row.cells[device] = record
+    return list(rows.values())
 
 
 def is_compared(row: Row, with_paper: bool) -> bool:
