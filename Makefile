@@ -21,8 +21,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/render.py --check
 
-# Records go to RECORDS; a case begins no round later than BUDGET seconds after its first.
+# Records go to RECORDS, and from there into README.md and benchmarks/README.md. A case, or a table,
+# begins no round later than BUDGET seconds after its first.
 RECORDS := benchmarks/results
 BUDGET := 300
 
@@ -31,6 +33,9 @@ bench: .venv/ready
 	$(BIN)/fastuiat bench step --arch resnet-18 --batch-size 128 --method trades --budget $(BUDGET) --json $(RECORDS)/step.jsonl
 	$(BIN)/fastuiat bench kernels --json $(RECORDS)/kernels.jsonl
 	$(BIN)/fastuiat bench loader --json $(RECORDS)/loader.jsonl
+	$(BIN)/fastuiat bench table2 --archs wrn-10-1 --budget $(BUDGET) --json $(RECORDS)/table2.jsonl
+	$(BIN)/fastuiat bench table5 --archs wrn-10-1 --budget $(BUDGET) --json $(RECORDS)/table5.jsonl
+	$(BIN)/python benchmarks/render.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

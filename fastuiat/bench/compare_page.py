@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from fastuiat.bench import compare, floors
+from fastuiat.bench import compare_tables as tables
+from fastuiat.bench import floors, table
 from fastuiat.bench.comparison import Comparison, Row
 from fastuiat.report.page import INK, MUTED, PALETTE, Page, house_style, new_figure
 
@@ -19,14 +21,25 @@ TITLES = {
     "kernels": "The kernels",
     "loader": "The loaders",
 }
-WIDE_RANGE = 30.0
+WHAT = {
+    "table2": "minutes of an epoch of 50,000 images",
+    "table5": "seconds of an epoch of 50,000 images",
+    "step": "the time of an optimiser step",
+    "kernels": "the time of a call",
+    "loader": "the time of an epoch of batches, without training",
+}
+WIDE_RANGE = 100.0
 """Bars of values further apart than this are points on a logarithmic axis instead."""
 PAPER = "paper's A100"
 Values = list[float | None]
 
 
 def draw(
-    names: Sequence[str], series: Mapping[str, Values], axis: str, form: str = ".3g"
+    names: Sequence[str],
+    series: Mapping[str, Values],
+    axis: str,
+    text: Callable[[float], str],
+    colours: Mapping[str, str],
 ) -> Figure:
     """Groups of horizontal bars, one for each series, with their values written beside them."""
     known = [v for values in series.values() for v in values if v]
@@ -37,15 +50,14 @@ def draw(
         for i, (label, values) in enumerate(series.items()):
             at = [n + (i - (len(series) - 1) / 2) * each for n in range(len(names))]
             drawn = [(y, v) for y, v in zip(at, values, strict=True) if v]
-            colour = MUTED if label == PAPER else PALETTE[i % len(PALETTE)]
             ys, xs = [y for y, _ in drawn], [v for _, v in drawn]
             if logarithmic:
-                axes.plot(xs, ys, "o", color=colour, label=label)
+                axes.plot(xs, ys, "o", color=colours[label], label=label)
             else:
-                axes.barh(ys, xs, 0.88 * each, color=colour, label=label)
+                axes.barh(ys, xs, 0.88 * each, color=colours[label], label=label)
             for y, value in drawn:
                 axes.annotate(
-                    format(value, form),
+                    text(value),
                     (value, y),
                     xytext=(4, 0),
                     textcoords="offset points",
@@ -55,6 +67,8 @@ def draw(
                 )
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: text(value))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlim(min(known) / 1.4, max(known) * 3)
         else:
             axes.set_xlim(0, max(known) * 1.16)
@@ -64,7 +78,7 @@ def draw(
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(axis)
-        figure.legend(loc="outside upper left", ncols=1 if len(series) > 2 else 2)
+        figure.legend(loc="outside upper left", ncols=1)
     return figure
 
 
@@ -77,7 +91,7 @@ class Chart:
     value: Callable[[Row, str], float | None]
     """Of a row on a device."""
     paper: Callable[[Row], float | None] | None = None
-    form: str = ".3g"
+    text: Callable[[float], str] = "{:.3g}".format
 
     def series(self, rows: Sequence[Row], comparison: Comparison) -> dict[str, Values]:
         """By device, the paper last; without those that have no value at all."""
@@ -96,17 +110,19 @@ def charts_of(comparison: Comparison, suite: str) -> list[Chart]:
         return [Chart("memory traffic", "GB/s", traffic)]
     if suite == "loader":
         images = partial(field, name="images_per_s")
-        return [Chart("images per second", "images/s", images, form=",.0f")]
-    axis = compare.unit(suite) if suite in ("table2", "table5") else "seconds a step"
-    per = 60.0 if suite == "table2" else 1.0
+        return [Chart("images per second", "images/s", images, text="{:,.0f}".format)]
+    text: Callable[[float], str] = "{:.3g}".format
+    axis, per = tables.unit(suite), 60.0 if suite == "table2" else 1.0
+    if suite == "step":
+        axis, text = "a step", table.seconds
 
     def spent(row: Row, device: str) -> float | None:
         return scaled(row.seconds(device), per)
 
-    made = [Chart("time", axis, spent, lambda row: scaled(row.paper_seconds(), per))]
+    made = [Chart("time", axis, spent, lambda row: scaled(row.paper_seconds(), per), text)]
     for kind in dict.fromkeys(k for row in comparison.of(suite) for k in row.ratio_names()):
         ours, theirs = partial(Row.inner_ratio, name=kind), partial(Row.paper_ratio, name=kind)
-        made.append(Chart(f"time over that of {kind}", f"÷ {kind}", ours, theirs, ".2f"))
+        made.append(Chart(f"time over that of {kind}", f"÷ {kind}", ours, theirs, "{:.2f}".format))
 
     def share(row: Row, device: str) -> float | None:
         return scaled(row.share(device), 0.01)
@@ -123,6 +139,8 @@ def scaled(value: float | None, by: float) -> float | None:
 
 
 def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
+    colours = {d: PALETTE[i % len(PALETTE)] for i, d in enumerate(comparison.devices)}
+    colours[PAPER] = MUTED
     groups: dict[str, list[Row]] = {}
     for row in comparison.of(suite):
         if not row.is_phase:
@@ -134,7 +152,8 @@ def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
                 continue
             kept = [i for i in range(len(rows)) if any(own[i] for own in series.values())]
             shown = {label: [own[i] for i in kept] for label, own in series.items()}
-            figure = draw([label_of(rows[i]) for i in kept], shown, chart.axis, chart.form)
+            labels = [label_of(rows[i]) for i in kept]
+            figure = draw(labels, shown, chart.axis, chart.text, colours)
             page.figure(figure, caption=f"{group}: {chart.what}", name=f"{suite}-{g}-{c}")
 
 
@@ -144,25 +163,23 @@ def label_of(row: Row) -> str:
 
 def make_page(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> Page:
     """All suites of a comparison; `cards` are the devices that get a column of bounds."""
-    devices = " and ".join([", ".join(comparison.devices[:-1]), comparison.devices[-1]][-2:])
-    if len(comparison.devices) == 1:
-        devices = comparison.devices[0]
+    shown = [*comparison.devices, *["the paper's A100"] * comparison.with_paper]
     dates = sorted(row.cells[d]["time"][:10] for row in comparison.rows for d in row.cells)
     page = Page(
-        "fastuiat on "
-        + devices.removeprefix(" and ")
-        + (" and in the paper" * comparison.with_paper),
-        f"Measured {compare.span(dates[0], dates[-1])}. Times are medians; less is faster.",
+        f"fastuiat: {' · '.join(shown)}",
+        f"Measured {tables.span(dates[0], dates[-1])}. Times are medians; less is faster.",
     )
     page.table(
-        *compare.machines(comparison), note="* from changed source" if any_dirty(comparison) else ""
+        *tables.machines(comparison), note="* from changed source" if any_dirty(comparison) else ""
     )
     for suite in comparison.suites():
-        page.section(TITLES.get(suite, suite), f"`fastuiat bench {suite}`: {compare.unit(suite)}.")
+        page.section(
+            TITLES.get(suite, suite), f"`fastuiat bench {suite}`: {WHAT.get(suite, 'times')}."
+        )
         add_charts(page, comparison, suite)
         add_tables(page, comparison, suite, cards)
     page.section("Rates and remarks")
-    for note in [*compare.reference_note(comparison, comparison.letters()), *comparison.notes]:
+    for note in [*tables.reference_note(comparison, comparison.letters()), *comparison.notes]:
         page.text(f"{note[0].upper()}{note[1:]}.")
     if cards:
         headings = (
@@ -184,13 +201,13 @@ def any_dirty(comparison: Comparison) -> bool:
 def add_tables(
     page: Page, comparison: Comparison, suite: str, cards: Mapping[str, floors.Rates]
 ) -> None:
-    short, said = comparison.letters(), compare.notes(comparison, suite)
-    page.table(*compare.times(comparison, suite, short), note="; ".join(said))
-    if ratios := compare.inner(comparison, suite, short):
-        theirs = f"; {compare.PAPER_RATIOS}"
+    short, said = comparison.letters(), tables.notes(comparison, suite)
+    page.table(*tables.times(comparison, suite, short), note="; ".join(said))
+    if ratios := tables.inner(comparison, suite, short):
+        theirs = f"; {tables.PAPER_RATIOS}"
         note = "Each ratio was made inside one run" + theirs * comparison.with_paper
         page.table(*ratios, note=f"{note}.")
-    if least := compare.bounds(comparison, suite, short, cards):
+    if least := tables.bounds(comparison, suite, short, cards):
         page.table(
             *least,
             note="A bound is computed and not measured: the least time that the counted "

@@ -19,6 +19,8 @@ Record = dict[str, Any]
 PAPER_BATCH = 128
 PAPER_TABLES = {"table2": ("table2", 60.0), "table5": ("table5_time", 1.0)}
 """The suites that measure a table of the paper: its name there, and the seconds of its unit."""
+SUITES = ("table2", "table5", "step", "kernels", "loader")
+"""In the order in which they are shown."""
 SINGLE_STEP_NET = "prn-18"
 """The net of Table 5, whose one column names none."""
 
@@ -29,10 +31,12 @@ def device_of(record: Mapping[str, Any]) -> str:
     if record.get("device_type") == "cuda" or gpu:
         watts = (gpu or {}).get("power_limit_w")
         return f"{record['device']}, {watts:.0f} W" if watts else record["device"]
-    threads = cpu.get("threads")
-    if not threads:
-        return record["device"]
-    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}"
+    return counted(record["device"], cpu.get("threads"), "thread")
+
+
+def counted(name: str, number: int | None, what: str) -> str:
+    """`name, 2 threads`; the name alone where the number is not known."""
+    return f"{name}, {number} {what}{'s' if number != 1 else ''}" if number else name
 
 
 def seconds_of(record: Mapping[str, Any]) -> float | None:
@@ -99,17 +103,17 @@ class Row:
             name = self.first.get("row") or self.config.get("method") or self.case
             return f"{name}, {self.config.get('phase')}" if self.is_phase else name
         if self.suite == "kernels":
-            return f"{self.case}, {self.provider}"
+            return f"{self.case.split('/')[0]}, {self.provider}"
         return self.provider
 
     @property
     def group(self) -> str:
         """What a chart is about: rows of one group stand in one."""
         if self.suite in PAPER_TABLES and "arch" in self.config:
-            parts = [self.config["arch"], f"batch {self.config.get('batch_size')}"]
-        else:
-            parts = ["all operations" if self.suite == "kernels" else self.case]
-        return ", ".join(parts)
+            return f"{self.config['arch']}, batch {self.config.get('batch_size')}"
+        if self.suite == "kernels":
+            return ", ".join(self.case.split("/")[1:])
+        return self.case
 
     def seconds(self, device: str) -> float | None:
         record = self.cells.get(device)
@@ -200,7 +204,8 @@ class Comparison:
     notes: list[str]
 
     def suites(self) -> list[str]:
-        return list(dict.fromkeys(row.suite for row in self.rows))
+        found = dict.fromkeys(row.suite for row in self.rows)
+        return [*(s for s in SUITES if s in found), *(s for s in found if s not in SUITES)]
 
     def of(self, suite: str) -> list[Row]:
         return [row for row in self.rows if row.suite == suite]
@@ -239,17 +244,22 @@ def compare(
             )
         reference = f"{names[0]} ({baseline_name})" if names[0] in columns else names[0]
         columns = {reference: list(baseline), **columns}
-    rows: dict[tuple[str, str, str, str], Row] = {}
-    for device, own in columns.items():
-        for key, record in newest(own).items():
-            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
-            row.cells[device] = record
-    ordered = list(rows.values())
+    ordered = arrange(columns)
     apart = tell_apart(ordered)
     if not any(is_compared(row, with_paper) for row in ordered):
         raise UserError(nothing_common(list(columns), apart, with_paper))
     notes = [f"not mixed, for the configurations differ: {line}" for line in apart]
     return Comparison(list(columns), ordered, reference, with_paper, notes + remarks(columns))
+
+
+def arrange(columns: Mapping[str, Iterable[Record]]) -> list[Row]:
+    """The rows of some devices, in the order in which their cases first appear."""
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for device, own in columns.items():
+        for key, record in newest(own).items():
+            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
+            row.cells[device] = record
+    return list(rows.values())
 
 
 def is_compared(row: Row, with_paper: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -46,3 +47,20 @@ def test_the_wheel_alone(tmp_path):
     words = ("-m", "fastuiat_kernels.audit", "--target", "sm_90", "--kernel", "bank_apply")
     audited = run(*words, cwd=empty, PYTHONPATH=str(home))
     assert audited.returncode == 0, audited.stderr
+    compare_from(home, empty)
+
+
+def compare_from(home: Path, empty: Path) -> None:
+    """`bench compare` with the tables that the wheel carries: rates, and the paper's."""
+    shipped = {path.name for path in (home / "fastuiat" / "bench").glob("*.toml")}
+    assert shipped == {path.name for path in (ROOT / "fastuiat" / "bench").glob("*.toml")}
+    ours = (ROOT / "benchmarks" / "results" / "step.jsonl").read_text()
+    records = [json.loads(line) for line in ours.splitlines()]
+    theirs = [{**record, "device": "NVIDIA H200", "gpu": {}, "cpu": {}} for record in records]
+    (empty / "ours.jsonl").write_text(ours)
+    (empty / "theirs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in theirs))
+    words = ("-m", "fastuiat", "bench", "compare", "ours.jsonl", "theirs.jsonl")
+    compared = run(*words, cwd=empty, PYTHONPATH=str(home))
+    assert compared.returncode == 0, compared.stderr
+    assert "NVIDIA H200" in compared.stdout and "RTX 4090: bound" in compared.stdout
+    assert "<svg" in (empty / "compare.html").read_text()

@@ -212,7 +212,7 @@ def show(records: Sequence[dict[str, Any]], *, explain: bool = True) -> None:
     notes = [
         f"{r['provider']}: {r['error'] or r['note']}" for r in records if r["error"] or explain
     ]
-    notes += summary(records)
+    notes += [*summary(records), *bound_notes(records)]
     table.show(f"{first['case']} on {first['device']}", headings, rows, notes)
 
 
@@ -227,3 +227,16 @@ def summary(records: Sequence[dict[str, Any]]) -> list[str]:
     if "convolutions" in by_name:
         said.append(f"{1 / by_name['convolutions']:.2f} times the time of its convolutions")
     return [f"fastuiat: {', '.join(said)}"] if said else []
+
+
+def bound_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What fastuiat's step takes at least on this device, computed and not measured."""
+    ours = next((r for r in records if r["provider"] == REFERENCE and r.get("bound_s")), None)
+    if ours is None or not ours["median_s"]:
+        return []
+    peak, memory = ours["peak_flops_per_s"] / 1e12, ours["memory_bytes_per_s"] / 1e9
+    return [
+        f"bound: at {peak:.3g} TFLOP/s and {memory:.3g} GB/s no step takes less than "
+        f"{table.seconds(ours['bound_s'])}; fastuiat took {ours['median_s'] / ours['bound_s']:.3g} "
+        "times that"
+    ]

@@ -1,0 +1,107 @@
+"""The READMEs' numbers are those of the records, and a difference is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastuiat.bench.record import config_hash
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
+assert SPEC is not None and SPEC.loader is not None
+render = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(render)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The pages and the records, to be doctored."""
+    (tmp_path / "benchmarks").mkdir()
+    for page in render.PAGES:
+        shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
+    return tmp_path
+
+
+def test_a_doctored_result_is_found_and_written(copy, capsys):
+    assert render.main(["--check"], copy) == 0, "the pages that are committed say something else"
+    file = copy / "benchmarks" / "results" / "step.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    ours = next(r for r in reversed(records) if r["provider"] == "fastuiat")
+    ours["median_s"] = 0.01234
+    file.write_text("".join(json.dumps(r) + "\n" for r in records))
+    before = {page: (copy / page).read_bytes() for page in render.PAGES}
+    assert render.main(["--check"], copy) == 1
+    said = capsys.readouterr().err
+    assert all(f"{page} does not say what the records hold: " in said for page in render.PAGES)
+    assert {page: (copy / page).read_bytes() for page in render.PAGES} == before
+    assert render.main([], copy) == 0 and render.main(["--check"], copy) == 0
+    assert all("| 12.3 ms |" in (copy / page).read_text() for page in render.PAGES)
+
+
+def test_a_doctored_page_is_found(copy):
+    page = copy / "benchmarks" / "README.md"
+    text = page.read_text()
+    number = re.search(r"<!-- measured: step -->\n(?:\|.*\n){2}.*?(\d+\.\d+) s", text)
+    assert number is not None
+    page.write_text(text[: number.start(1)] + "0.01" + text[number.end(1) :])
+    assert render.main(["--check"], copy) == 1
+
+
+def test_a_page_whose_blocks_are_broken_is_refused(copy, capsys):
+    page = copy / "README.md"
+    for text, said in (
+        ("<!-- measured: step -->\nnothing ends it", "lacks its <!-- end -->"),
+        ("<!-- measured: steps -->\n<!-- end -->\n", "unknown block 'steps'"),
+    ):
+        page.write_text(text)
+        assert render.main([], copy) == 2
+        assert said in capsys.readouterr().err and page.read_text() == text
+
+
+def test_a_table_beside_the_paper(tmp_path):
+    """Table 2 prints 0.35 and 2.20 minutes on resnet-18: 6.29, whatever a record says of it."""
+
+    def record(method: str, seconds: float) -> dict:
+        config = {"arch": "wrn-10-1", "batch_size": 32, "method": method}
+        inner = {"median": seconds / 3.0, "p20": None, "p80": None, "paper": 99.0}
+        return {
+            "format": "fastuiat-bench-1",
+            "suite": "table2",
+            "case": f"wrn-10-1/b32/{method}",
+            "row": method,
+            "provider": "fastuiat",
+            "device": "a CPU",
+            "cpu": {"threads": 2, "features": ["avx2"]},
+            **dict.fromkeys(("median_s", "p20_s", "p80_s"), seconds / 1562),
+            "n": 7,
+            "steps_per_epoch": 1562,
+            "epoch_s": seconds,
+            "extrapolated": True,
+            "error": None,
+            "ratios": {"natural": inner},
+            "versions": {"torch": "9.9"},
+            "commit": "abcdef0123456789",
+            "dirty": True,
+            "config": config,
+            "config_hash": config_hash(config),
+            "time": "2026-02-03T04:05:06+00:00",
+        }
+
+    lines = [record("natural", 3.0), record("uiat", 24.0)]
+    (tmp_path / "table2.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    text = render.render("table2", tmp_path)
+    assert "| net | method | min/epoch | 20–80% | n | ÷ natural | paper: ÷ natural |" in text
+    assert "| wrn-10-1, batch 32 | uiat | ~0.4 | 0.4 | 7 | 8.00 | 6.29 |" in text
+    assert "wrn-10-1 has those of resnet-18" in text
+    assert (
+        "Measured on a CPU, 2 threads (avx2); torch 9.9 at abcdef0123 with changes; n = 7; "
+        "2026-02-03." in text
+    )
+    assert render.render("table5", tmp_path) == "Not measured yet.\n"
