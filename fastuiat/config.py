@@ -131,7 +131,7 @@ class TrainConfig:
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
     arch: str = "resnet-18"
-    """Network: resnet-18, prn-18 or wrn-D-W."""
+    """Network: resnet-18, prn-18, wrn-D-W, or the DeepMind line's dm-prn-18, dm-wrn-D-W."""
     activation: Literal["relu", "silu"] = "relu"
     """Activation function of the network."""
     method: str = "uiat"

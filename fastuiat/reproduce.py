@@ -253,6 +253,15 @@ def folder_of(options: Options) -> Path:
     return Path("runs") / "reproduce" / "-".join(part for part in parts if part)
 
 
+def sizes_of(rows: list[Row], data_dir: Path) -> dict[str, tuple[int, int]]:
+    """Training and test images of each data set that the rows use."""
+    sizes = {}
+    for name in dict.fromkeys(row.config.dataset for row in rows):
+        train_set, test_set = (data.load(name, data_dir, part) for part in ("train", "test"))
+        sizes[name] = len(train_set.labels), len(test_set.labels)
+    return sizes
+
+
 def reproduce(
     options: Options,
     configure: Callable[[list[str]], Any],
@@ -275,11 +284,7 @@ def reproduce(
     with torch.device("meta"):  # refuses an unknown net before the first run
         for arch in dict.fromkeys(row.config.arch for row in rows):
             build_model(arch)
-    sizes = {}
-    for name in dict.fromkeys(row.config.dataset for row in rows):
-        train_set = data.load(name, options.data_dir, "train")
-        test_set = data.load(name, options.data_dir, "test")
-        sizes[name] = len(train_set.labels), len(test_set.labels)
+    sizes = sizes_of(rows, options.data_dir)
     results: list[dict[str, Any]] = []
     for row in rows:
         train_size, test_size = sizes[row.config.dataset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastuiat
+from fastuiat import data
+from fastuiat.cli import main
 from fastuiat.config import UserError
+from fastuiat.evaluation import pixels
 
 K = 7
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -260,3 +264,37 @@ def test_the_constants_of_a_dm_net(robustbench, tmp_path, x):
     same_logits(tmp_path / "with.pt", theirs, x, "wrn-10-1")
     hundred = fastuiat.build_model("dm-wrn-10-1", 100, "silu")
     assert hundred.mean.flatten().tolist() == pytest.approx(deepmind.CIFAR100_MEAN)
+
+
+def test_eval_of_a_published_file(tmp_path, capsys, monkeypatch):
+    """And what is said of a normalisation that left no trace."""
+    monkeypatch.chdir(tmp_path)
+    net = fastuiat.build_model("wrn-10-1", 10).eval()
+    torch.save({"state_dict": {f"1.{k}": v for k, v in net.state_dict().items()}}, "net.pt")
+    words = ["eval", "net.pt", "--arch", "wrn-10-1", "--dataset", "digits", "--n", "64", "--json"]
+    accuracies = []
+    for more in ([], ["--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.3", "0.4"]):
+        main([*words, "--attacks", "clean", *more])
+        out, err = capsys.readouterr()
+        (record,) = json.loads(out)["records"]
+        assert ("give --mean and --std" in err) == (not more)
+        assert record["checkpoint"]["normalised"] == bool(more)
+        accuracies.append(record["accuracy"])
+    digits = data.load("digits", Path("data"), "test")
+    x = pixels(digits.images[:64], torch.device("cpu"))
+    mean, std = torch.tensor([[0.5, 0.4, 0.3], [0.2, 0.3, 0.4]]).view(2, 3, 1, 1)
+    with torch.no_grad():
+        answers = [net(x).argmax(1), net((x - mean) / std).argmax(1)]
+    hits = [a == torch.from_numpy(digits.labels[:64]) for a in answers]
+    assert accuracies == [h.float().mean().item() for h in hits]
+
+
+def test_a_dm_net_trains_and_is_gone_on_with(tmp_path):
+    """Its normalisation is in the run's own checkpoints."""
+    words = """train --dataset digits --arch dm-wrn-10-1 --activation silu --loader resident
+        --no-compile --precision bf16 --method uiat --steps 1 --batch-size 32 --val-size 32
+        --max-steps 2 --weight-averaging 0.9 --quiet"""
+    main([*words.split(), "--out", str(tmp_path / "run")])
+    net, info = fastuiat.load_checkpoint(tmp_path / "run")
+    assert info["arch"] == "dm-wrn-10-1" and info["weights"] == "averaged"
+    assert net.mean.flatten().tolist() == pytest.approx(MEAN)
