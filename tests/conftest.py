@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from fastuiat.cli import main
+
 SMALL_RUN = {
     "--dataset": "digits",
     "--arch": "wrn-10-1",
@@ -34,6 +36,27 @@ def fastuiat(tmp_path: Path):
             timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
+
+    return run
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch, capsys):
+    """refusal(*WORDS): the one line on stderr of a `fastuiat` that is refused, in tmp_path.
+
+    In this process: a start of Python and PyTorch takes seconds, and what a process does with such
+    a line is tested in test_cli.py.
+    """
+
+    def run(*words: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith("fastuiat: "), (words, said)
+        assert said.count("\n") == 1, said
+        return said
 
     return run
 

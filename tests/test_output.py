@@ -68,7 +68,7 @@ def test_a_pipe_is_given_plain_lines(fastuiat, run_folder):
     assert ANSI not in done.stdout and not BARS.search(done.stdout)
     lines = done.stdout.splitlines()
     assert [line.split() for line in lines[:2]] == [
-        ["clean", "8", "of", "8"], ["pgd", "8", "of", "8"],
+        ["clean", "8", "of", "8"], ["pgd-20", "8/255", "8", "of", "8"],
     ]  # fmt: skip
     heading, clean, pgd = lines[3:6]
     assert heading.split() == ["attack", "eps", "n", "accuracy", "s"]

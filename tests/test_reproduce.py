@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,17 +180,22 @@ def test_at_the_papers_scale_nothing_is_marked():
         ["table1", "--dataset", "cifar10", "--data-dir", "nothere"],
     ],
 )
-def test_bad_input_is_one_line(fastuiat, tmp_path, words):
-    refused = fastuiat("reproduce", *words)
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+def test_bad_input_is_one_line(refusal, tmp_path, words):
+    refusal("reproduce", *words)
     assert not list(tmp_path.rglob("config.json"))
 
 
 @pytest.mark.timeout(1200)
 def test_real_runs(fastuiat, tmp_path):
     """Two rows of real training and evaluation; the second call finds nothing left to do."""
-    words = ["figure2", "--dataset", "digits", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8"]
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        rows = random.integers(0, 256, (60, 3072), dtype=np.uint8)
+        content = {b"data": rows, b"labels": [i % 10 for i in range(60)]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8"]
     first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
     assert first.returncode == 0, first.stderr
     table = json.loads((tmp_path / "o/figure2.json").read_text())

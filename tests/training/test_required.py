@@ -15,6 +15,7 @@ import torch
 from fastuiat import build_model
 
 QUICK = ["--method", "hat", "--steps", "1", "--max-steps", "6", "--epochs", "2", "--log-every", "1"]
+QUICK += ["--batch-size", "64"]
 
 
 def weights(run):

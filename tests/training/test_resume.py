@@ -65,14 +65,14 @@ def assert_same_state(a: object, b: object, name: str = "") -> None:
         # One kill in each of the three phases, of 11 steps each.
         (
             "uiat-oneoff",
-            "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 3",
+            "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 1",
             (3, 14, 25),
         ),
         # Short: a CPU without bf16 hardware takes seconds for each of these steps.
         (
             "uiat",
-            "--precision bf16 --epochs 1 --batch-size 16 --steps 2 --max-steps 12",
-            (3, 7),
+            "--precision bf16 --epochs 1 --batch-size 16 --steps 1 --max-steps 9",
+            (3, 6),
         ),
     ],
 )
