@@ -16,6 +16,7 @@ from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
 from fastuiat.config import UserError
+from fastuiat.training.allocator import keep_freed_memory
 
 USAGE = """usage: fastuiat COMMAND [--help]
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
+    keep_freed_memory()
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")

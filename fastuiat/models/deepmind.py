@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, conv3x3, pooled
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -58,7 +59,7 @@ class WideBlock(nn.Module):
         self.batchnorm_0 = nn.BatchNorm2d(inputs)
         self.conv_0 = PaddedConv(inputs, planes, stride)
         self.batchnorm_1 = nn.BatchNorm2d(planes)
-        self.conv_1 = conv3x3(planes, planes)
+        self.conv_1 = Conv3x3(planes, planes)
         self.shortcut = conv1x1(inputs, planes, stride) if inputs != planes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class DeepMindWideResNet(NormalisedInside):
     ) -> None:
         super().__init__(num_classes, activation)
         blocks = (depth - 4) // 6
-        self.init_conv = conv3x3(3, 16)
+        self.init_conv = Conv3x3(3, 16)
         self.layer = nn.Sequential(
             WideGroup(blocks, 16, 16 * width, 1, activation),
             WideGroup(blocks, 16 * width, 32 * width, 2, activation),
@@ -108,7 +109,7 @@ class PreActBlock(nn.Module):
         self.batchnorm_0 = nn.BatchNorm2d(inputs)
         self.conv_2d_1 = PaddedConv(inputs, planes, stride)
         self.batchnorm_1 = nn.BatchNorm2d(planes)
-        self.conv_2d_2 = conv3x3(planes, planes)
+        self.conv_2d_2 = Conv3x3(planes, planes)
         self.shortcut = PaddedConv(inputs, planes, stride) if inputs != planes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class DeepMindPreActResNet18(NormalisedInside):
 
     def __init__(self, num_classes: int = 10, activation: str = "silu") -> None:
         super().__init__(num_classes, activation)
-        self.conv_2d = conv3x3(3, 64)
+        self.conv_2d = Conv3x3(3, 64)
         inputs = 64
         for stage, planes in enumerate((64, 128, 256, 512)):
             first = PreActBlock(inputs, planes, 1 if stage == 0 else 2, activation)

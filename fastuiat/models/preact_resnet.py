@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, conv3x3, pooled
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class PreActBlock(nn.Module):
         super().__init__()
         self.act = ACTIVATIONS[activation]
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = conv3x3(inputs, planes, stride)
+        self.conv1 = Conv3x3(inputs, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes)
+        self.conv2 = Conv3x3(planes, planes)
         self.shortcut: nn.Module | None = None
         self.raw_shortcut = variant.raw_shortcut
         if stride != 1 or inputs != planes:
@@ -55,7 +56,7 @@ class PreActResNet18(Classifier):
         super().__init__()
         self.variant = variant or Variant()
         self.act = ACTIVATIONS[activation]
-        self.conv1 = conv3x3(3, 64)
+        self.conv1 = Conv3x3(3, 64)
         inputs = 64
         for stage, planes in enumerate((64, 128, 256, 512), start=1):
             stride = 1 if stage == 1 else 2

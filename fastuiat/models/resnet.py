@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, conv3x3, pooled
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 
 
 class BasicBlock(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int, activation: str) -> None:
         super().__init__()
         self.act = ACTIVATIONS[activation]
-        self.conv1 = conv3x3(inputs, planes, stride)
+        self.conv1 = Conv3x3(inputs, planes, stride)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes)
+        self.conv2 = Conv3x3(planes, planes)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != planes:
@@ -30,7 +31,7 @@ class ResNet18(Classifier):
     def __init__(self, num_classes: int = 10, activation: str = "relu") -> None:
         super().__init__()
         self.act = ACTIVATIONS[activation]
-        self.conv1 = conv3x3(3, 64)
+        self.conv1 = Conv3x3(3, 64)
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
         for stage, planes in enumerate((64, 128, 256, 512), start=1):

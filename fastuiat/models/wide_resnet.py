@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, conv3x3, pooled
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 
 
 class WideBlock(nn.Module):
@@ -12,9 +13,9 @@ class WideBlock(nn.Module):
         super().__init__()
         self.act = ACTIVATIONS[activation]
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = conv3x3(inputs, planes, stride)
+        self.conv1 = Conv3x3(inputs, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes)
+        self.conv2 = Conv3x3(planes, planes)
         self.convShortcut = conv1x1(inputs, planes, stride) if inputs != planes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class WideResNet(Classifier):
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.act = ACTIVATIONS[activation]
-        self.conv1 = conv3x3(3, widths[0])
+        self.conv1 = Conv3x3(3, widths[0])
         self.block1 = WideGroup(blocks, widths[0], widths[1], 1, activation)
         self.block2 = WideGroup(blocks, widths[1], widths[2], 2, activation)
         self.block3 = WideGroup(blocks, widths[2], widths[3], 2, activation)

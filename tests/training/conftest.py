@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat import data
-from fastuiat.models.blocks import Classifier, conv3x3, pooled
+from fastuiat.models.blocks import Classifier, pooled
+from fastuiat.models.convolution import Conv3x3
 
 
 class SmallNet(Classifier):
@@ -23,7 +24,7 @@ class SmallNet(Classifier):
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
         pairs = list(itertools.pairwise(widths))
-        self.convs = nn.ModuleList(conv3x3(i, o, stride=2) for i, o in pairs)
+        self.convs = nn.ModuleList(Conv3x3(i, o, stride=2) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
         self.fc = nn.Linear(widths[-1], num_classes)
         self.initialise()
