@@ -183,8 +183,3 @@ def _runs(parts: list[np.ndarray], length: int) -> Iterator[list[np.ndarray]]:
                 runs.append(part[low:high])
             first += len(part)
         yield runs
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

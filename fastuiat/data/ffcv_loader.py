@@ -7,7 +7,6 @@ depend on its threads; the batches are those of ResidentLoader, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import queue
 import weakref
@@ -48,15 +47,6 @@ def available() -> bool:
 # ever at the end of a process that was pinned to one core.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
-MAPPED_BYTES = 1 << 30
-"""How much of the file may stay mapped into the process at a time."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def file_bytes_mapped() -> int:
-    """What this process has mapped of files and is in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[2]) * _PAGE
-
 
 class _FixedOrder:
     """An FFCV traversal order that is just the given samples."""
@@ -90,31 +80,32 @@ class FFCVLoader:
         self.order, self.flip, self.pad = order, flip, pad
         self.device = torch.device(device)
         self._open: weakref.WeakSet[Generator] = weakref.WeakSet()
-        self._mapped_before = 0
         with torch_threads_kept():
             self._loader = self._make(str(beton), workers)
 
     def _make(self, beton: str, workers: int) -> Any:
         import numba
         from ffcv.fields.basics import IntDecoder
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
         from ffcv.transforms import ToTensor
 
+        from fastuiat.data.file_reads import ImageReads, reads_in_place_of_a_map
+
         most: int = vars(numba.config)["NUMBA_NUM_THREADS"]  # numba raises above it
-        return Loader(
-            beton,
-            batch_size=self.order.batch_size // self.order.world,
-            num_workers=min(workers, most),
-            os_cache=True,
-            seed=0,  # else FFCV draws one from numpy's global generator
-            drop_last=True,
-            pipelines={
-                "image": [SimpleRGBImageDecoder(), ToTensor()],
-                "label": [IntDecoder(), ToTensor()],
-                "index": [IntDecoder(), ToTensor()],
-            },
-        )
+        with reads_in_place_of_a_map():
+            return Loader(
+                beton,
+                batch_size=self.order.batch_size // self.order.world,
+                num_workers=min(workers, most),
+                os_cache=True,
+                seed=0,  # else FFCV draws one from numpy's global generator
+                drop_last=True,
+                pipelines={
+                    "image": [ImageReads(), ToTensor()],
+                    "label": [IntDecoder(), ToTensor()],
+                    "index": [IntDecoder(), ToTensor()],
+                },
+            )
 
     @property
     def num_samples(self) -> int:
@@ -130,7 +121,6 @@ class FFCVLoader:
         order = self.order.batches(epoch)[start_step:]
         if not len(order):
             return
-        self._mapped_before = file_bytes_mapped()
         # FFCV's thread sets the thread count before it makes its first batch.
         with torch_threads_kept():
             reader = self._reader(order)
@@ -140,7 +130,8 @@ class FFCVLoader:
                 # What FFCV yields is a view of a buffer that it fills again a few batches on.
                 host_index = torch.from_numpy(order[step - start_step])
                 images, y, index = (self._own(tensor) for tensor in fetched)
-                self._let_go()
+                if self._loader.memory_manager.failed:
+                    raise UserError(f"{self._loader.fname} was cut short or cannot be read")
                 yield augmented(
                     images,
                     y.squeeze(1),
@@ -167,20 +158,6 @@ class FFCVLoader:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.clone()
-
-    def _mapping(self) -> mmap.mmap:
-        """The file in this process's memory, which FFCV maps anew for each epoch."""
-        return self._loader.memory_manager.context.mmap._mmap
-
-    def _let_go(self) -> None:
-        """Unmap what was read from time to time: it stays in the system's cache, not in ours.
-
-        FFCV maps the whole file, so reading a pool of a million images in random order would show
-        as 3 GB of this process's memory. What one image maps depends on the kernel: 64 kB, or with
-        Linux 6.18 up to 2 MB, so the mapped bytes are looked up (0.03 ms) and not counted.
-        """
-        if file_bytes_mapped() - self._mapped_before >= MAPPED_BYTES:
-            self._mapping().madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Ends every epoch still under way; its thread and buffers are gone afterwards."""

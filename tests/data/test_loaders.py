@@ -197,10 +197,8 @@ def test_written_as_ffcv_writes_it(tmp_path):
 
 
 @needs_ffcv
-def test_the_mapping_is_let_go(tmp_path, monkeypatch):
-    """Reading a large file in random order holds a bounded part of it in the process."""
-
-    def mapped() -> int:
+def test_reading_takes_no_memory_of_the_file_s_size(tmp_path):
+    def of_files() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
 
@@ -208,15 +206,26 @@ def test_the_mapping_is_let_go(tmp_path, monkeypatch):
     images = np.zeros((count, 32, 32, 3), np.uint8)
     path = beton.prepare(images, np.zeros(count, np.int64), tmp_path, "made")
     order = Order(seed=0, train_index=np.arange(count), batch_size=100)
-    monkeypatch.setattr(ffcv_loader, "MAPPED_BYTES", 4 << 20)
     loader = ffcv_loader.FFCVLoader(path, order, device="cpu", flip=False, workers=1)
     keep(itertools.islice(loader.epoch(1), 1))  # compiles
     loader.close()
-    before, most = mapped(), 0
+    before, most = of_files(), 0
     for batch in loader.epoch(2):
-        most = max(most, mapped())
+        most = max(most, of_files())
         assert not batch.x.any()
-    assert path.stat().st_size > 60 << 20 and most - before < 30 << 20
+    assert path.stat().st_size > 60 << 20 and most - before < 4 << 20
+
+
+@needs_ffcv
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_cut_short_under_way_is_an_error(tmp_path, workers):
+    path = beton.prepare(IMAGES, LABELS, tmp_path, "made")
+    loader = ffcv_loader.FFCVLoader(path, plain(), device="cpu", flip=False, workers=workers)
+    keep(loader.epoch(1))
+    with path.open("rb+") as file:
+        file.truncate((8 << 20) + 500_000)  # pixels begin at 8 MiB
+    with pytest.raises(UserError, match="cut short"):
+        keep(loader.epoch(2))
 
 
 def test_resident_in_parts():

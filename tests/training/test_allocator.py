@@ -14,9 +14,9 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        del_me = torch.zeros(40, 2**20)  # 160 MiB
-        del del_me
+    for _ in range(10):
+        block = torch.zeros(40, 2**20)  # 160 MiB, 40,960 pages
+        del block
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())
@@ -31,5 +31,6 @@ def test_no_page_is_mapped_twice() -> None:
         )
         return int(done.stdout)
 
-    assert faults("kept") < 100
-    assert faults("returned") > 10_000
+    assert faults("returned") > 400_000
+    # Not none: a small block may come to lie where the large one was.
+    assert faults("kept") < 200_000
