@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from fastuiat.allocator import keep_freed_memory
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
@@ -16,7 +17,6 @@ from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
 from fastuiat.config import UserError
-from fastuiat.training.allocator import keep_freed_memory
 
 USAGE = """usage: fastuiat COMMAND [--help]
 

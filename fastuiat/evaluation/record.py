@@ -82,6 +82,7 @@ class Evaluation:
     batch_size: int
     device: torch.device
     compile: bool | None
+    processes: int | None
     progress: Progress | None
     say: Say | None
 
@@ -99,6 +100,7 @@ class Evaluation:
             seed=self.seed,
             batch_size=self.batch_size,
             compile=self.compile,
+            processes=self.processes,
             state_path=state,
             device=self.device,
             progress=self.progress,
@@ -117,7 +119,7 @@ class Evaluation:
             "compiled": result.compiled,
             "compile_seconds": result.compile_seconds,
         }
-        seconds = sum(result.seconds.values()) + result.compile_seconds
+        seconds = sum(result.seconds.values())
         return result.robust, seconds, settings
 
     def gradient_attack(self, attack: str, eps: float) -> tuple[Tensor, float, dict[str, Any]]:
@@ -202,6 +204,7 @@ def evaluate(
     info: dict[str, Any],
     strength: Strength = USUAL,
     compile: bool | None = None,
+    processes: int | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> list[dict[str, Any]]:
@@ -235,6 +238,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         compile=compile,
+        processes=processes,
         progress=progress,
         say=say,
     )
