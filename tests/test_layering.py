@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files"},
+    {"config", "files", "allocator"},
     {"losses", "memory", "data", "models", "progress", "report"},
     {"gradients"},
     {"attacks"},
@@ -32,7 +32,7 @@ ONLY = {
     "data": {"config", "files"},
     "models": {"config"},
     "report": {"config", "files"},
-    "evaluation": {"attacks", "models", "data", "config", "files", "losses"},
+    "evaluation": {"attacks", "models", "data", "config", "files", "losses", "allocator"},
 }
 """Parts that may know even less than their level allows."""
 
