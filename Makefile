@@ -35,6 +35,7 @@ bench: .venv/ready
 	$(BIN)/fastuiat bench loader --json $(RECORDS)/loader.jsonl
 	$(BIN)/fastuiat bench table2 --archs wrn-10-1 --budget $(BUDGET) --json $(RECORDS)/table2.jsonl
 	$(BIN)/fastuiat bench table5 --archs wrn-10-1 --budget $(BUDGET) --json $(RECORDS)/table5.jsonl
+	$(BIN)/fastuiat bench autoattack --json $(RECORDS)/autoattack.jsonl
 	$(BIN)/python benchmarks/render.py
 
 clean:

@@ -153,6 +153,16 @@ SUITES: dict[str, Columns] = {
         "first epoch": seconds_of("first_epoch_s"),
         "prepare": seconds_of("prepare_s"),
     },
+    "autoattack": {
+        "net, points, batch": case,
+        "by": provider,
+        "evaluation": median,
+        "20–80%": quantiles,
+        "n": count,
+        "times as fast": of("speedup", ".2f"),
+        "hold out": of("robust", ",.0f"),
+        "same verdicts": of("same_verdicts", ",.0f"),
+    },
     "table2": {
         "net": net,
         "method": method,

@@ -71,9 +71,6 @@ class EvalOptions(PublishedOptions, OutputOptions):
     """AutoAttack's version; rand is for nets that answer by chance."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the net for AutoAttack; auto: where the work is worth it."""
-    processes: int | None = None
-    """Share AutoAttack's batches among so many processes on a CPU; by default one for each thread
-    where the work is worth it. Its numbers do not depend on it."""
     seed: int = 0
     """Fixes starts and restarts."""
     batch_size: int = 200
@@ -102,8 +99,6 @@ def evaluate(argv: list[str]) -> None:
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
-    if options.processes is not None and options.processes < 1:
-        raise UserError(f"--processes must be at least 1, got {options.processes}")
     strength = Strength(
         alpha=options.alpha,
         steps=options.steps,
@@ -144,7 +139,6 @@ def evaluate(argv: list[str]) -> None:
             info=info,
             strength=strength,
             compile={"auto": None, "on": True, "off": False}[options.compile],
-            processes=options.processes,
             progress=progress,
             say=progress.say,
         )

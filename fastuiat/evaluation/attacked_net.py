@@ -1,7 +1,9 @@
 """The net as an attack meets it: no weight gradients, and compiled where that pays.
 
 An attack calls its model thousands of times for the logits alone and for the gradient of a loss
-with respect to the images. Both are one graph each here, for any number of images.
+with respect to the images. Both are one graph each here, for any number of images. Batches are not
+shared out among processes: two with a thread each took 0.95 of the time of two threads in one
+(wrn-10-1, two AVX-512 cores), less than starting them takes.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ package's standard evaluation, on the same net, points, seed and batch size:
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
-from fastuiat.evaluation.attacked_net import COMPILE_FROM, forward_flops
-from fastuiat.evaluation.attacker import Attackers, Job, Outcome, Setting
+from fastuiat.evaluation.attacked_net import (
+    COMPILE_FROM,
+    AttackedNet,
+    compiler_settings,
+    fast_projection,
+    forward_flops,
+)
 from fastuiat.evaluation.attacks import Progress, finite_logits
 from fastuiat.evaluation.package import (
     DYNAMIC,
@@ -41,7 +47,9 @@ from fastuiat.evaluation.package import (
     RANDOMISED,
     VERSIONS,
     Run,
+    make_adversary,
     package,
+    perturb,
     possible,
     runs_of,
     warnings_after,
@@ -80,9 +88,9 @@ class State:
 class AutoAttackResult:
     """`robust` bool (N,): right on the image and on every adversarial example found.
 
-    By attack: `accuracy` after it, its `seconds` with what was compiled in it, the `points` that
-    stood before it; `parts` has the same for each target class and restart. `left_out` names
-    attacks that the number of classes does not allow.
+    By attack: `accuracy` after it, its `seconds`, the `points` that stood before it; `parts` has
+    the same for each target class and restart. `left_out` names attacks that the number of classes
+    does not allow.
     """
 
     robust: Tensor
@@ -121,6 +129,25 @@ def read_state(path: Path, expected: str) -> State | None:
     return state
 
 
+def stream_text(device: torch.device) -> str:
+    """The state of torch's generators on the CPU and the device, as text."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    packed = (zlib.compress(state.numpy().tobytes()) for state in states)
+    return " ".join(base64.b64encode(p).decode() for p in packed)
+
+
+def set_stream(text: str, device: torch.device) -> None:
+    states = [
+        torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(part))), dtype=torch.uint8)
+        for part in text.split()
+    ]
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 class Evaluation:
     """One AutoAttack over one set of points: what its runs share."""
 
@@ -135,7 +162,6 @@ class Evaluation:
         seed: int,
         batch_size: int,
         compile: bool | None,
-        processes: int | None,
         state_path: Path,
         device: torch.device,
         adjust: Callable[[Any], object] | None,
@@ -143,19 +169,20 @@ class Evaluation:
         say: Say | None,
     ) -> None:
         self.x, self.y = x.contiguous(), y.contiguous()
-        self.version, self.batch_size = version, batch_size
+        self.version, self.seed, self.batch_size = version, seed, batch_size
         self.state_path, self.device = state_path, device
         self.progress, self.say = progress, say or (lambda text: None)
         self.model = model.to(device).eval()
-        setting = Setting(
-            model=self.model, eps=eps, version=version, seed=seed, device=device, adjust=adjust
+        self.net = AttackedNet(self.model)
+        self.adversary = make_adversary(
+            self.net, eps=eps, version=version, seed=seed, device=device
         )
-        self.attackers, self.processes = Attackers(setting), processes
-        adversary = setting.adversary(self.model)
+        if adjust:
+            adjust(self.adversary)
         classes = finite_logits(self.model, x[:1].to(device)).shape[1]
-        fit, self.left_out = possible(list(adversary.attacks_to_run), classes)
+        fit, self.left_out = possible(list(self.adversary.attacks_to_run), classes)
         self.targets = min(MOST_TARGETS, classes - 1)
-        self.runs = [run for attack in fit for run in runs_of(adversary, attack, classes)]
+        self.runs = [run for attack in fit for run in runs_of(self.adversary, attack, classes)]
         settings = {
             "eps": eps,
             "version": version,
@@ -191,8 +218,10 @@ class Evaluation:
     def finish(self) -> AutoAttackResult:
         """Take the evaluation to its end from wherever it is."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), contextlib.closing(self.attackers):
+        with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
             while self.state.run < len(self.runs):
+                if not self.net.compiled and self.wants_compiling():
+                    stack.enter_context(self.compiled())
                 self.take(self.runs[self.state.run])
         state = self.state
         for text in warnings_after(state.accuracy, state.zero_gradients):
@@ -220,27 +249,27 @@ class Evaluation:
         queue = rows if self.state.queue is None else self.state.queue
         return len(rows) * later + len(queue) * self.runs[self.state.run].passes
 
-    @functools.cached_property
-    def long(self) -> bool:
-        """Whether what is left is worth compiling for, and processes of its own."""
-        if DYNAMIC in self.state.warnings:
-            return False  # and its operations cannot be counted
-        flops = self.passes_left() * forward_flops(self.model, self.x[:1].to(self.device))
-        return flops >= COMPILE_FROM.get(self.device.type, float("inf"))
-
     def wants_compiling(self) -> bool:
-        """Decided once the first attack is over: it may leave few points."""
+        """Once the first attack is over: whether what is left is worth it."""
         if self.state.compiled is None and self.runs[self.state.run].first and self.state.run:
-            self.__dict__.pop("long", None)
-            self.state.compiled = self.long
+            flops = self.passes_left() * forward_flops(self.net.net, self.x[:1].to(self.device))
+            self.state.compiled = flops >= COMPILE_FROM.get(self.device.type, float("inf"))
         return bool(self.state.compiled)
 
-    def wanted_processes(self) -> int:
-        if self.device.type != "cpu":
-            return 1
-        if self.processes is not None:
-            return self.processes
-        return torch.get_num_threads() if self.long else 1
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """The net compiled; where that fails the plain one does, and the record says why."""
+        size = min(self.batch_size, len(self.x))
+        batch = self.x[torch.arange(max(size, 32)) % size].to(self.device)
+        with compiler_settings(), fast_projection(self.adversary.fab):
+            began = time.monotonic()
+            failure = self.net.compile(batch)
+            self.state.compile_seconds += time.monotonic() - began
+            if failure:
+                self.state.compiled = False
+                self.state.warnings.append(failure)
+                self.say(f"warning: {failure}")
+            yield
 
     def take(self, run: Run) -> None:
         """Take the current run to its end, writing the state after every batch."""
@@ -254,33 +283,19 @@ class Evaluation:
                 {"attack": run.attack, "target": run.target, "restart": run.restart}
                 | {"points": len(state.queue), "fallen": 0, "seconds": 0.0}
             )
-        part, compiled = state.parts[-1], self.wants_compiling()
-        batches = [
-            state.queue[i : i + self.batch_size]
-            for i in range(0, len(state.queue), self.batch_size)
-        ]
-        # Numbered from the run's first batch, which an earlier process may have taken.
-        first = (part["points"] - len(state.queue)) // self.batch_size
-        jobs = [
-            Job(
-                run,
-                self.x[rows],
-                self.y[rows],
-                None if run.first else state.streams[first + i],
-                compiled,
-            )
-            for i, rows in enumerate(batches)
-        ]
-        began = time.monotonic()
-        outcomes = self.attackers.outcomes(jobs, self.wanted_processes())
-        for place, outcome in enumerate(outcomes, start=first):
-            rows, state.queue = state.queue[: self.batch_size], state.queue[self.batch_size :]
-            part["fallen"] += len(rows) - sum(outcome.held)
+        part = state.parts[-1]
+        while state.queue:
+            rows, rest = state.queue[: self.batch_size], state.queue[self.batch_size :]
+            began = time.monotonic()
+            place = (part["points"] - len(state.queue)) // self.batch_size
+            held = self.attack(run, rows, place)
+            for row, stands in zip(rows, held, strict=True):
+                state.robust[row] = stands
             elapsed = time.monotonic() - began
+            part["fallen"] += len(held) - sum(held)
             part["seconds"] += elapsed
             state.seconds[run.attack] = state.seconds.get(run.attack, 0.0) + elapsed
-            began += elapsed
-            self.note(run, rows, place, outcome)
+            state.queue = rest
             write_json(self.state_path, asdict(state))
             self.show(run)
         part["accuracy"] = len(self.standing) / len(state.robust)
@@ -290,22 +305,27 @@ class Evaluation:
             self.say(self.account(run.attack))
         write_json(self.state_path, asdict(state))
 
-    def note(self, run: Run, rows: list[int], place: int, outcome: Outcome) -> None:
-        """What a batch's outcome changes. Later runs go on with its random numbers at its place."""
-        state = self.state
-        for row, stands in zip(rows, outcome.held, strict=True):
-            state.robust[row] = stands
-        if outcome.stream is not None:
-            state.streams[place : place + 1] = [outcome.stream]
-        if outcome.zero_gradients:
-            counts = state.zero_gradients
-            counts[run.attack] = counts.get(run.attack, 0) + outcome.zero_gradients
-        # Processes compile at the same time.
-        state.compile_seconds = max(state.compile_seconds, outcome.compile_seconds)
-        if outcome.failure and state.compiled:
-            state.compiled = False
-            state.warnings.append(outcome.failure)
-            self.say(f"warning: {outcome.failure}")
+    def attack(self, run: Run, rows: list[int], place: int) -> list[bool]:
+        """One run on one batch: which of its points the net still gets right.
+
+        `place` numbers the batches of a run; each goes on with the random numbers that the batch in
+        its place had before it.
+        """
+        x, y = self.x[rows].to(self.device), self.y[rows].to(self.device)
+        if run.first:
+            torch.random.manual_seed(self.seed)
+        else:
+            set_stream(self.state.streams[place], self.device)
+        with torch.no_grad():
+            adversarial = perturb(self.adversary, run, x, y)
+        if not run.last:
+            self.state.streams[place : place + 1] = [stream_text(self.device)]
+        zeros = self.adversary.apgd.logger.zero_gradients()
+        if zeros:
+            counts = self.state.zero_gradients
+            counts[run.attack] = counts.get(run.attack, 0) + zeros
+        held = finite_logits(self.model, adversarial).argmax(dim=1) == y
+        return held.tolist()
 
     def account(self, attack: str) -> str:
         state = self.state
@@ -339,7 +359,6 @@ def run_autoattack(
     seed: int = 0,
     batch_size: int = 200,
     compile: bool | None = None,
-    processes: int | None = None,
     state_path: Path,
     device: torch.device,
     adjust: Callable[[Any], object] | None = None,
@@ -349,17 +368,14 @@ def run_autoattack(
     """AutoAttack (Croce and Hein 2020) in the L∞ ball: standard, plus or rand.
 
     x fp32 (N, C, H, W) in [0, 1], y int64 (N,). `compile` None decides after the first attack, by
-    the work that is left. `processes` share out the batches on a CPU; None is one for each thread
-    where the work is worth it, and which of them takes a batch changes nothing. `adjust` may
-    change the package's attacks before they begin (fewer iterations). `say` is told each attack's
-    outcome and each warning. The state file is left for the caller to remove. UserError on a
-    foreign state, NaN logits, fewer than two classes, or where a process is killed.
+    the work that is left. `adjust` may change the package's attacks before they begin (fewer
+    iterations). `say` is told each attack's outcome and each warning. The state file is left for
+    the caller to remove. UserError on a foreign state, NaN logits or fewer than two classes.
     """
     if version not in VERSIONS:
         raise UserError(f"unknown version '{version}': choose from {', '.join(VERSIONS)}")
     evaluation = Evaluation(
         model, x, y, eps=eps, version=version, seed=seed, batch_size=batch_size, compile=compile,
-        processes=processes, state_path=state_path, device=device, adjust=adjust, progress=progress,
-        say=say,
+        state_path=state_path, device=device, adjust=adjust, progress=progress, say=say,
     )  # fmt: skip
     return evaluation.finish()

@@ -82,7 +82,6 @@ class Evaluation:
     batch_size: int
     device: torch.device
     compile: bool | None
-    processes: int | None
     progress: Progress | None
     say: Say | None
 
@@ -100,7 +99,6 @@ class Evaluation:
             seed=self.seed,
             batch_size=self.batch_size,
             compile=self.compile,
-            processes=self.processes,
             state_path=state,
             device=self.device,
             progress=self.progress,
@@ -119,7 +117,7 @@ class Evaluation:
             "compiled": result.compiled,
             "compile_seconds": result.compile_seconds,
         }
-        seconds = sum(result.seconds.values())
+        seconds = sum(result.seconds.values()) + result.compile_seconds
         return result.robust, seconds, settings
 
     def gradient_attack(self, attack: str, eps: float) -> tuple[Tensor, float, dict[str, Any]]:
@@ -204,7 +202,6 @@ def evaluate(
     info: dict[str, Any],
     strength: Strength = USUAL,
     compile: bool | None = None,
-    processes: int | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> list[dict[str, Any]]:
@@ -238,7 +235,6 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         compile=compile,
-        processes=processes,
         progress=progress,
         say=say,
     )

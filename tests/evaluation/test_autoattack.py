@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fastuiat.bench.suites.autoattack import Case
 from fastuiat.config import UserError
-from fastuiat.evaluation import attacker, run_autoattack
+from fastuiat.evaluation import autoattack, run_autoattack
 from fastuiat.evaluation.attacked_net import argsort_rows
 from fastuiat.evaluation.package import package
 
@@ -116,13 +111,13 @@ def test_batches_are_filled_from_the_points_that_stand(tmp_path, monkeypatch):
     net = small_net()
     x, y = points(net)
     sizes: dict[Any, list[int]] = {}
-    attack = attacker.perturb
+    attack = autoattack.perturb
 
     def watched(adversary, run, x, y):
         sizes.setdefault(run, []).append(len(x))
         return attack(adversary, run, x, y)
 
-    monkeypatch.setattr(attacker, "perturb", watched)
+    monkeypatch.setattr(autoattack, "perturb", watched)
     result = run_autoattack(net, x, y, eps=2 * EPS, batch_size=3, device=CPU,
                             state_path=tmp_path / "state", adjust=few_steps)  # fmt: skip
     batches = list(sizes.values())
@@ -250,52 +245,6 @@ def test_the_compiled_net_gives_the_same_verdicts(tmp_path, monkeypatch):
     failed = run("failed", compile=True)
     assert torch.equal(failed.robust, plain.robust) and not failed.compiled
     assert any("not compiled: division by zero" in w for w in failed.warnings)
-
-
-def in_processes(folder: Path, count: int | None, **changes: Any) -> Any:
-    net = small_net()
-    settings = {"eps": EPS, "version": "plus", "batch_size": 3, "processes": count} | changes
-    folder.mkdir(exist_ok=True)
-    adjust = partial(Case.adjust, SimpleNamespace(share=0.05))
-    return run_autoattack(
-        net, *points(net), device=CPU, adjust=adjust, state_path=folder / "state", **settings
-    )
-
-
-def verdicts(result: Any) -> Any:
-    parts = [{k: v for k, v in part.items() if k != "seconds"} for part in result.parts]
-    return result.robust.tolist(), result.accuracy, parts
-
-
-def test_processes_change_nothing(tmp_path):
-    ids: set[int | None] = set()
-
-    def watch(name, done, total):
-        ids.update(child.pid for child in multiprocessing.active_children())
-
-    alone = in_processes(tmp_path / "one", 1)
-    shared = in_processes(tmp_path / "two", 2, progress=watch)
-    assert len(ids) == 2 and not multiprocessing.active_children()
-    assert verdicts(shared) == verdicts(alone)
-
-
-def test_a_killed_process_is_said_and_gone_on_from(tmp_path):
-    def kill(name, done, total):
-        for child in multiprocessing.active_children()[:1]:
-            os.kill(child.pid, signal.SIGKILL)
-
-    with pytest.raises(UserError, match="process of AutoAttack was killed: run the same"):
-        in_processes(tmp_path, 2, progress=kill)
-    assert not multiprocessing.active_children()
-    assert verdicts(in_processes(tmp_path, 1)) == verdicts(in_processes(tmp_path / "whole", 1))
-
-
-def test_what_cannot_be_sent_is_attacked_here(tmp_path):
-    net = small_net()
-    result = run_autoattack(net, *points(net), eps=EPS, batch_size=3, device=CPU, processes=2,
-                            state_path=tmp_path / "state",
-                            adjust=lambda adversary: few_steps(adversary))  # fmt: skip
-    assert result.robust.any() and not multiprocessing.active_children()
 
 
 def test_rows_are_sorted_as_torch_sorts_them():
