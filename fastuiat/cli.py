@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from fastuiat.allocator import keep_freed_memory
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
@@ -62,7 +61,6 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
-    keep_freed_memory()
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.data import one_ahead
 from fastuiat.methods import Method
@@ -61,6 +62,8 @@ class Trainer:
         folder: Path,
         progress: Progress,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.config, self.folder, self.progress = config, folder, progress
         self.net, self.net_info, self.method, self.loader = net, net_info, method, loader
         self.device = device

@@ -11,6 +11,7 @@ from fastuiat.bench.suites import tour as suite
 from fastuiat.bench.suites.tour import LARGE, SMALL, Size, Tour, size_for
 from fastuiat.bench.timing import NO_TIME
 from fastuiat.cli import main
+from fastuiat.training.precision import resolve_precision
 
 
 def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypatch):
@@ -25,7 +26,8 @@ def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypat
     assert records[0]["n"] >= 1, "whatever the budget, the first is measured"
     summary = said[said.index("Summary, ") :].splitlines()
     assert len(summary) == 6 and f"{len(records)} rows" in summary[0]
-    assert summary[1].endswith("fp32, not compiled") and torch.__version__ in summary[1]
+    arithmetic = resolve_precision("auto", torch.device("cpu"))
+    assert summary[1].endswith(f"{arithmetic}, not compiled") and torch.__version__ in summary[1]
     assert [line.split(":")[0].strip() for line in summary[2:]] == [
         "a UIAT step of wrn-10-1, batch 4",
         "kernels",
