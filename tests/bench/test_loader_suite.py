@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 
 import pytest
+import torch
 
 from fastuiat import data
 from fastuiat.bench.memory import resident_peak
