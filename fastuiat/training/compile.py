@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,3 +20,23 @@ def missing_for_compilation(device: torch.device) -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "no Python headers (install python3-dev)"
     return None
+
+
+@functools.cache
+def mend_reductions() -> None:
+    """Give each half-precision copy of a sum a scope of its own in Inductor's C++ for CPUs.
+
+    torch 2.14.1 names a copy after its sum, so a kernel that stores one sum twice, as GradAlign's
+    double backward through BatchNorm does in bf16, is not C++ ("conflicting declaration").
+    """
+    from torch._inductor.codegen.cpp import CppVecKernel
+
+    original: Any = CppVecKernel.store_reduction
+
+    @functools.wraps(original)
+    def scoped(self: Any, *arguments: Any) -> None:
+        self.reduction_suffix.writeline("{")
+        original(self, *arguments)
+        self.reduction_suffix.writeline("}")
+
+    CppVecKernel.store_reduction = scoped  # type: ignore[method-assign]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastuiat.training.compile import mend_reductions
+
 BACKEND = "inductor"
 WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
 Function = Callable[..., Any]
@@ -37,6 +39,7 @@ class Regions:
         if compiled:
             # Without it torch.autograd.grad breaks the graph.
             torch._dynamo.config.trace_autograd_ops = True
+            mend_reductions()
             # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 

@@ -7,10 +7,12 @@ backward included, and mean the same. Inductor's own rounding flips single signs
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 
+from fastuiat.bench.workload import Case, make_trainer
 from fastuiat.training import regions
 from fastuiat.training.precision import TrainingView
 
@@ -41,3 +43,15 @@ def test_compiled_agrees_with_eager(name, create, make_net, make_batch, monkeypa
     # Another batch of the same shape compiles nothing.
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled.loss(view, make_batch(torch.float32, 4)).loss.backward()
+
+
+def test_gradalign_compiles_in_half_precision():
+    """By Inductor itself: its C++ for this double backward once did not compile."""
+    torch._dynamo.reset()
+    case = Case(arch="wrn-10-1", batch_size=16, method="gradalign")
+    trainer = make_trainer(case, torch.device("cpu"), precision="bf16", compiled=True)
+    losses = []
+    for batch in trainer.loader.epoch(1):
+        trainer.take_step(batch)
+        losses.append(trainer.sums["loss"].item())
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
