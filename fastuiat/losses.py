@@ -31,6 +31,31 @@ def attack_margin(logits: Tensor, y: Tensor, target_probs: Tensor | None) -> Ten
     return (others.amax(dim=1) - own).sum()
 
 
+def logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
+    """DLR per sample, (B,): −(z_y − max_{k≠y} z_k)/(z_1st − z_3rd) (Croce, Hein 2020, eq. 6)."""
+    order, ranks = logits.sort(dim=1)
+    others = torch.where(ranks[:, -1] == y, order[:, -2], order[:, -1])
+    own = logits.gather(1, y[:, None])[:, 0]
+    return -(own - others) / (order[:, -1] - order[:, -3] + 1e-12)
+
+
+def targeted_logits_ratio(
+    logits: Tensor, y: Tensor, target: Tensor, relative: Tensor | None = None
+) -> Tensor:
+    """Targeted DLR per sample, (B,): (z_t − z_y)/(z_1st − (z_3rd + z_4th)/2) (eq. 7 there).
+
+    Where `relative`, a bool (), is given and false, z_t − z_y alone, which fewer than four classes
+    have as well.
+    """
+    pair = logits.gather(1, torch.stack([target, y], dim=1))
+    order = logits.sort(dim=1).values
+    third, fourth = (order[:, -min(place, logits.shape[1])] for place in (3, 4))
+    spread = order[:, -1] - 0.5 * (third + fourth) + 1e-12
+    if relative is not None:
+        spread = torch.where(relative, spread, 1.0)
+    return (pair[:, 0] - pair[:, 1]) / spread
+
+
 def attack_kl(logits: Tensor, y: Tensor, target_probs: Tensor | None) -> Tensor:
     """Σ KL(p ‖ f(x')) with p = target_probs (B, K) (TRADES; Zhang et al. 2019)."""
     if target_probs is None:

@@ -32,7 +32,7 @@ ONLY = {
     "data": {"config", "files"},
     "models": {"config"},
     "report": {"config", "files"},
-    "evaluation": {"attacks", "models", "data", "config", "files", "losses"},
+    "evaluation": {"allocator", "attacks", "models", "data", "config", "files", "losses"},
 }
 """Parts that may know even less than their level allows."""
 

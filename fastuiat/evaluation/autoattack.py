@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import UserError
 from fastuiat.evaluation.attacked_net import (
     COMPILE_FROM,
     AttackedNet,
     compiler_settings,
-    fast_projection,
     forward_flops,
 )
 from fastuiat.evaluation.attacks import Progress, finite_logits
@@ -47,6 +47,7 @@ from fastuiat.evaluation.package import (
     RANDOMISED,
     VERSIONS,
     Run,
+    let_net_differentiate,
     make_adversary,
     package,
     perturb,
@@ -55,6 +56,7 @@ from fastuiat.evaluation.package import (
     warnings_after,
     warnings_before,
 )
+from fastuiat.evaluation.projection import fast_projection
 from fastuiat.files import write_json
 
 Say = Callable[[str], object]
@@ -172,6 +174,8 @@ class Evaluation:
         self.version, self.seed, self.batch_size = version, seed, batch_size
         self.state_path, self.device = state_path, device
         self.progress, self.say = progress, say or (lambda text: None)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(device).eval()
         self.net = AttackedNet(self.model)
         self.adversary = make_adversary(
@@ -261,14 +265,18 @@ class Evaluation:
         """The net compiled; where that fails the plain one does, and the record says why."""
         size = min(self.batch_size, len(self.x))
         batch = self.x[torch.arange(max(size, 32)) % size].to(self.device)
-        with compiler_settings(), fast_projection(self.adversary.fab):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(compiler_settings())
             began = time.monotonic()
-            failure = self.net.compile(batch)
+            failure = self.net.compile(batch, [r.attack for r in self.runs[self.state.run :]])
             self.state.compile_seconds += time.monotonic() - began
             if failure:
                 self.state.compiled = False
                 self.state.warnings.append(failure)
                 self.say(f"warning: {failure}")
+            else:
+                let_net_differentiate(self.adversary, self.net)
+                stack.enter_context(fast_projection(self.adversary.fab))
             yield
 
     def take(self, run: Run) -> None:

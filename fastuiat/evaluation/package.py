@@ -88,6 +88,16 @@ def make_adversary(net: Any, *, eps: float, version: str, seed: int, device: tor
     return adversary
 
 
+def let_net_differentiate(adversary: Any, net: Any) -> None:
+    """Let the attacks take each loss and its gradient from the net's own methods.
+
+    The package has this way for nets of TensorFlow; nothing else in an attack depends on it.
+    """
+    adversary.apgd.is_tf_model = adversary.apgd_targeted.is_tf_model = True
+    name = "get_diff_logits_grads_batch_targeted"
+    setattr(adversary.fab, name, getattr(net, name))
+
+
 def possible(attacks: list[str], classes: int) -> tuple[list[str], list[str]]:
     """(attacks that exist for so many classes, the others).
 

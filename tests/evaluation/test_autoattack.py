@@ -17,7 +17,6 @@ from torch import nn
 
 from fastuiat.config import UserError
 from fastuiat.evaluation import autoattack, run_autoattack
-from fastuiat.evaluation.attacked_net import argsort_rows
 from fastuiat.evaluation.package import package
 
 K, N, EPS = 4, 12, 0.01
@@ -245,15 +244,6 @@ def test_the_compiled_net_gives_the_same_verdicts(tmp_path, monkeypatch):
     failed = run("failed", compile=True)
     assert torch.equal(failed.robust, plain.robust) and not failed.compiled
     assert any("not compiled: division by zero" in w for w in failed.warnings)
-
-
-def test_rows_are_sorted_as_torch_sorts_them():
-    values = torch.randn(9, 301, generator=torch.Generator().manual_seed(0))
-    values[:, ::3] = values[:, ::3].round()  # ties, among them −0 with 0
-    values[4, 5:9] = torch.tensor([float("inf"), -0.0, 0.0, -float("inf")])
-    assert torch.equal(argsort_rows(values), torch.argsort(values, dim=1, stable=True))
-    values[3, 7] = float("nan")
-    assert torch.equal(argsort_rows(values), torch.argsort(values, dim=1, stable=True))
 
 
 def outcome(folder: Path, progress: Any = None) -> list[Any]:

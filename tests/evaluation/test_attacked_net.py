@@ -1,0 +1,132 @@
+"""The net as attacks meet it: the package's own losses, gradients and projection, only faster."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastuiat.evaluation.attacked_net import AttackedNet, compiler_settings
+from fastuiat.evaluation.package import make_adversary, package
+from fastuiat.evaluation.projection import projection_linf
+from fastuiat.models import build_model
+
+
+def images(n: int) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    torch.manual_seed(0)
+    net = build_model("wrn-10-1").eval()
+    nn.init.normal_(net.fc.weight)
+    return net
+
+
+@pytest.fixture(scope="module")
+def compiled(plain):
+    net = AttackedNet(plain)
+    with compiler_settings():
+        assert net.compile(images(64), ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fab"]) is None
+        yield net
+
+
+def close(ours, theirs):
+    """Equal to rounding; a ReLU at its kink may fall to one side or the other in a few pixels."""
+    off = (ours - theirs).abs() > 1e-4 * theirs.abs().max()
+    assert off.float().mean() < 1e-3
+
+
+# 64 is the width of a layer; 17 is just enough for graphs, 5 is not.
+@pytest.mark.parametrize("n", [64, 37, 17, 5])
+@pytest.mark.parametrize("faster", [False, True])
+def test_losses_and_gradients_are_the_packages(plain, compiled, n, faster):
+    net = compiled if faster else AttackedNet(plain)
+    adversary = make_adversary(plain, eps=0.03, version="plus", seed=0, device=torch.device("cpu"))
+    x = images(n)
+    with torch.no_grad():
+        order = plain(x).argsort(dim=1)
+    # Right, wrong and all the targets that an attack goes through.
+    y = torch.where(torch.arange(n) % 3 == 0, order[:, -2], order[:, -1])
+    for rank in (-3, -9):
+        target = order[:, rank]
+        adversary.apgd_targeted.y_target = target
+        leaf = x.clone().requires_grad_()
+        logits = plain(leaf)
+        cases = [
+            (F.cross_entropy(logits, y, reduction="none"), net.get_logits_loss_grad_xent(x, y)),
+            (adversary.apgd.dlr_loss(logits, y), net.get_logits_loss_grad_dlr(x, y)),
+            (
+                adversary.apgd_targeted.dlr_loss_targeted(logits, y),
+                net.get_logits_loss_grad_target(x, y, target),
+            ),
+        ]
+        for loss, (its_logits, its_loss, its_gradient) in cases:
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
+            close(its_logits, logits.detach())
+            close(its_loss, loss.detach())
+            close(its_gradient, gradient)
+            assert its_gradient.is_contiguous() and not its_loss.requires_grad
+        theirs = adversary.fab.get_diff_logits_grads_batch_targeted(x, y, target)
+        ours = net.get_diff_logits_grads_batch_targeted(x, y, target)
+        for mine, its in zip(ours, theirs, strict=True):
+            assert mine.shape == its.shape
+            close(mine, its)
+
+
+def test_one_forward_serves_several_backwards(plain, compiled):
+    """FAB without targets takes the gradient of each logit in turn."""
+    x = images(20).requires_grad_()
+    logits, its_logits = plain(x), compiled(x)
+    for k in (0, 7):
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), x, retain_graph=True)
+        (its_gradient,) = torch.autograd.grad(its_logits[:, k].sum(), x, retain_graph=True)
+        close(its_gradient, gradient)
+
+
+def hard_planes(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points at the box's faces, weights of 0, ties, planes through the point and out of reach."""
+    g = torch.Generator().manual_seed(3)
+    t = torch.rand(61, 211, generator=g)
+    t[:, ::5] = t[:, ::5].round()
+    t[:, 1::10] = 0.25
+    w = torch.randn(61, 211, generator=g) * torch.rand(61, 211, generator=g) ** 3
+    w[:, ::7] = 0.0
+    w[0] = 0.0
+    b = (w * t).sum(1) + scale * torch.randn(61, generator=g)
+    b[1] = (w[1] * t[1]).sum()
+    return t, w, b
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 100.0])
+def test_projection_is_the_packages(scale):
+    name = package()[0].__module__.split(".")[0]
+    theirs = importlib.import_module(f"{name}.fab_projections").projection_linf
+    t, w, b = hard_planes(scale)
+    step = projection_linf(t, w, b)
+    # Its cumulative sums round by a few 1e-7 of their length.
+    torch.testing.assert_close(step, theirs(t, w, b), rtol=1e-5, atol=2e-6)
+    arrived = t + step
+    assert arrived.min() >= -1e-6 and arrived.max() <= 1 + 1e-6
+    assert (step[w == 0] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 100.0])
+def test_projection_reaches_the_plane_or_the_corner(scale):
+    t, w, b = (v.double() for v in hard_planes(scale))
+    step = projection_linf(t, w, b)
+    gap = b - (w * t).sum(1)
+    corner = torch.where((w > 0) == (gap > 0)[:, None], 1 - t, -t) * (w != 0)
+    furthest = (w * corner).sum(1)
+    within = gap.abs() < furthest.abs()
+    assert within.any() and (scale < 100 or (~within).any())
+    torch.testing.assert_close((w * step).sum(1)[within], gap[within], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(step[~within], corner[~within])
+    # The smallest: whatever has room for the largest step takes it.
+    largest = step.abs().amax(dim=1, keepdim=True)
+    free = (corner.abs() > largest) & (w != 0)
+    torch.testing.assert_close(step.abs()[free], largest.expand_as(step)[free])
