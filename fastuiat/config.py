@@ -169,6 +169,8 @@ class TrainConfig:
     """L2 penalty on every parameter."""
     val_size: int = 1024
     """Images split off the training set to choose the best checkpoint; 0 for none."""
+    train_size: int | None = None
+    """Train on so many images only, drawn from the others by the seed; by default on all."""
     test_every: int = 0
     """Also measure on the test set every so many epochs (never used to choose); 0 for never."""
     log_every: int = 50
@@ -189,8 +191,9 @@ class TrainConfig:
             workers=self.workers,
             checkpoint_minutes=self.checkpoint_minutes,
         )
-        if self.max_steps is not None:
-            positive(max_steps=self.max_steps)
+        for name in ("max_steps", "train_size"):
+            if (value := getattr(self, name)) is not None:
+                positive(**{name: value})
         for name in ("seed", "val_size", "test_every", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")

@@ -1,19 +1,16 @@
 """`fastuiat reproduce table1`: train and evaluate every row of a table, set beside the paper's.
 
 Each row and seed is a run of its own in a process of its own. Called again it skips what is
-finished and goes on with what is not.
+finished and goes on with what is not. A preset is a table of ours, with a scale of its own.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import signal
 import statistics
-import subprocess
-import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +18,12 @@ import torch
 import tyro
 
 from fastuiat import data, paper, recipes
+from fastuiat.children import Children
 from fastuiat.config import UserError, positive
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import write_json
 from fastuiat.models import build_model
+from fastuiat.reproduce_table import document_of, summarise, text_table
 from fastuiat.training.checkpoint import locate, read, sha256_of
 from fastuiat.training.run import stored_config
 
@@ -41,9 +40,35 @@ ELSEWHERE = {
     "figure5": "is drawn from two finished runs: fastuiat report",
     "figure6": "is drawn from a finished run: fastuiat report",
 }
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is measured, on how many test images, and how often a row is trained."""
+
+    columns: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    n: dict[str, int] = field(default_factory=dict)
+    """First test images by column, where not all."""
+    jobs: int = 1
+
+
+PRESETS = {
+    "fashion-mnist-small": Scale(
+        ("natural", "pgd", "autoattack"),
+        seeds=(0, 1, 2),
+        n={"natural": 200, "pgd": 200, "autoattack": 32},
+        jobs=2,
+    )
+}
+"""Recipes of ours that are trained and measured together; recipes.py says how and why so."""
 Run = Callable[..., None]
 """`fastuiat WORDS…`, to its end."""
 EVALUATION_BATCH = 200
+IDENTITY = (
+    "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size", "settings"
+)  # fmt: skip
+"""Settings by which a folder is known to hold a row's run."""
 WORTH_COMPILING = 2000
 """Steps of a run below which compiling takes longer than it saves."""
 
@@ -53,7 +78,7 @@ class Options:
     """Train and evaluate all rows of a table or sweep, and set them beside the paper's values."""
 
     table: tyro.conf.Positional[str]
-    """table1, table3 … table6, figure2, figure3 or figure7."""
+    """table1, table3 … table6, figure2, figure3, figure7 or fashion-mnist-small."""
     dataset: str | None = None
     """Only the rows of this data set; one that the table does not have replaces its first."""
     arch: str | None = None
@@ -62,8 +87,10 @@ class Options:
     """Instead of the paper's."""
     n: int | None = None
     """Evaluate on the first so many test images only."""
-    seeds: tuple[int, ...] = (0,)
-    """One run of each row for each."""
+    seeds: tuple[int, ...] | None = None
+    """One run of each row for each; by default 0, fashion-mnist-small 0 1 2."""
+    jobs: int | None = None
+    """Runs at a time, which share the cores; by default 1, fashion-mnist-small 2."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files."""
     extra_data: str | None = None
@@ -77,7 +104,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.n is not None:
             positive(n=self.n)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        if self.jobs is not None:
+            positive(jobs=self.jobs)
+        if self.seeds is not None and not 0 < len(self.seeds) == len(set(self.seeds)):
             raise UserError("--seeds wants numbers that differ")
 
 
@@ -96,16 +125,24 @@ class Row:
         return attack.eps if attack else 8 / 255
 
 
-def columns_of(table: str) -> tuple[str, ...]:
-    """The accuracies to measure; UserError on what is no table of accuracies."""
-    known = [*(t for t in paper.tables() if paper.tables()[t].unit == "%"), *COLUMNS]
+def scale_of(options: Options) -> Scale:
+    """The table's scale, changed by the options; UserError on what is no table of accuracies."""
+    table = options.table
+    printed = [t for t in paper.tables() if paper.tables()[t].unit == "%"]
+    known = [*printed, *COLUMNS, *PRESETS]
     if table in ELSEWHERE:
         raise UserError(f"{table} {ELSEWHERE[table]}")
     if table not in known:
         raise UserError(
             f"unknown table or figure '{table}': choose from {', '.join(sorted(known))}"
         )
-    return COLUMNS[table] if table in COLUMNS else paper.tables()[table].columns
+    if table in PRESETS:
+        scale = PRESETS[table]
+    else:
+        scale = Scale(COLUMNS[table] if table in COLUMNS else paper.tables()[table].columns)
+    n = scale.n if options.n is None else dict.fromkeys(scale.columns, options.n)
+    seeds, jobs = options.seeds or scale.seeds, options.jobs or scale.jobs
+    return Scale(scale.columns, seeds, n, jobs)
 
 
 def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row]:
@@ -118,12 +155,12 @@ def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row
     values = paper.tables()[table].rows if table in paper.tables() else {}
     names = [name for name in recipes.RECIPES if name.startswith(f"{table}/")]
     configs = {name: configure(["--recipe", name]) for name in names}
-    for field in ("dataset", "arch"):
-        here = dict.fromkeys(getattr(config, field) for config in configs.values())
-        wanted = getattr(options, field)
+    for name in ("dataset", "arch"):
+        here = dict.fromkeys(getattr(config, name) for config in configs.values())
+        wanted = getattr(options, name)
         if wanted is not None:
             kept = wanted if wanted in here else next(iter(here))
-            configs = {n: c for n, c in configs.items() if getattr(c, field) == kept}
+            configs = {r: c for r, c in configs.items() if getattr(c, name) == kept}
     rows = []
     for name in configs:
         row = name.removeprefix(f"{table}/")
@@ -152,7 +189,7 @@ def fitted_to_data(row: Row, options: Options, train_size: int) -> list[str]:
     val_size = validation_size(row, train_size)
     if val_size != config.val_size:
         flags += ["--val-size", str(val_size)]
-    images = 50_000 if config.extra_data else train_size - val_size
+    images = 50_000 if config.extra_data else config.train_size or train_size - val_size
     compiled = options.compile
     if compiled is None:
         compiled = config.epochs * (images // config.batch_size) >= WORTH_COMPILING
@@ -163,10 +200,10 @@ def differences(row: Row, options: Options, sizes: tuple[int, int], original: An
     """In words, how the row's runs differ from its recipe; `sizes` are of training and test set."""
     train_size, test_size = sizes
     result = []
-    for field in ("dataset", "arch", "epochs", "extra_data"):
-        now, then = getattr(row.config, field), getattr(original, field)
+    for name in ("dataset", "arch", "epochs", "extra_data"):
+        now, then = getattr(row.config, name), getattr(original, name)
         if now != then:
-            result.append(f"{field.replace('_', ' ')} {now} instead of {then}")
+            result.append(f"{name.replace('_', ' ')} {now} instead of {then}")
     if (val_size := validation_size(row, train_size)) != original.val_size:
         result.append(f"chosen on {val_size} validation images")
     if options.n is not None and options.n < test_size:
@@ -184,30 +221,12 @@ def refuse_other(folder: Path, row: Row, seed: int) -> None:
     """UserError where the folder holds a run with other settings."""
     stored = stored_config(folder)
     wanted = row.config.to_json() | {"seed": seed}
-    for name in ("recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "settings"):
+    for name in IDENTITY:
         if stored.get(name) != json.loads(json.dumps(wanted[name])):
             raise UserError(
                 f"{folder} holds a run with {name} {stored.get(name)}, not {wanted[name]}: "
                 "choose another --out"
             )
-
-
-def child(*words: str, stdout: int | None = None) -> None:
-    """Run `fastuiat WORDS…`, its output going where ours goes, or to `stdout` as Popen takes it;
-    UserError where it fails."""
-    process = subprocess.Popen([sys.executable, "-m", "fastuiat", *words], stdout=stdout)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # it was interrupted as well, and saves
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM):
-        raise KeyboardInterrupt
-    if code:
-        raise UserError(f"fastuiat {words[0]} ended with exit code {code}")
 
 
 def train_row(row: Row, folder: Path, seed: int, flags: list[str], run: Run) -> None:
@@ -230,21 +249,36 @@ def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | 
 
 
 def evaluate_row(
-    row: Row, folder: Path, columns: tuple[str, ...], options: Options, n: int, run: Run
+    row: Row, folder: Path, points: dict[str, int], options: Options, run: Run
 ) -> dict[str, float]:
-    """Accuracies by column, in percent; only what is not yet measured is measured."""
-    attacks = {c: "clean" if c == "natural" else c for c in columns}
-    missing = [a for a in attacks.values() if measured(folder, a, row.eps, n) is None]
-    if missing:
-        words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
-        words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
-        run("eval", str(folder), *words, "--device", options.device)
+    """Accuracies by column, in percent; only what is not yet measured is measured.
+
+    `points` are the test images of each column.
+    """
+    attacks = {c: "clean" if c == "natural" else c for c in points}
+    for n in dict.fromkeys(points.values()):
+        wanted = [attacks[c] for c in points if points[c] == n]
+        missing = [a for a in wanted if measured(folder, a, row.eps, n) is None]
+        if missing:
+            words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
+            words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
+            run("eval", str(folder), *words, "--device", options.device)
     result = {}
     for column, attack in attacks.items():
-        record = measured(folder, attack, row.eps, n)
+        record = measured(folder, attack, row.eps, points[column])
         assert record is not None
         result[column] = 100 * record["accuracy"]
     return result
+
+
+def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
+    """Mean training time of the epochs after the first, which warms up and compiles."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    if len(epochs) < 2:
+        return None
+    images = batch_size * epochs[-1]["step"] / epochs[-1]["epoch"]
+    return statistics.fmean(images / e["clock"]["images_per_second"] for e in epochs[1:])
 
 
 def folder_of(options: Options) -> Path:
@@ -262,6 +296,22 @@ def sizes_of(rows: list[Row], data_dir: Path) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def entry_of(row: Row, scale: Scale, differs: list[str], test_size: int) -> dict[str, Any]:
+    """A row of the document before its runs."""
+    points = {c: min(scale.n.get(c, test_size), test_size) for c in scale.columns}
+    return {
+        "row": row.name,
+        "recipe": row.recipe,
+        "differs": differs,
+        "paper": dict(zip(scale.columns, row.paper, strict=True)) if row.paper else None,
+        "eps": row.eps,
+        "n": points,
+        "seeds": {},
+        "seconds_per_epoch": {},
+        "failed": None,
+    }
+
+
 def reproduce(
     options: Options,
     configure: Callable[[list[str]], Any],
@@ -277,108 +327,62 @@ def reproduce(
     Popen takes it. UserError, after the table is saved, where a row failed: the same call goes on
     with it.
     """
-    run: Run = child if stdout is None else functools.partial(child, stdout=stdout)
-    columns = columns_of(options.table)
+    table, scale = options.table, scale_of(options)
     rows = rows_of(options, configure)
     out = options.out or folder_of(options)
     with torch.device("meta"):  # refuses an unknown net before the first run
         for arch in dict.fromkeys(row.config.arch for row in rows):
             build_model(arch)
     sizes = sizes_of(rows, options.data_dir)
-    results: list[dict[str, Any]] = []
+    results = {}
     for row in rows:
-        train_size, test_size = sizes[row.config.dataset]
-        original = configure(["--recipe", row.recipe])
-        n = min(options.n or test_size, test_size)
-        flags = fitted_to_data(row, options, train_size)
-        entry: dict[str, Any] = {
-            "row": row.name,
-            "recipe": row.recipe,
-            "differs": differences(row, options, sizes[row.config.dataset], original),
-            "paper": dict(zip(columns, row.paper, strict=True)) if row.paper else None,
-            "eps": row.eps,
-            "n": n,
-            "seeds": {},
-            "failed": None,
-        }
-        results.append(entry)
-        for seed in options.seeds:
-            folder = out / row.name.replace("/", "-") / f"seed-{seed}"
-            say(f"{options.table} {row.name}, seed {seed}: {folder}")
-            try:
-                train_row(row, folder, seed, flags, run)
-                entry["seeds"][str(seed)] = evaluate_row(row, folder, columns, options, n, run)
-            except UserError as error:
-                entry["failed"] = f"seed {seed}: {error}"
-            save(out, options.table, columns, results)
-    text = text_table(options.table, columns, results)
+        own = sizes[row.config.dataset]
+        differs = differences(row, options, own, configure(["--recipe", row.recipe]))
+        results[row.name] = entry_of(row, scale, differs, own[1])
+    children = Children(scale.jobs, stdout=stdout)
+
+    def work(task: tuple[Row, int]) -> tuple[dict[str, float], float | None]:
+        row, seed = task
+        folder = out / row.name.replace("/", "-") / f"seed-{seed}"
+        say(f"{table} {row.name}, seed {seed}: {folder}")
+        flags = fitted_to_data(row, options, sizes[row.config.dataset][0])
+        train_row(row, folder, seed, flags, children.run)
+        points = results[row.name]["n"]
+        accuracies = evaluate_row(row, folder, points, options, children.run)
+        return accuracies, seconds_per_epoch(folder, row.config.batch_size)
+
+    # All rows of a seed before the next seed: a table that grows is one of whole rows.
+    tasks = [(row, seed) for seed in scale.seeds for row in rows]
+    began = time.monotonic()
+    for done, ((row, seed), outcome) in enumerate(children.each(tasks, work), start=1):
+        entry = results[row.name]
+        if isinstance(outcome, UserError):
+            entry["failed"] = f"seed {seed}: {outcome}"
+        else:
+            entry["seeds"][str(seed)], entry["seconds_per_epoch"][str(seed)] = outcome
+            say(finished(f"{table} {row.name}, seed {seed}", outcome[0]))
+        left = (time.monotonic() - began) / done * (len(tasks) - done)
+        say(f"{done} of {len(tasks)} runs, about {left / 60:.0f} min left")
+        save(out, table, scale.columns, list(results.values()))
+    entries = list(results.values())
+    text = text_table(table, scale.columns, entries)
     if conclude:
-        conclude(document_of(options.table, columns, results), text)
+        conclude(document_of(table, scale.columns, entries), text)
     else:
         say(text)
-    say(f"saved: {out / f'{options.table}.md'} and .json")
-    if failed := [entry["row"] for entry in results if entry["failed"]]:
-        raise UserError(f"{len(failed)} of {len(results)} rows failed: {', '.join(failed)}")
+    say(f"saved: {out / f'{table}.md'} and .json")
+    if failed := [entry["row"] for entry in entries if entry["failed"]]:
+        raise UserError(f"{len(failed)} of {len(entries)} rows failed: {', '.join(failed)}")
     return out
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and the sample standard deviation where there are two values or more."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+def finished(name: str, accuracies: dict[str, float]) -> str:
+    return f"{name}: " + ", ".join(f"{c} {value:.1f}%" for c, value in accuracies.items())
 
 
 def save(out: Path, table: str, columns: tuple[str, ...], results: list[dict[str, Any]]) -> None:
+    """The table so far, as JSON and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    for entry in results:
-        entry["ours"] = {}
-        for column in columns:
-            values = [seed[column] for seed in entry["seeds"].values()]
-            if values:
-                mean, spread = mean_and_spread(values)
-                entry["ours"][column] = {"mean": mean, "stdev": spread, "runs": len(values)}
+    summarise(columns, results)
     write_json(out / f"{table}.json", document_of(table, columns, results))
     (out / f"{table}.md").write_text(text_table(table, columns, results) + "\n")
-
-
-def document_of(table: str, columns: tuple[str, ...], results: Any) -> dict[str, Any]:
-    return {"table": table, "columns": columns, "rows": results}
-
-
-def cell(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "–"
-    spread = "" if value["stdev"] is None else f" ± {value['stdev']:.2f}"
-    return f"{value['mean']:.2f}{spread}"
-
-
-def text_table(table: str, columns: tuple[str, ...], results: list[dict[str, Any]]) -> str:
-    """Markdown: the paper's value and ours in columns of their own, other scales marked †."""
-    headings = ["row", *(f"{c}, {whose}" for c in columns for whose in ("paper", "ours"))]
-    lines = [headings]
-    for entry in results:
-        mark = " †" if entry["differs"] else ""
-        printed = entry["paper"] or {}
-        cells = [entry["row"] + mark]
-        for column in columns:
-            cells.append(f"{printed[column]:.2f}" if column in printed else "–")
-            cells.append("failed" if entry["failed"] else cell(entry["ours"].get(column)))
-        lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    text = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    caption = paper.tables()[table].caption if table in paper.tables() else "a sweep"
-    notes: dict[str, list[str]] = {}
-    for entry in results:
-        notes.setdefault("; ".join(entry["differs"]), []).append(entry["row"])
-    notes.pop("", None)
-    seeds = max((len(entry["seeds"]) for entry in results), default=0)
-    ours = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    tail = [f"Ours: {ours}."]
-    for note, rows in notes.items():
-        which = "" if len(notes) == 1 else f" ({', '.join(rows)})"
-        tail.append(f"† not at the paper's scale{which}: {note}.")
-    tail += [f"{entry['row']} failed: {entry['failed']}" for entry in results if entry["failed"]]
-    return "\n".join([f"{table}: {caption} (%)", "", *text, "", *tail])

@@ -14,13 +14,14 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
     {"config", "files", "allocator"},
-    {"losses", "memory", "data", "models", "progress", "report"},
+    {"losses", "memory", "data", "models", "progress", "report", "children"},
     {"gradients"},
     {"attacks"},
     {"targets"},
     {"methods"},
     {"recipes", "evaluation", "paper"},
     {"training"},
+    {"reproduce_table"},
     {"bench", "reproduce", "export"},
     {"commands"},
     {"cli"},

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +51,11 @@ class FakeRuns:
     def finish(self, folder, config):
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config))
+        lines = [
+            {"kind": "epoch", "epoch": e, "step": 2 * e, "clock": {"images_per_second": speed}}
+            for e, speed in ((1, 1.0), (2, config["batch_size"] / 2))
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
         state = {"validated_epoch": config["epochs"], "x": torch.rand(3)}
         for name in ("last", "best"):
             torch.save(state, folder / "checkpoints" / f"{name}.pt")
@@ -68,7 +78,7 @@ class FakeRuns:
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     fake = FakeRuns()
-    monkeypatch.setattr(reproduce, "child", fake)
+    monkeypatch.setattr(reproduce.Children, "run", lambda _, *words: fake(*words))
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -185,6 +195,62 @@ def test_bad_input_is_one_line(refusal, tmp_path, words):
     assert not list(tmp_path.rglob("config.json"))
 
 
+def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, monkeypatch):
+    """Its seeds, images by column and rows, one seed after the other; no paper beside it."""
+    few = {n: r for n, r in recipes.RECIPES.items() if n.endswith(("eps-8/sat", "eps-16/mart"))}
+    monkeypatch.setattr(recipes, "RECIPES", few)
+    monkeypatch.setattr(reproduce.data, "load", lambda *_: SimpleNamespace(labels=range(60_000)))
+    said = []
+    out = reproduce.reproduce(Options(table="fashion-mnist-small"), configure, said.append)
+    assert [f"{w[w.index('--recipe') + 1]} {w[w.index('--seed') + 1]}" for w in runs.of("train")][
+        ::2
+    ] == [f"fashion-mnist-small/eps-8/sat {seed}" for seed in (0, 1, 2)]
+    evaluations = {(w[1], w[w.index("--n") + 1], w[3 : w.index("--n")]) for w in runs.of("eval")}
+    sat = str(out / "eps-8-sat" / "seed-1")
+    assert (sat, "200", ("clean", "pgd")) in evaluations
+    assert (sat, "32", ("autoattack",)) in evaluations and len(evaluations) == 12
+    table = json.loads((tmp_path / out / "fashion-mnist-small.json").read_text())
+    mart = table["rows"][1]
+    assert mart["n"] == {"natural": 200, "pgd": 200, "autoattack": 32} and not mart["differs"]
+    assert mart["time"] == {"mean": 4.0, "stdev": 0.0, "runs": 3}
+    text = (tmp_path / out / "fashion-mnist-small.md").read_text()
+    assert "paper" not in text and "| s per epoch" in text and "51.00 ± 1.00" in text
+    assert "Test images: natural 200, pgd 200, autoattack 32." in text
+    assert any("6 of 6 runs" in line for line in said)
+
+
+def test_all_methods_are_in_the_preset_under_the_same_budget():
+    rows = reproduce.rows_of(Options(table="fashion-mnist-small"), configure)
+    assert len(rows) == 26 and len({row.config.method for row in rows}) == 13
+    budgets = {
+        (c.train_size, c.epochs, c.batch_size, c.max_lr, c.arch, c.val_size, c.weight_decay)
+        for c in (row.config for row in rows)
+    }
+    assert len(budgets) == 1
+    assert {round(255 * row.eps) for row in rows} == {8, 16}
+
+
+def stop_once_begun(words, folder):
+    """SIGTERM while two runs are under way: both stop with it, and it begins no other."""
+    command = [sys.executable, "-m", "fastuiat", "reproduce", *words]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    while len(list(folder.rglob("config.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in output
+    alive = [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
+    assert not alive
+
+
+def is_in(link, folder):
+    try:
+        return link.resolve() == folder.resolve()
+    except OSError:  # another user's, or gone meanwhile
+        return False
+
+
 @pytest.mark.timeout(1200)
 def test_real_runs(fastuiat, tmp_path):
     """Two rows of real training and evaluation; the second call finds nothing left to do."""
@@ -195,7 +261,8 @@ def test_real_runs(fastuiat, tmp_path):
         rows = random.integers(0, 256, (60, 3072), dtype=np.uint8)
         content = {b"data": rows, b"labels": [i % 10 for i in range(60)]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8"]
+    words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8", "--jobs", "2"]
+    stop_once_begun([*words, "--out", "o"], tmp_path)
     first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
     assert first.returncode == 0, first.stderr
     table = json.loads((tmp_path / "o/figure2.json").read_text())

@@ -19,12 +19,21 @@ def generator(*names: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def validation_split(num: int, val_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted (train, validation) indices; UserError where nothing would be left to train on."""
+def validation_split(
+    num: int, val_size: int, seed: int, train_size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted (train, validation) indices, `train_size` of those left over or all of them.
+
+    UserError where so many are not left to train on.
+    """
     if val_size >= num:
         raise UserError(f"--val-size {val_size} leaves nothing of {num} images to train on")
+    left = num - val_size
+    if train_size is not None and train_size > left:
+        raise UserError(f"--train-size {train_size} is more than the {left} images to train on")
     shuffled = generator(seed, "validation").permutation(num)
-    return np.sort(shuffled[val_size:]), np.sort(shuffled[:val_size])
+    end = num if train_size is None else val_size + train_size
+    return np.sort(shuffled[val_size:end]), np.sort(shuffled[:val_size])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,24 +29,25 @@ def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     As the package's `projection_linf` to rounding.
     """
     gap = (w * points).sum(1) - b
-    to_one = (w < 0) == (gap >= 0)[:, None]
-    room = torch.where(to_one, 1 - points, points)
+    # Masks are kept as floats: on a CPU `where` takes ten times as long as a product.
+    way = w.sign() * torch.where(gap >= 0, -1.0, 1.0)[:, None]  # to the face at 1 or 0, or none
+    room = way.clamp_min(0.0).addcmul(way, points, value=-1.0)
     weight, gap = w.abs(), gap.abs()
     step = gap / weight.sum(1)  # exact while no coordinate has reached the box
-    free = room > step[:, None]
+    free = torch.empty_like(room)
+    before = torch.gt(room, step[:, None], out=torch.empty_like(room))
+    tiny = torch.finfo(step.dtype).tiny
     while True:
-        rising = torch.where(free, weight, 0.0).sum(1)
+        rising = (weight * before).sum(1)
         reached = (weight * torch.minimum(room, step[:, None])).sum(1)
-        tiny = torch.finfo(step.dtype).tiny
         # Rounding must not move it back: only so is it certain to end.
         step = torch.maximum(step, step + (gap - reached) / rising.clamp_min(tiny))
-        still_free = room > step[:, None]
-        if torch.equal(still_free, free):
+        torch.gt(room, step[:, None], out=free)
+        if torch.equal(free, before):
             break
-        free = still_free
+        free, before = before, free
     within = gap < (weight * room).sum(1)
-    length = torch.where(within, step, torch.inf)[:, None].minimum(room)
-    return torch.where(to_one, length, -length) * (w != 0)
+    return way * torch.where(within, step, torch.inf)[:, None].minimum(room)
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
     """(images, labels, their order, validation part); images are not joined into one array."""
     train_set = data.load(config.dataset, config.data_dir, "train")
     train_index, val_index = data.validation_split(
-        len(train_set.labels), config.val_size, config.seed
+        len(train_set.labels), config.val_size, config.seed, config.train_size
     )
     images: Any = train_set.images
     labels, num_extra = train_set.labels, 0

@@ -128,3 +128,14 @@ def test_validation_split():
     for size in (100, 101):
         with pytest.raises(UserError, match="--val-size"):
             validation_split(100, size, seed=0)
+
+
+def test_a_part_to_train_on():
+    """It is no matter of the validation part, and a larger one holds the smaller."""
+    whole, val = validation_split(100, 30, seed=0)
+    parts = [validation_split(100, 30, seed=0, train_size=size) for size in (1, 40, 70)]
+    assert [len(train) for train, _ in parts] == [1, 40, 70]
+    assert set(parts[0][0]) < set(parts[1][0]) < set(parts[2][0]) == set(whole)
+    assert all(np.array_equal(own, val) for _, own in parts)
+    with pytest.raises(UserError, match="--train-size 71 is more than the 70"):
+        validation_split(100, 30, seed=0, train_size=71)

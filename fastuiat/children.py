@@ -1,0 +1,94 @@
+"""`fastuiat` commands as processes of their own, several at a time, ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import FrameType
+from typing import TypeVar
+
+from fastuiat.config import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Children:
+    """At most `jobs` commands at a time; several share the cores and are quiet.
+
+    Their output goes where ours goes, or to `stdout` as Popen takes it.
+    """
+
+    def __init__(self, jobs: int, *, stdout: int | None = None) -> None:
+        self.jobs, self.stdout = jobs, stdout
+        self.alive: set[subprocess.Popen[bytes]] = set()
+        self.stopping = False
+        self._lock = threading.Lock()
+
+    def run(self, *words: str) -> None:
+        """`fastuiat WORDS…` to its end; UserError where it fails."""
+        environment, quiet = dict(os.environ), []
+        if self.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(max(1, cores() // self.jobs))
+            quiet = ["--quiet"]
+        with self._lock:
+            if self.stopping:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fastuiat", *words, *quiet],
+                stdout=self.stdout,
+                env=environment,
+            )
+            self.alive.add(process)
+        try:
+            code = process.wait()
+        finally:
+            with self._lock:
+                self.alive.discard(process)
+        if self.stopping or code in STOPPED:
+            raise KeyboardInterrupt
+        if code:
+            raise UserError(f"fastuiat {words[0]} ended with exit code {code}")
+
+    def stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Ask all of them to stop, which they do once their state is saved; begin no other."""
+        with self._lock:
+            self.stopping = True
+            for process in self.alive:
+                process.terminate()
+
+    def each(
+        self, tasks: Iterable[Task], work: Callable[[Task], Result]
+    ) -> Iterator[tuple[Task, Result | UserError]]:
+        """(task, what `work` made of it, or the UserError that it raised) as each is done.
+
+        KeyboardInterrupt, after all have stopped, on Ctrl-C, SIGTERM or where one was stopped.
+        """
+        before = signal.signal(signal.SIGTERM, self.stop)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = {pool.submit(work, task): task for task in tasks}
+                try:
+                    for future in as_completed(futures):
+                        error = future.exception()
+                        if isinstance(error, UserError):
+                            yield futures[future], error
+                        else:
+                            yield futures[future], future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    self.stop()
+                    raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
