@@ -57,7 +57,7 @@ PRESETS = {
     "fashion-mnist-small": Scale(
         ("natural", "pgd", "autoattack"),
         seeds=(0, 1, 2),
-        n={"natural": 200, "pgd": 200, "autoattack": 32},
+        n={"natural": 200, "pgd": 200, "autoattack": 24},
         jobs=2,
     )
 }

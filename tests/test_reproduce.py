@@ -208,20 +208,20 @@ def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, monkeypatch):
     evaluations = {(w[1], w[w.index("--n") + 1], w[3 : w.index("--n")]) for w in runs.of("eval")}
     sat = str(out / "eps-8-sat" / "seed-1")
     assert (sat, "200", ("clean", "pgd")) in evaluations
-    assert (sat, "32", ("autoattack",)) in evaluations and len(evaluations) == 12
+    assert (sat, "24", ("autoattack",)) in evaluations and len(evaluations) == 12
     table = json.loads((tmp_path / out / "fashion-mnist-small.json").read_text())
     mart = table["rows"][1]
-    assert mart["n"] == {"natural": 200, "pgd": 200, "autoattack": 32} and not mart["differs"]
+    assert mart["n"] == {"natural": 200, "pgd": 200, "autoattack": 24} and not mart["differs"]
     assert mart["time"] == {"mean": 4.0, "stdev": 0.0, "runs": 3}
     text = (tmp_path / out / "fashion-mnist-small.md").read_text()
     assert "paper" not in text and "| s per epoch" in text and "51.00 ± 1.00" in text
-    assert "Test images: natural 200, pgd 200, autoattack 32." in text
+    assert "Test images: natural 200, pgd 200, autoattack 24." in text
     assert any("6 of 6 runs" in line for line in said)
 
 
 def test_all_methods_are_in_the_preset_under_the_same_budget():
     rows = reproduce.rows_of(Options(table="fashion-mnist-small"), configure)
-    assert len(rows) == 26 and len({row.config.method for row in rows}) == 13
+    assert len(rows) == 28 and len({row.config.method for row in rows}) == 13
     budgets = {
         (c.train_size, c.epochs, c.batch_size, c.max_lr, c.arch, c.val_size, c.weight_decay)
         for c in (row.config for row in rows)
