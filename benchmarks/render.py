@@ -1,16 +1,20 @@
-"""Fill README.md and benchmarks/README.md with what benchmarks/results/*.jsonl hold.
+"""Fill README.md and benchmarks/README.md with what benchmarks/results/ holds.
 
     python benchmarks/render.py           # write the blocks <!-- measured: NAME --> … <!-- end -->
     python benchmarks/render.py --check   # change nothing; exit 1 where one differs
 
 A number in a block comes from a record and from nowhere else. The newest record of each case,
 provider, configuration and device counts; ratios are those that the bench made round by round.
+The accuracies of `fastuiat reproduce fashion-mnist-small` are its document, and differences between
+two of its rows are made seed by seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +33,7 @@ from fastuiat.bench.comparison import (
 )
 from fastuiat.bench.record import read_records
 from fastuiat.config import UserError
+from fastuiat.reproduce_table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "benchmarks/README.md")
@@ -184,8 +189,62 @@ SUITES: dict[str, Columns] = {
 }
 
 
+EVIDENCE = "fashion-mnist-small"
+SHORT = ("sat", "trades", "mart", "hat", "iat", "uiat", "uiat-oneoff", "n-fgsm", "n-fgsm+uiat")
+"""Methods in the short table."""
+
+
+def baseline_of(row: str) -> str:
+    """What a row is set beside: its own method without UIAT, else SAT, at the same radius."""
+    eps, method = row.split("/")
+    return f"{eps}/{method.removesuffix('+uiat') if '+' in method else 'sat'}"
+
+
+def difference(entry: Any, other: Any, column: str) -> str:
+    """Mean ± spread over the seeds of what the row has more than the other, seed by seed."""
+    pairs = [(run[column], other["seeds"][s][column]) for s, run in entry["seeds"].items()]
+    gains = [ours - theirs for ours, theirs in pairs]
+    spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+    return f"{statistics.fmean(gains):+.1f}{spread}"
+
+
+def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
+    """Accuracies of every row, its gain over its baseline, and the time of an epoch."""
+    file = results / f"{EVIDENCE}.json"
+    if not file.exists():
+        return f"{NOT_YET}\n"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    rows = {r["row"]: r for r in document["rows"]}
+    heads = ["eps", "method", "natural", "PGD-20", "AutoAttack"]
+    heads += ["PGD-20 against", "AutoAttack against", "s/epoch"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, entry in rows.items():
+        eps, method = name.split("/")
+        if methods and method not in methods:
+            continue
+        values = [cell(entry["ours"].get(c), 1) for c in document["columns"]]
+        other = baseline_of(name)
+        gains = [""] * 2
+        if other != name:
+            its = other.split("/")[1]
+            gains = [f"{its} {difference(entry, rows[other], c)}" for c in ("pgd", "autoattack")]
+        radius = f"{eps.removeprefix('eps-')}/255"
+        lines.append(f"| {' | '.join([radius, method, *values, *gains, cell(entry['time'], 1)])} |")
+    n = rows[next(iter(rows))]["n"]
+    seeds = max(len(entry["seeds"]) for entry in rows.values())
+    images = ", ".join(f"{c} {count}" for c, count in n.items())
+    said = (
+        f"Accuracies in percent, mean ± standard deviation over {seeds} seeds (first test images: "
+        f"{images}); {document['jobs']} runs at a time, a core each."
+    )
+    record = document | {"n": seeds}
+    return "\n".join([*lines, "", said, provenance(document["device"], [record]), ""])
+
+
 def render(name: str, results: Path) -> str:
     """The Markdown of a block: a table for each device, and what it was measured on."""
+    if name in BLOCKS:
+        return BLOCKS[name](results)
     file = results / f"{name}.jsonl"
     if not file.exists():
         return f"{NOT_YET}\n"
@@ -199,6 +258,13 @@ def render(name: str, results: Path) -> str:
         own = [row for row in rows if device in row.cells and not row.is_phase]
         parts.append(one_device(name, device, [(row, row.cells[device]) for row in own]))
     return "\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    EVIDENCE: evidence,
+    f"{EVIDENCE}-short": lambda results: evidence(results, SHORT),
+}
+"""Those that are made of no bench's records."""
 
 
 def one_device(name: str, device: str, found: Sequence[tuple[Row, Record]]) -> str:
@@ -258,8 +324,9 @@ def filled(text: str, results: Path, where: str) -> tuple[str, list[str]]:
 
     def fill(match: re.Match[str]) -> str:
         opening, name, old, closing = match.groups()
-        if name not in SUITES:
-            raise UserError(f"{where}: unknown block '{name}': choose from {', '.join(SUITES)}")
+        if name not in SUITES and name not in BLOCKS:
+            known = ", ".join([*SUITES, *BLOCKS])
+            raise UserError(f"{where}: unknown block '{name}': choose from {known}")
         new = render(name, results)
         if new != old:
             differing.append(name)

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,15 @@ import torch
 import tyro
 
 from fastuiat import data, paper, recipes
+from fastuiat.bench.machine import describe
 from fastuiat.children import Children
 from fastuiat.config import UserError, positive
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import write_json
 from fastuiat.models import build_model
-from fastuiat.reproduce_table import document_of, summarise, text_table
+from fastuiat.reproduce_table import summarise, text_table
 from fastuiat.training.checkpoint import locate, read, sha256_of
+from fastuiat.training.precision import resolve_device
 from fastuiat.training.run import stored_config
 
 COLUMNS = {
@@ -360,29 +363,38 @@ def reproduce(
             entry["failed"] = f"seed {seed}: {outcome}"
         else:
             entry["seeds"][str(seed)], entry["seconds_per_epoch"][str(seed)] = outcome
-            say(finished(f"{table} {row.name}, seed {seed}", outcome[0]))
+            shown = ", ".join(f"{c} {value:.1f}%" for c, value in outcome[0].items())
+            say(f"{table} {row.name}, seed {seed}: {shown}")
         left = (time.monotonic() - began) / done * (len(tasks) - done)
         say(f"{done} of {len(tasks)} runs, about {left / 60:.0f} min left")
-        save(out, table, scale.columns, list(results.values()))
-    entries = list(results.values())
-    text = text_table(table, scale.columns, entries)
+        document = document_of(options, scale, list(results.values()))
+        save(out, document)
+    text = text_table(document)
     if conclude:
-        conclude(document_of(table, scale.columns, entries), text)
+        conclude(document, text)
     else:
         say(text)
     say(f"saved: {out / f'{table}.md'} and .json")
-    if failed := [entry["row"] for entry in entries if entry["failed"]]:
-        raise UserError(f"{len(failed)} of {len(entries)} rows failed: {', '.join(failed)}")
+    if failed := [name for name, entry in results.items() if entry["failed"]]:
+        raise UserError(f"{len(failed)} of {len(results)} rows failed: {', '.join(failed)}")
     return out
 
 
-def finished(name: str, accuracies: dict[str, float]) -> str:
-    return f"{name}: " + ", ".join(f"{c} {value:.1f}%" for c, value in accuracies.items())
+def document_of(options: Options, scale: Scale, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table as it is kept: rows, and the machine that made them."""
+    summarise(scale.columns, entries)
+    return {
+        "table": options.table,
+        "columns": scale.columns,
+        "rows": entries,
+        "jobs": scale.jobs,
+        **describe(resolve_device(options.device)),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
-def save(out: Path, table: str, columns: tuple[str, ...], results: list[dict[str, Any]]) -> None:
+def save(out: Path, document: dict[str, Any]) -> None:
     """The table so far, as JSON and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    summarise(columns, results)
-    write_json(out / f"{table}.json", document_of(table, columns, results))
-    (out / f"{table}.md").write_text(text_table(table, columns, results) + "\n")
+    write_json(out / f"{document['table']}.json", document)
+    (out / f"{document['table']}.md").write_text(text_table(document) + "\n")

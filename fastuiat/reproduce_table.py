@@ -32,20 +32,17 @@ def summarise(columns: tuple[str, ...], results: list[dict[str, Any]]) -> None:
         entry["time"] = summary([s for s in entry["seconds_per_epoch"].values() if s is not None])
 
 
-def document_of(table: str, columns: tuple[str, ...], results: Any) -> dict[str, Any]:
-    return {"table": table, "columns": columns, "rows": results}
-
-
-def cell(value: dict[str, Any] | None) -> str:
+def cell(value: dict[str, Any] | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    spread = "" if value["stdev"] is None else f" ± {value['stdev']:.2f}"
-    return f"{value['mean']:.2f}{spread}"
+    spread = "" if value["stdev"] is None else f" ± {value['stdev']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{spread}"
 
 
-def text_table(table: str, columns: tuple[str, ...], results: list[dict[str, Any]]) -> str:
+def text_table(document: dict[str, Any]) -> str:
     """Markdown: the paper's values, if it has any, and ours in columns of their own, other scales
     marked †; training time last."""
+    table, columns, results = (document[name] for name in ("table", "columns", "rows"))
     compared = any(entry["paper"] for entry in results)
     whose = ("paper", "ours") if compared else ("ours",)
     headings = ["row", *(f"{c}, {w}" if compared else c for c in columns for w in whose), TIME]
