@@ -260,8 +260,28 @@ def render(name: str, results: Path) -> str:
     return "\n".join(parts)
 
 
+def validation(results: Path) -> str:
+    """How each reading did on the validation part, before any test image was looked at."""
+    file = results / f"{EVIDENCE}-validation.json"
+    if not file.exists():
+        return f"{NOT_YET}\n"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    heads = ["method", "BatchNorm for p", "λ", "β", "peak lr", "epochs", "natural", "PGD-10"]
+    lines = ["| " + " | ".join([*heads, "PGD-10 by epoch"]) + " |", "|" + "---|" * (len(heads) + 1)]
+    for run in document["runs"]:
+        named = [run["method"], run["inverse_bn"], run["lam"], run["beta"], run["max_lr"]]
+        cells = [table.NONE if v is None else str(v) for v in [*named, run["epochs"]]]
+        shares = [run["val_natural"][-1], run["val_robust"][-1]]
+        cells += [f"{100 * share:.1f}" for share in shares]
+        cells.append(" ".join(f"{100 * share:.0f}" for share in run["val_robust"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    record = document | {"n": 1}
+    return "\n".join([*lines, "", provenance(document["device"], [record]), ""])
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,
+    f"{EVIDENCE}-validation": validation,
     f"{EVIDENCE}-short": lambda results: evidence(results, SHORT),
 }
 """Those that are made of no bench's records."""

@@ -84,14 +84,16 @@ class AttackedNet:
     def get_logits_loss_grad_target(
         self, x: Tensor, y: Tensor, y_target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self._ascent(targeted_logits_ratio, x, y, y_target, torch.tensor(True))
+        relative = x.new_ones((), dtype=torch.bool)
+        return self._ascent(targeted_logits_ratio, x, y, y_target, relative)
 
     def get_diff_logits_grads_batch_targeted(
         self, x: Tensor, y: Tensor, y_target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """FAB's linear model of the net: z_t − z_y (B, 1), its gradient (B, 1, C, H, W)."""
         # By the graph of the loss above: a graph of its own takes three seconds to compile.
-        _, lead, gradient = self._ascent(targeted_logits_ratio, x, y, y_target, torch.tensor(False))
+        relative = x.new_zeros((), dtype=torch.bool)
+        _, lead, gradient = self._ascent(targeted_logits_ratio, x, y, y_target, relative)
         return lead[:, None], gradient[:, None]
 
     def _ascent(

@@ -12,8 +12,9 @@ package's standard evaluation, on the same net, points, seed and batch size:
 - Attacks of one pass (apgd-ce, square) and attacks that draw nothing (fab-t) always agree. Only
   later target classes of apgd-t and restarts of `plus` meet other random starts once batches have
   been refilled: another draw from the same distribution.
-- A compiled net changes logits by rounding, and a point at the very border may fall to one side or
-  the other. Every adversarial example is confirmed by the net itself, not by the compiled one.
+- A compiled net changes logits by rounding, and so do the gradients that it then makes itself and
+  FAB's projection (projection.py). A point at the very border may fall to one side or the other.
+  Every adversarial example is confirmed by the net itself, not by the compiled one.
 """
 
 from __future__ import annotations
