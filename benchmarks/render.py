@@ -33,7 +33,7 @@ from fastuiat.bench.comparison import (
 )
 from fastuiat.bench.record import read_records
 from fastuiat.config import UserError
-from fastuiat.reproduce_table import cell
+from fastuiat.reproduce.table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "benchmarks/README.md")
@@ -201,9 +201,11 @@ def baseline_of(row: str) -> str:
 
 
 def difference(entry: Any, other: Any, column: str) -> str:
-    """Mean ± spread over the seeds of what the row has more than the other, seed by seed."""
-    pairs = [(run[column], other["seeds"][s][column]) for s, run in entry["seeds"].items()]
-    gains = [ours - theirs for ours, theirs in pairs]
+    """Mean ± spread of what the row has more than the other, over the seeds that both have."""
+    both = entry["seeds"].keys() & other["seeds"].keys()
+    gains = [entry["seeds"][s][column] - other["seeds"][s][column] for s in both]
+    if not gains:
+        return table.NONE
     spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
     return f"{statistics.fmean(gains):+.1f}{spread}"
 
@@ -215,6 +217,7 @@ def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
         return f"{NOT_YET}\n"
     document = json.loads(file.read_text(encoding="utf-8"))
     rows = {r["row"]: r for r in document["rows"]}
+    seeds = max(len(entry["seeds"]) for entry in rows.values())
     heads = ["eps", "method", "natural", "PGD-20", "AutoAttack"]
     heads += ["PGD-20 against", "AutoAttack against", "s/epoch"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -225,20 +228,22 @@ def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
         values = [cell(entry["ours"].get(c), 1) for c in document["columns"]]
         other = baseline_of(name)
         gains = [""] * 2
-        if other != name:
+        if other != name and other in rows:
             its = other.split("/")[1]
             gains = [f"{its} {difference(entry, rows[other], c)}" for c in ("pgd", "autoattack")]
+        fewer = len(entry["seeds"]) < seeds
+        label = f"{method} (of {len(entry['seeds'])} seeds)" if fewer else method
         radius = f"{eps.removeprefix('eps-')}/255"
-        lines.append(f"| {' | '.join([radius, method, *values, *gains, cell(entry['time'], 1)])} |")
-    n = rows[next(iter(rows))]["n"]
-    seeds = max(len(entry["seeds"]) for entry in rows.values())
-    images = ", ".join(f"{c} {count}" for c, count in n.items())
+        lines.append(f"| {' | '.join([radius, label, *values, *gains, cell(entry['time'], 1)])} |")
+    images = ", ".join(f"{c} {count}" for c, count in rows[next(iter(rows))]["n"].items())
+    jobs = ", ".join(sorted({str(one["jobs"]) for one in document["made"]}))
     said = (
         f"Accuracies in percent, mean ± standard deviation over {seeds} seeds (first test images: "
-        f"{images}); {document['jobs']} runs at a time, a core each."
+        f"{images}). The time is of training alone, {jobs} runs at a time on all cores, and of HAT "
+        "without its helper."
     )
-    record = document | {"n": seeds}
-    return "\n".join([*lines, "", said, provenance(document["device"], [record]), ""])
+    origins = [one | {"n": seeds} for one in document["made"]]
+    return "\n".join([*lines, "", said, provenance(origins[0]["device"], origins), ""])
 
 
 def render(name: str, results: Path) -> str:

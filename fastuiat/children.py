@@ -34,13 +34,15 @@ class Children:
         self.jobs, self.stdout = jobs, stdout
         self.alive: set[subprocess.Popen[bytes]] = set()
         self.stopping = False
-        self._lock = threading.Lock()
+        # A second signal runs `stop` inside `stop`.
+        self._lock = threading.RLock()
 
     def run(self, *words: str) -> None:
         """`fastuiat WORDS…` to its end; UserError where it fails."""
         environment, quiet = dict(os.environ), []
         if self.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(1, cores() // self.jobs))
+            most = int(environment.get("OMP_NUM_THREADS") or cores())
+            environment["OMP_NUM_THREADS"] = str(max(1, min(most, cores()) // self.jobs))
             quiet = ["--quiet"]
         with self._lock:
             if self.stopping:
@@ -57,6 +59,7 @@ class Children:
             with self._lock:
                 self.alive.discard(process)
         if self.stopping or code in STOPPED:
+            self.stop()  # here, for this thread's next task may come before the main thread does
             raise KeyboardInterrupt
         if code:
             raise UserError(f"fastuiat {words[0]} ended with exit code {code}")

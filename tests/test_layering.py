@@ -21,7 +21,6 @@ LEVELS = [
     {"methods"},
     {"recipes", "evaluation", "paper"},
     {"training"},
-    {"reproduce_table"},
     {"bench", "export"},
     {"reproduce"},
     {"commands"},

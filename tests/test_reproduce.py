@@ -21,7 +21,9 @@ from fastuiat.commands.parsing import parse
 from fastuiat.commands.train import default_config
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
-from fastuiat.reproduce import Options
+from fastuiat.reproduce import Options, rows
+from fastuiat.reproduce.runs import seconds_per_epoch
+from fastuiat.training.checkpoint import sha256_of
 
 
 def configure(flags):
@@ -63,7 +65,7 @@ class FakeRuns:
     def evaluate(self, folder, words):
         attacks = words[words.index("--attacks") + 1 : words.index("--n")]
         n, eps = int(words[words.index("--n") + 1]), float(words[words.index("--eps") + 1])
-        sha = reproduce.sha256_of(folder / "checkpoints" / "best.pt")
+        sha = sha256_of(folder / "checkpoints" / "best.pt")
         (folder / "eval").mkdir(exist_ok=True)
         seed = int(folder.name.removeprefix("seed-"))
         for attack in attacks:
@@ -103,7 +105,7 @@ def test_paper_values_belong_to_recipes():
 
 def test_rows():
     def names(**options):
-        return [row.name for row in reproduce.rows_of(Options(**options), configure)]
+        return [row.name for row in rows.rows_of(Options(**options), configure)]
 
     assert len(names(table="table1")) == 18
     assert names(table="table1", dataset="svhn")[0] == "svhn/sat"
@@ -111,9 +113,9 @@ def test_rows():
     assert names(table="table1", dataset="digits")[-1] == "cifar10/uiat-oneoff"
     four = names(table="table4", dataset="cifar100", arch="wrn-10-1", extra_data="pool.npz")
     assert four == [f"cifar100/prn-18/{m}" for m in ("rebuffi", "hat", "uiat", "uiat-oneoff")]
-    rows = reproduce.rows_of(Options(table="table3", epochs=20), configure)
-    assert [round(row.eps * 255) for row in rows[::4]] == [10, 12, 16]
-    assert rows[3].paper == (82.76, 41.16)
+    made = rows.rows_of(Options(table="table3", epochs=20), configure)
+    assert [round(row.eps * 255) for row in made[::4]] == [10, 12, 16]
+    assert made[3].paper == (82.76, 41.16)
 
 
 def test_skips_what_is_finished_and_resumes_what_is_not(runs, tmp_path):
@@ -170,10 +172,10 @@ def test_another_scale_in_the_same_folder_is_refused(runs, tmp_path):
 
 def test_at_the_papers_scale_nothing_is_marked():
     options = Options(table="table1", dataset="svhn")
-    row = reproduce.rows_of(options, configure)[4]
+    row = rows.rows_of(options, configure)[4]
     original = configure(["--recipe", row.recipe])
-    assert reproduce.differences(row, options, (73_257, 26_032), original) == []
-    flags = reproduce.fitted_to_data(row, options, 73_257)
+    assert rows.differences(row, options, (73_257, 26_032), original) == []
+    flags = rows.fitted_to_data(row, options, 73_257)
     assert "--val-size" not in flags and "--no-compile" not in flags
 
 
@@ -195,16 +197,25 @@ def test_bad_input_is_one_line(refusal, tmp_path, words):
     assert not list(tmp_path.rglob("config.json"))
 
 
-def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, monkeypatch):
-    """Its seeds, images by column and rows, one seed after the other; no paper beside it."""
+@pytest.fixture
+def two_rows(monkeypatch):
+    """The preset with two of its rows, on a data set that is as large as Fashion-MNIST."""
     few = {n: r for n, r in recipes.RECIPES.items() if n.endswith(("eps-8/sat", "eps-16/mart"))}
     monkeypatch.setattr(recipes, "RECIPES", few)
     monkeypatch.setattr(reproduce.data, "load", lambda *_: SimpleNamespace(labels=range(60_000)))
+
+
+def preset(**more):
+    return Options(table="fashion-mnist-small", **more)
+
+
+def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, two_rows):
+    """Its seeds, images by column and rows; no paper beside it."""
     said = []
-    out = reproduce.reproduce(Options(table="fashion-mnist-small"), configure, said.append)
-    assert [f"{w[w.index('--recipe') + 1]} {w[w.index('--seed') + 1]}" for w in runs.of("train")][
-        ::2
-    ] == [f"fashion-mnist-small/eps-8/sat {seed}" for seed in (0, 1, 2)]
+    out = reproduce.reproduce(preset(), configure, said.append)
+    trained = {(w[w.index("--recipe") + 1], w[w.index("--seed") + 1]) for w in runs.of("train")}
+    names = ("fashion-mnist-small/eps-8/sat", "fashion-mnist-small/eps-16/mart")
+    assert trained == {(name, seed) for name in names for seed in "012"}
     evaluations = {(w[1], w[w.index("--n") + 1], w[3 : w.index("--n")]) for w in runs.of("eval")}
     sat = str(out / "eps-8-sat" / "seed-1")
     assert (sat, "200", ("clean", "pgd")) in evaluations
@@ -217,23 +228,73 @@ def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, monkeypatch):
     assert "paper" not in text and "| s per epoch" in text and "51.00 ± 1.00" in text
     assert "Test images: natural 200, pgd 200, autoattack 24." in text
     assert any("6 of 6 runs" in line for line in said)
+    (origin,) = table["made"]
+    assert origin["n"] == 6 and origin["jobs"] == 2
+
+
+def test_one_seed_comes_before_the_next(runs, two_rows):
+    reproduce.reproduce(preset(jobs=1), configure, lambda text: None)
+    assert [w[w.index("--seed") + 1] for w in runs.of("train")] == list("001122")
+
+
+def test_what_was_made_keeps_its_origin(runs, tmp_path, two_rows):
+    """A later call on another machine, or with other jobs, says nothing of runs that it skips."""
+    out = reproduce.reproduce(preset(seeds=(0,)), configure, lambda text: None)
+    for file in (tmp_path / out).rglob("made.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "another"}))
+    reproduce.reproduce(preset(seeds=(0, 1), jobs=1, out=out), configure, lambda text: None)
+    table = json.loads((tmp_path / out / "fashion-mnist-small.json").read_text())
+    assert [(o["n"], o["jobs"]) for o in table["made"]] == [(2, 2), (2, 1)]
+    assert [o["device"] == "another" for o in table["made"]] == [True, False]
+
+
+def test_another_scale_than_the_presets_is_marked(two_rows):
+    def differing(sizes=(60_000, 10_000), **more):
+        options = preset(**more)
+        row = rows.rows_of(options, configure)[0]
+        return rows.differences(row, options, sizes, configure(["--recipe", row.recipe]))
+
+    assert differing() == [] == differing(n=200)
+    assert differing(n=10_000) == ["10000 of 10000 test images"]
+    small = differing(sizes=(1_438, 359), dataset="digits")
+    assert "trained on 1310 images instead of 2048" in small
+    row = rows.rows_of(preset(dataset="digits"), configure)[0]
+    flags = rows.fitted_to_data(row, preset(dataset="digits"), 1_438)
+    assert flags[flags.index("--train-size") + 1] == "1310"
+
+
+def test_only_whole_epochs_are_timed(tmp_path):
+    """The first warms up; one that was stopped in, even on its last step, tells nothing."""
+
+    def epoch(number, steps, speed):
+        clock = {"steps": steps, "images_per_second": speed}
+        return {"kind": "epoch", "epoch": number, "step": 10 * number, "clock": clock}
+
+    lines = [epoch(1, 10, 1.0), epoch(2, 10, 100.0), epoch(3, 2, 9.0), epoch(4, 0, 0.0)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, epoch(5, 10, 50.0)]))
+    assert seconds_per_epoch(tmp_path, batch_size=20) == pytest.approx((2 + 4) / 2)
+    file.write_text(json.dumps(lines[0]) + "\n")
+    assert seconds_per_epoch(tmp_path, batch_size=20) is None
 
 
 def test_all_methods_are_in_the_preset_under_the_same_budget():
-    rows = reproduce.rows_of(Options(table="fashion-mnist-small"), configure)
-    assert len(rows) == 28 and len({row.config.method for row in rows}) == 13
+    made = rows.rows_of(preset(), configure)
+    assert len(made) == 28 and len({row.config.method for row in made}) == 13
     budgets = {
         (c.train_size, c.epochs, c.batch_size, c.max_lr, c.arch, c.val_size, c.weight_decay)
-        for c in (row.config for row in rows)
+        for c in (row.config for row in made)
     }
     assert len(budgets) == 1
-    assert {round(255 * row.eps) for row in rows} == {8, 16}
+    assert {round(255 * row.eps) for row in made} == {8, 16}
 
 
 def stop_once_begun(words, folder):
     """SIGTERM while two runs are under way: both stop with it, and it begins no other."""
     command = [sys.executable, "-m", "fastuiat", "reproduce", *words]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while len(list(folder.rglob("config.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)

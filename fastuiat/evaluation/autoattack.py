@@ -265,20 +265,27 @@ class Evaluation:
     def compiled(self) -> Iterator[None]:
         """The net compiled; where that fails the plain one does, and the record says why."""
         size = min(self.batch_size, len(self.x))
-        batch = self.x[torch.arange(max(size, 32)) % size].to(self.device)
+        # An odd number is no width of a layer, which graphs would be made for apart.
+        batch = self.x[torch.arange(max(size, 33)) % size].to(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(compiler_settings())
             began = time.monotonic()
             failure = self.net.compile(batch, [r.attack for r in self.runs[self.state.run :]])
             self.state.compile_seconds += time.monotonic() - began
             if failure:
-                self.state.compiled = False
-                self.state.warnings.append(failure)
-                self.say(f"warning: {failure}")
+                self.note_failure()
             else:
                 let_net_differentiate(self.adversary, self.net)
                 stack.enter_context(fast_projection(self.adversary.fab))
             yield
+
+    def note_failure(self) -> None:
+        """Go on with the plain net, and say why."""
+        failure = self.net.failure
+        if failure and failure not in self.state.warnings:
+            self.state.compiled = False
+            self.state.warnings.append(failure)
+            self.say(f"warning: {failure}")
 
     def take(self, run: Run) -> None:
         """Take the current run to its end, writing the state after every batch."""
@@ -298,6 +305,7 @@ class Evaluation:
             began = time.monotonic()
             place = (part["points"] - len(state.queue)) // self.batch_size
             held = self.attack(run, rows, place)
+            self.note_failure()
             for row, stands in zip(rows, held, strict=True):
                 state.robust[row] = stands
             elapsed = time.monotonic() - began

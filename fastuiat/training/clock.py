@@ -52,9 +52,10 @@ class StepClock:
         return Mark(time.monotonic(), self.steps, self.waited)
 
     def since(self, mark: Mark) -> dict[str, float]:
-        """Images per second, and how much of the time went into waiting for data."""
+        """Steps, images per second, and how much of the time went into waiting for data."""
         seconds = max(time.monotonic() - mark.seconds, 1e-9)
         return {
+            "steps": self.steps - mark.steps,
             "images_per_second": (self.steps - mark.steps) * self.batch_size / seconds,
             "data_wait_percent": 100 * (self.waited - mark.waited) / seconds,
         }

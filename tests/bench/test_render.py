@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastuiat.bench.record import config_hash
+from fastuiat.reproduce.table import summarise
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
@@ -111,37 +112,47 @@ def test_evidence_sets_rows_beside_each_other_seed_by_seed(tmp_path):
     """Gains of 2 and 4 points over SAT are 3.0 ± 1.4, however far the seeds lie apart."""
     columns = ("natural", "pgd", "autoattack")
 
-    def row(name: str, pgd: tuple[float, float]) -> dict:
+    def row(name: str, pgd: tuple[float, ...]) -> dict:
         seeds = {
             str(s): {"natural": 80.0, "pgd": value, "autoattack": 40.0}
             for s, value in enumerate(pgd)
         }
-        mean = {"mean": sum(pgd) / 2, "stdev": abs(pgd[0] - pgd[1]) / 2**0.5, "runs": 2}
-        ours, n = dict.fromkeys(columns, mean), dict.fromkeys(columns, 7)
-        return {"row": name, "seeds": seeds, "ours": ours, "time": mean, "n": n}
+        n = dict.fromkeys(columns, 7)
+        entry = {"row": name, "seeds": seeds, "seconds_per_epoch": {"0": 9.0}, "n": n}
+        summarise(columns, [entry])
+        return entry
 
     rows = [
         row("eps-8/sat", (50.0, 60.0)),
         row("eps-8/uiat", (52.0, 64.0)),
         row("eps-8/n-fgsm", (10.0, 10.0)),
         row("eps-8/n-fgsm+uiat", (11.0, 12.0)),
+        row("eps-8/rs-fgsm", (3.0, 3.0)),
+        row("eps-8/hat", (51.0,)),
+        row("eps-8/iat", ()),
     ]
     document = {
         "rows": rows,
         "columns": columns,
-        "jobs": 2,
-        "device": "a CPU",
-        "cpu": {"features": ["avx2"]},
-        "versions": {"torch": "9.9"},
-        "commit": "abcdef0123456789",
-        "time": "2026-02-03T04:05:06+00:00",
+        "made": [
+            {
+                "jobs": 2,
+                "device": "a CPU",
+                "cpu": {"features": ["avx2"]},
+                "versions": {"torch": "9.9"},
+                "commit": "abcdef0123456789",
+                "time": "2026-02-03T04:05:06+00:00",
+            }
+        ],
     }
     (tmp_path / "fashion-mnist-small.json").write_text(json.dumps(document))
     text = render.render("fashion-mnist-small", tmp_path)
-    assert "| 8/255 | sat | 55.0 ± 7.1 | 55.0 ± 7.1 | 55.0 ± 7.1 |  |  | 55.0 ± 7.1 |" in text
+    assert "| 8/255 | sat | 80.0 ± 0.0 | 55.0 ± 7.1 | 40.0 ± 0.0 |  |  | 9.0 |" in text
+    assert "| hat (of 1 seeds) | 80.0 | 51.0 | 40.0 | sat +1.0 | sat +0.0 |" in text
+    assert "| iat (of 0 seeds) | – | – | – | sat – | sat – |" in text
     assert "| sat +3.0 ± 1.4 | sat +0.0 ± 0.0 |" in text
     assert "| n-fgsm +1.5 ± 0.7 |" in text
     assert "over 2 seeds (first test images: natural 7, pgd 7," in text and "2026-02-03" in text
     short = render.render("fashion-mnist-small-short", tmp_path)
-    assert "| uiat |" in short and len(short) < len(text) + 1
+    assert "| uiat |" in short and "rs-fgsm" in text and "rs-fgsm" not in short
     assert render.render("fashion-mnist-small", tmp_path / "none") == "Not measured yet.\n"

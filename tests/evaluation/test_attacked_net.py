@@ -78,6 +78,61 @@ def test_losses_and_gradients_are_the_packages(plain, compiled, n, faster):
             close(mine, its)
 
 
+def test_fab_has_its_linear_model_for_few_classes():
+    """Targeted DLR wants four classes, z_t − z_y two."""
+    for classes in (2, 3):
+        torch.manual_seed(classes)
+        net = AttackedNet(build_model("wrn-10-1", classes).eval())
+        x, y = images(20), torch.arange(20) % classes
+        target = (y + 1) % classes
+        with compiler_settings(), torch.no_grad():
+            plain = net.get_diff_logits_grads_batch_targeted(x, y, target)
+            assert net.compile(x, ["fab-t"]) is None
+            ours = net.get_diff_logits_grads_batch_targeted(x, y, target)
+            assert net.compiled
+        for mine, its in zip(ours, plain, strict=True):
+            close(mine, its)
+
+
+def test_a_graph_with_another_gradient_is_not_used(monkeypatch):
+    """It would be a weak attack, and the net would look robust."""
+    real = torch.compile
+
+    def wrong(function, **options):
+        graph = real(function, **options)
+
+        def run(*arguments):
+            made = graph(*arguments)
+            return (*made[:2], -made[2]) if isinstance(made, tuple) else made
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    net = AttackedNet(build_model("wrn-10-1").eval())
+    with compiler_settings():
+        assert "other logits or gradients" in str(net.compile(images(20), ["fab-t"]))
+    assert not net.compiled
+
+
+def test_a_graph_that_fails_on_the_way_leaves_the_plain_net(plain, monkeypatch):
+    """As past the limit of recompilations."""
+
+    def brittle(function, **options):
+        def run(x, *arguments):
+            if x.shape[0] == 21:
+                raise RuntimeError("no more graphs")
+            return function(x, *arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", brittle)
+    net = AttackedNet(plain)
+    assert net.compile(images(20), ["apgd-ce"]) is None and net.compiled
+    with torch.no_grad():
+        assert torch.equal(net(images(21)), plain(images(21)))
+    assert net.failure == "not compiled: no more graphs" and not net.compiled
+
+
 def test_one_forward_serves_several_backwards(plain, compiled):
     """FAB without targets takes the gradient of each logit in turn."""
     x = images(20).requires_grad_()

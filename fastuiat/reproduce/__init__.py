@@ -1,0 +1,194 @@
+"""`fastuiat reproduce table1`: train and evaluate every row of a table, set beside the paper's.
+
+Each row and seed is a run of its own in a process of its own. Called again it skips what is
+finished and goes on with what is not. A preset is a table of ours, with a scale of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastuiat import data
+from fastuiat.children import Children
+from fastuiat.config import UserError
+from fastuiat.files import write_json
+from fastuiat.models import build_model
+from fastuiat.reproduce.rows import (
+    Options,
+    Row,
+    differences,
+    fitted_to_data,
+    rows_of,
+    scale_of,
+)
+from fastuiat.reproduce.runs import evaluate_row, made, seconds_per_epoch, train_row
+from fastuiat.reproduce.table import summarise, text_table
+from fastuiat.training.precision import resolve_device
+
+
+def folder_of(options: Options) -> Path:
+    epochs = f"e{options.epochs}" if options.epochs else None
+    parts = [options.table, options.dataset, options.arch, epochs]
+    return Path("runs") / "reproduce" / "-".join(part for part in parts if part)
+
+
+def sizes_of(rows: list[Row], data_dir: Path) -> dict[str, tuple[int, int]]:
+    """Training and test images of each data set that the rows use."""
+    sizes = {}
+    for name in dict.fromkeys(row.config.dataset for row in rows):
+        train_set, test_set = (data.load(name, data_dir, part) for part in ("train", "test"))
+        sizes[name] = len(train_set.labels), len(test_set.labels)
+    return sizes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to."""
+
+    accuracies: dict[str, float]
+    seconds_per_epoch: float | None
+    made: dict[str, Any]
+    anew: bool
+    """Whether anything was left to do."""
+
+
+class Table:
+    """All runs of a table, and the document that they fill."""
+
+    def __init__(
+        self,
+        options: Options,
+        configure: Callable[[list[str]], Any],
+        say: Callable[[str], None],
+        stdout: int | None,
+    ) -> None:
+        self.options, self.say = options, say
+        self.scale = scale_of(options)
+        self.rows = rows_of(options, configure)
+        self.out = options.out or folder_of(options)
+        with torch.device("meta"):  # refuses an unknown net before the first run
+            for arch in dict.fromkeys(row.config.arch for row in self.rows):
+                build_model(arch)
+        self.device = resolve_device(options.device)
+        self.sizes = sizes_of(self.rows, options.data_dir)
+        self.children = Children(self.scale.jobs, stdout=stdout)
+        self.entries: dict[str, dict[str, Any]] = {}
+        for row in self.rows:
+            sizes = self.sizes[row.config.dataset]
+            paper = row.paper and dict(zip(self.scale.columns, row.paper, strict=True))
+            original = configure(["--recipe", row.recipe])
+            self.entries[row.name] = {
+                "row": row.name,
+                "recipe": row.recipe,
+                "differs": differences(row, options, sizes, original),
+                "paper": paper,
+                "eps": row.eps,
+                "n": self.scale.points(sizes[1]),
+                "seeds": {},
+                "seconds_per_epoch": {},
+                "failed": None,
+            }
+        self.made: dict[str, dict[str, Any]] = {}
+
+    def make(self, task: tuple[Row, int]) -> Outcome:
+        """Train and evaluate a row with a seed."""
+        row, seed = task
+        folder = self.out / row.name.replace("/", "-") / f"seed-{seed}"
+        self.say(f"{self.options.table} {row.name}, seed {seed}: {folder}")
+        begun = []
+
+        def run(*words: str) -> None:
+            begun.append(words)
+            self.children.run(*words)
+
+        flags = fitted_to_data(row, self.options, self.sizes[row.config.dataset][0])
+        train_row(row, folder, seed, flags, run)
+        points = self.entries[row.name]["n"]
+        accuracies = evaluate_row(row, folder, points, self.options, run)
+        seconds = seconds_per_epoch(folder, row.config.batch_size)
+        origin = made(folder, self.scale.jobs, self.device)
+        return Outcome(accuracies, seconds, origin, anew=bool(begun))
+
+    def enter(self, row: Row, seed: int, outcome: Outcome | UserError) -> None:
+        """Write down what a run came to, and save the table so far."""
+        entry = self.entries[row.name]
+        if isinstance(outcome, UserError):
+            entry["failed"] = f"seed {seed}: {outcome}"
+        else:
+            entry["seeds"][str(seed)] = outcome.accuracies
+            entry["seconds_per_epoch"][str(seed)] = outcome.seconds_per_epoch
+            self.made[f"{row.name} {seed}"] = outcome.made
+            shown = ", ".join(f"{c} {value:.1f}%" for c, value in outcome.accuracies.items())
+            self.say(f"{self.options.table} {row.name}, seed {seed}: {shown}")
+        name = self.options.table
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / f"{name}.json", self.document())
+        (self.out / f"{name}.md").write_text(text_table(self.document()) + "\n")
+
+    def fill(self) -> None:
+        """Make all runs; all rows of a seed come before the next seed."""
+        tasks = [(row, seed) for seed in self.scale.seeds for row in self.rows]
+        began, anew = time.monotonic(), 0
+        for done, ((row, seed), outcome) in enumerate(self.children.each(tasks, self.make), 1):
+            self.enter(row, seed, outcome)
+            anew += isinstance(outcome, UserError) or outcome.anew
+            left = (time.monotonic() - began) / max(anew, 1) * (len(tasks) - done)
+            self.say(f"{done} of {len(tasks)} runs, at most {left / 60:.0f} min left")
+
+    def document(self) -> dict[str, Any]:
+        """The table as it is kept: its rows, and what each group of runs was made on."""
+        entries = list(self.entries.values())
+        summarise(self.scale.columns, entries)
+        return {
+            "table": self.options.table,
+            "columns": self.scale.columns,
+            "rows": entries,
+            "made": origins(self.made.values()),
+        }
+
+
+def origins(made: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each machine, source and number of jobs once, with its runs counted and their first and last
+    time."""
+    groups: dict[str, dict[str, Any]] = {}
+    for one in sorted(made, key=lambda m: m["time"]):
+        rest = {name: value for name, value in one.items() if name != "time"}
+        group = groups.setdefault(json.dumps(rest, sort_keys=True), rest | {"first": one["time"]})
+        group |= {"n": group.get("n", 0) + 1, "time": one["time"]}
+    return list(groups.values())
+
+
+def reproduce(
+    options: Options,
+    configure: Callable[[list[str]], Any],
+    say: Callable[[str], None] = print,
+    *,
+    conclude: Callable[[dict[str, Any], str], None] | None = None,
+    stdout: int | None = None,
+) -> Path:
+    """Run all rows, save the table as it grows, print it; returns the folder.
+
+    `configure(flags)` gives the settings that `fastuiat train` would run with. `conclude(document,
+    text)` is handed the finished table, by default for `say`; `stdout` is that of the runs, as
+    Popen takes it. UserError, after the table is saved, where a row failed: the same call goes on
+    with it.
+    """
+    table = Table(options, configure, say, stdout)
+    table.fill()
+    document = table.document()
+    if conclude:
+        conclude(document, text_table(document))
+    else:
+        say(text_table(document))
+    say(f"saved: {table.out / f'{options.table}.md'} and .json")
+    entries = table.entries
+    if failed := [name for name, entry in entries.items() if entry["failed"]]:
+        raise UserError(f"{len(failed)} of {len(entries)} rows failed: {', '.join(failed)}")
+    return table.out

@@ -1,0 +1,111 @@
+"""One run of a row: trained and evaluated by processes of its own, as far as it is not yet."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastuiat.bench.machine import describe
+from fastuiat.config import UserError
+from fastuiat.evaluation.record import file_name
+from fastuiat.files import write_json
+from fastuiat.reproduce.rows import Options, Row
+from fastuiat.training.checkpoint import locate, read, sha256_of
+from fastuiat.training.run import stored_config
+
+Run = Callable[..., None]
+"""`fastuiat WORDS…`, to its end."""
+EVALUATION_BATCH = 200
+IDENTITY = (
+    "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size", "settings"
+)  # fmt: skip
+"""Settings by which a folder is known to hold a row's run."""
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether the run in a folder has come to its end."""
+    last = folder / "checkpoints" / "last.pt"
+    return last.is_file() and read(last)["validated_epoch"] >= epochs
+
+
+def refuse_other(folder: Path, row: Row, seed: int) -> None:
+    """UserError where the folder holds a run with other settings."""
+    stored = stored_config(folder)
+    wanted = row.config.to_json() | {"seed": seed}
+    for name in IDENTITY:
+        if stored.get(name) != json.loads(json.dumps(wanted[name])):
+            raise UserError(
+                f"{folder} holds a run with {name} {stored.get(name)}, not {wanted[name]}: "
+                "choose another --out"
+            )
+
+
+def train_row(row: Row, folder: Path, seed: int, flags: list[str], run: Run) -> None:
+    """Bring a run to its end, from wherever it is."""
+    if (folder / "config.json").exists():
+        refuse_other(folder, row, seed)
+        if not is_finished(folder, row.config.epochs):
+            run("train", "--resume", str(folder))
+    else:
+        run("train", *flags, "--seed", str(seed), "--out", str(folder))
+
+
+def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | None:
+    """The record of an evaluation of the run's present best checkpoint, or None."""
+    path = folder / "eval" / f"{file_name(attack, eps, n)}.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    return record if record["checkpoint"]["sha256"] == sha256_of(locate(folder)) else None
+
+
+def evaluate_row(
+    row: Row, folder: Path, points: dict[str, int], options: Options, run: Run
+) -> dict[str, float]:
+    """Accuracies by column, in percent; only what is not yet measured is measured.
+
+    `points` are the test images of each column.
+    """
+    attacks = {c: "clean" if c == "natural" else c for c in points}
+    for n in dict.fromkeys(points.values()):
+        wanted = [attacks[c] for c in points if points[c] == n]
+        missing = [a for a in wanted if measured(folder, a, row.eps, n) is None]
+        if missing:
+            words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
+            words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
+            run("eval", str(folder), *words, "--device", options.device)
+    result = {}
+    for column, attack in attacks.items():
+        record = measured(folder, attack, row.eps, points[column])
+        assert record is not None
+        result[column] = 100 * record["accuracy"]
+    return result
+
+
+def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
+    """Mean training time of the whole epochs after the first, which warms up and compiles.
+
+    None where there are none: an epoch that a run was resumed in counts for nothing.
+    """
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    steps = epochs[-1]["step"] // epochs[-1]["epoch"]
+    clocks = [e["clock"] for e in epochs[1:] if e["clock"].get("steps", steps) == steps]
+    times = [steps * batch_size / clock["images_per_second"] for clock in clocks]
+    return statistics.fmean(times) if times else None
+
+
+def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:
+    """What the run was made on and when, kept in its folder when it is made."""
+    path = folder / "made.json"
+    if not path.exists():
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(path, describe(device) | {"jobs": jobs, "time": now})
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
