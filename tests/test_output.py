@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastuiat import data, progress, reproduce
+from fastuiat.children import Children
 from fastuiat.cli import main
 from fastuiat.commands.output import columns
 
@@ -139,11 +140,20 @@ def test_errors_stay_one_line_on_stderr(capsys):
 
 def test_reproduce(tmp_path, capsys, monkeypatch):
     """The rows are made up; where their processes would speak is looked at."""
-    heard = []
-    monkeypatch.setattr(reproduce, "train_row", lambda *given: heard.append(given[-1]))
+    places = []
+
+    class Heard(Children):
+        def __init__(self, jobs, *, stdout=None):
+            super().__init__(jobs, stdout=stdout)
+            places.append(stdout)
+
+    monkeypatch.setattr(reproduce, "Children", Heard)
+    monkeypatch.setattr(reproduce, "train_row", lambda *_: None)
     monkeypatch.setattr(
-        reproduce, "evaluate_row", lambda row, folder, columns, *_: dict.fromkeys(columns, 50.0)
+        reproduce, "evaluate_row", lambda row, folder, points, *_: dict.fromkeys(points, 50.0)
     )
+    monkeypatch.setattr(reproduce, "seconds_per_epoch", lambda *_: None)
+    monkeypatch.setattr(reproduce, "made", lambda *_: {"device": "a CPU", "time": "2026-02-03"})
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "table1", "--dataset", "digits", "--arch", "wrn-10-1", "--n", "8"]
     main(words)
@@ -156,12 +166,11 @@ def test_reproduce(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 6 and "seed 0" in err
     assert json.loads(out) == json.loads(next(tmp_path.rglob("table1.json")).read_text())
-    places = [getattr(run, "keywords", {}).get("stdout") for run in heard]
-    assert places == 6 * [None] + 6 * [subprocess.DEVNULL] + 6 * [2]
+    assert places == [None, subprocess.DEVNULL, 2]
 
 
 def test_a_run_of_reproduce_speaks_where_it_is_told(capfd):
-    reproduce.child("recipes", stdout=2)
+    Children(1, stdout=2).run("recipes")
     out, err = capfd.readouterr()
     assert out == "" and "table1/cifar10/sat" in err
 
