@@ -387,7 +387,8 @@ def run_autoattack(
     x fp32 (N, C, H, W) in [0, 1], y int64 (N,). `compile` None decides after the first attack, by
     the work that is left. `adjust` may change the package's attacks before they begin (fewer
     iterations). `say` is told each attack's outcome and each warning. The state file is left for
-    the caller to remove. UserError on a foreign state, NaN logits or fewer than two classes.
+    the caller to remove. On a CPU the process keeps what it frees from then on (allocator.py).
+    UserError on a foreign state, NaN logits or fewer than two classes.
     """
     if version not in VERSIONS:
         raise UserError(f"unknown version '{version}': choose from {', '.join(VERSIONS)}")
