@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastuiat.gradients import input_gradient
+from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
 from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 
@@ -139,5 +139,5 @@ def pgd(
         step = region(net, attack_step)
         constants = (loss, alpha, radius, not targeted, bn)
         for _ in range(steps):
-            x_adv = step(net, x, x_adv, y, target_probs, counts, *constants)
+            x_adv = step(net, x, leaf(x_adv), y, target_probs, counts, *constants)
     return x_adv

@@ -19,6 +19,14 @@ HALF = (torch.bfloat16, torch.float16)
 Seed = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+def leaf(x: Tensor) -> Tensor:
+    """x as what a gradient can be taken of: itself where it is that already.
+
+    Callers of a compiled region call it outside: PyTorch 2.11 cannot trace `requires_grad_`.
+    """
+    return x if x.requires_grad and x.is_leaf else x.detach().requires_grad_()
+
+
 def in_layout_of(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient with x's strides: a net with NCHW weights hands back NCHW gradients."""
     if grad.stride() == x.stride():
@@ -69,8 +77,9 @@ def gradient_through(outputs: Sequence[Tensor], loss: Callable[..., Tensor], x: 
     """
     if outputs[0].dtype not in HALF:
         return torch.autograd.grad(loss(*outputs), x)[0]
-    leaves = [wide(output.detach()).requires_grad_() for output in outputs]
-    seeds = torch.autograd.grad(loss(*leaves), leaves)
+    wide_outputs = [wide(output.detach()) for output in outputs]
+    # By torch.func: an output becomes no leaf in a graph (see `leaf`).
+    seeds = torch.func.grad(loss, argnums=tuple(range(len(outputs))))(*wide_outputs)
     scale = power_of_two_scale(seeds)
     scaled = [(s * scale).to(out.dtype) for s, out in zip(seeds, outputs, strict=True)]
     (grad,) = torch.autograd.grad(outputs, x, scaled)
@@ -92,7 +101,7 @@ def input_gradient(
     result is then the gradient times a positive factor of each sample's own.
     """
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
+        x = leaf(x)
         logits = net(x)
         if sign_per_sample and logits.dtype in HALF and loss in UNIT_SEEDS:
             seed = UNIT_SEEDS[loss](wide(logits.detach()), y, target_probs)

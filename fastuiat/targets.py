@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastuiat.attacks import BatchNormMode, frozen, region, starting_point
 from fastuiat.config import Radius, UserError, parse_radius, positive
-from fastuiat.gradients import gradient_through, in_layout_of
+from fastuiat.gradients import gradient_through, in_layout_of, leaf
 from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
 from fastuiat_kernels import sign_step
@@ -60,7 +60,7 @@ def inverse_gradient(
     `constants` are F(x) and F(x̂), or None where β is 0.
     """
     with torch.enable_grad():
-        x_inv = x_inv.detach().requires_grad_()
+        x_inv = leaf(x_inv)
         logits, features_inv = net(x_inv, return_features=True)
         if constants is None:
             grad = gradient_through((logits,), lambda z: attack_cross_entropy(z, y, None), x_inv)
@@ -125,7 +125,8 @@ class InstanceTarget(nn.Module):
             constants = region(net, features_of)(net, x, x_adv) if c.beta else None
             step = region(net, instance_step)
             for _ in range(self.steps):
-                x_inv = step(net, x, x_inv, y, constants, c.beta, c.inverse_alpha, c.inverse_eps)
+                point = leaf(x_inv)
+                x_inv = step(net, x, point, y, constants, c.beta, c.inverse_alpha, c.inverse_eps)
         return probabilities(model, x_inv, c.inverse_bn)
 
 
@@ -144,7 +145,7 @@ class UniversalTarget(nn.Module):
         x_inv = self.bank.apply_to(batch.x, batch.y)
         with frozen(model) as net:
             gradient = region(net, universal_gradient)
-            grad, logits = gradient(net, batch.x, x_adv, x_inv, batch.y, c.beta)
+            grad, logits = gradient(net, batch.x, x_adv, leaf(x_inv), batch.y, c.beta)
         self.bank.step(grad, batch.y, alpha=c.inverse_alpha, eps=c.inverse_eps)
         if c.inverse_bn == "train":
             return probabilities(model, x_inv, "train")

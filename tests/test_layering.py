@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "allocator"},
+    {"config", "files", "allocator", "compiling"},
     {"losses", "memory", "data", "models", "progress", "report", "children"},
     {"gradients"},
     {"attacks"},
@@ -33,7 +33,17 @@ ONLY = {
     "data": {"config", "files"},
     "models": {"config"},
     "report": {"config", "files"},
-    "evaluation": {"allocator", "attacks", "models", "data", "config", "files", "losses"},
+    "evaluation": {
+        "allocator",
+        "attacks",
+        "compiling",
+        "config",
+        "data",
+        "files",
+        "gradients",
+        "losses",
+        "models",
+    },
 }
 """Parts that may know even less than their level allows."""
 

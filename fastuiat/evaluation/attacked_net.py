@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastuiat.compiling import compile_alone
+from fastuiat.gradients import leaf
 from fastuiat.losses import logits_ratio, targeted_logits_ratio
 
 LogitsLoss = Callable[..., Tensor]
@@ -31,7 +33,6 @@ COMPILE_FROM = {"cpu": 1e13}
 
 1e13 FLOP take minutes on an AVX2 core, compiling wrn-10-1 seconds. Nothing is measured on a GPU.
 """
-WHOLE: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True}
 LEAST = 16
 """Images from which the graphs hold; below, torch chooses its convolutions otherwise."""
 TOLERANCE = 1e-4
@@ -53,11 +54,11 @@ def ascent(
     net: nn.Module, loss: LogitsLoss, x: Tensor, *arguments: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logits (B, K), loss (B,) of them and the arguments, its gradient to x (B, C, H, W))."""
-    leaf = x.detach().requires_grad_()
+    x = leaf(x)
     with torch.enable_grad():
-        logits = net(leaf)
+        logits = net(x)
         losses = loss(logits, *arguments)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        (gradient,) = torch.autograd.grad(losses.sum(), x)
     # An attack adds it to images, which are slow to add to where they lie otherwise.
     return logits.detach(), losses.detach(), gradient.contiguous()
 
@@ -121,8 +122,10 @@ class AttackedNet:
 
     def _by_graph(self, function: Any, key: Any, x: Tensor, *arguments: Tensor) -> Any:
         if key not in self._graphs:
-            self._graphs[key] = torch.compile(function, **WHOLE)
+            self._graphs[key] = compile_alone(function)
         batch = x.contiguous(memory_format=torch.channels_last)
+        if callable(key):  # a loss: its graph takes the gradient
+            batch = leaf(batch.detach())
         rest = [a.contiguous() for a in arguments]  # a column of sorted classes is not
         for tensor in (batch, *rest):
             if tensor.dim():
@@ -154,8 +157,8 @@ class AttackedNet:
                 ours = self._ascent(loss, x, *rest)
                 differs.append(not same_ascent(ours, ascent(self.net, loss, x, *rest)))
         if "fab" in attacks:
-            leaf = x.detach().clone().requires_grad_()
-            torch.autograd.grad(self(leaf).sum(), leaf)
+            point = leaf(x.detach().clone())
+            torch.autograd.grad(self(point).sum(), point)
         if self.compiled and any(differs):
             self._give_up("not compiled: the compiled net gives other logits or gradients")
         return self.failure

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastuiat.attacks import frozen, input_gradient, region
 from fastuiat.config import not_negative
+from fastuiat.gradients import leaf
 from fastuiat.losses import attack_cross_entropy, misalignment, wide
 from fastuiat.methods.base import register
 from fastuiat.methods.rs_fgsm import SingleStepMethod
@@ -64,7 +65,7 @@ class GradAlign(SingleStepMethod):
     def inputs(self, model: Any, batch: Any) -> tuple[Any, ...]:
         x, y, eps = batch.x.detach(), batch.y, self.config.attack.eps
         with frozen(model, "train") as net, torch.no_grad():
-            grad = region(net, input_gradient)(net, x, y, None, attack_cross_entropy)
+            grad = region(net, input_gradient)(net, leaf(x), y, None, attack_cross_entropy)
         x_adv = sign_step(x, x, grad, alpha=self.alpha, eps=eps)
         key, index = batch.noise("alignment")
         x_noisy = random_start(x, index, key, eps=eps, lo=-math.inf, hi=math.inf)

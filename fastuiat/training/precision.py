@@ -44,6 +44,18 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Only algorithms of cuDNN that sum in a fixed order, and none of them chosen by timing."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 class FrozenNet(nn.Module):
     """The network with weights in the compute dtype that take no gradient.
 
@@ -78,6 +90,7 @@ class FrozenNet(nn.Module):
         self._folded = Folded(live, self.net) if fold and isinstance(live, Classifier) else None
         self._fold_is_due = True
         self.gradient_counts = torch.zeros(2, dtype=torch.int64, device=device)
+        regions.kept.append(self.gradient_counts)
         self._counted = 0
 
     def refresh(self) -> None:

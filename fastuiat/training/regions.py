@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastuiat.compiling import compile_alone
 from fastuiat.training.compile import mend_reductions
+from fastuiat.training.recording import Recorded, Recorder
 
 BACKEND = "inductor"
-WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+REPEATABLE = {"deterministic": True}
+"""Inductor's: no choice by measured time may change the order of a sum, or a resumed process would
+go on with other bits."""
 Function = Callable[..., Any]
 
 
@@ -30,11 +34,14 @@ class Regions:
 
     Each graph has a cache of its own, so another shape or mode compiles another graph and never
     the same one again: a recompilation is always an error of ours. Whatever changes from step to
-    step must come in as a tensor.
+    step must come in as a tensor. On CUDA each is recorded and replayed (recording.py); a tensor
+    among the arguments that a region writes into must be in `kept`.
     """
 
     def __init__(self, *, compiled: bool) -> None:
         self.compiled = compiled
+        self.kept: list[Tensor] = []
+        self._record = Recorder()
         self._graphs: dict[Any, Function] = {}
         if compiled:
             # Without it torch.autograd.grad breaks the graph.
@@ -51,7 +58,9 @@ class Regions:
         def run(net: Any, *arguments: Any) -> Any:
             key = (function, mode, torch.is_grad_enabled(), *map(signature, arguments))
             if key not in self._graphs:
-                self._graphs[key] = torch.compile(function, backend=BACKEND, **WHOLE)
+                options = REPEATABLE if BACKEND == "inductor" else None
+                graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
+                self._graphs[key] = Recorded(graph, self._record, self.kept)
             return self._graphs[key](net, *arguments)
 
         return run

@@ -22,7 +22,7 @@ from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.optim import make_optimizer, one_cycle
-from fastuiat.training.precision import TrainingView
+from fastuiat.training.precision import TrainingView, repeatable
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -126,6 +126,7 @@ class Trainer:
         self.view.refresh()
         return state["metrics_offset"]
 
+    @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
         """Run to the last step. Interrupted on Ctrl-C or SIGTERM, after a checkpoint."""
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -169,6 +170,7 @@ class Trainer:
         if self.step % self.steps_per_epoch == 0:
             self.end_epoch(epoch)
 
+    @repeatable()
     def take_step(self, batch: Any) -> None:
         """One optimiser step. Nothing here waits for the device."""
         lr = one_cycle(self.step, self.total_steps, self.config.max_lr)

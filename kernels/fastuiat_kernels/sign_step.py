@@ -130,7 +130,7 @@ def _sign_step(
     eps: float,
     lo: float,
     hi: float,
-    counts: Tensor | None = None,
+    counts: Tensor | None,  # no default: PyTorch 2.11 leaves one out, and then looks for it
 ) -> Tensor:
     step = _launch if x_cur.is_cuda else sign_step_reference
     return step(x_ref, x_cur, grad, alpha, eps, lo, hi, counts)

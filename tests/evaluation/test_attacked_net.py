@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastuiat.evaluation import attacked_net
 from fastuiat.evaluation.attacked_net import AttackedNet, compiler_settings
 from fastuiat.evaluation.package import make_adversary, package
 from fastuiat.evaluation.projection import projection_linf
@@ -96,7 +97,7 @@ def test_fab_has_its_linear_model_for_few_classes():
 
 def test_a_graph_with_another_gradient_is_not_used(monkeypatch):
     """It would be a weak attack, and the net would look robust."""
-    real = torch.compile
+    real = attacked_net.compile_alone
 
     def wrong(function, **options):
         graph = real(function, **options)
@@ -107,7 +108,7 @@ def test_a_graph_with_another_gradient_is_not_used(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(torch, "compile", wrong)
+    monkeypatch.setattr(attacked_net, "compile_alone", wrong)
     net = AttackedNet(build_model("wrn-10-1").eval())
     with compiler_settings():
         assert "other logits or gradients" in str(net.compile(images(20), ["fab-t"]))
@@ -125,7 +126,7 @@ def test_a_graph_that_fails_on_the_way_leaves_the_plain_net(plain, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(torch, "compile", brittle)
+    monkeypatch.setattr(attacked_net, "compile_alone", brittle)
     net = AttackedNet(plain)
     assert net.compile(images(20), ["apgd-ce"]) is None and net.compiled
     with torch.no_grad():

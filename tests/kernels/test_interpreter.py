@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 def test_kernels_under_the_interpreter():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", HERE / "interpreted", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", HERE / "launched", "-q", "-p", "no:cacheprovider"],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[1],
         capture_output=True,

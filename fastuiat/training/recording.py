@@ -1,0 +1,106 @@
+"""Compiled regions as CUDA graphs: one launch in place of the hundred that a pass is made of.
+
+A recorded region reads and writes memory that stays where it is. Arguments are copied into it,
+results are copied out of it; weights, statistics and whatever else its net holds are used in place,
+so they must be changed in place as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Function = Callable[..., Any]
+Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
+"""record(work) -> (its results, a call that does the work again and writes the same results).
+
+Recording is no execution: the results hold nothing before the first replay.
+"""
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records CUDA graphs that share one pool of memory.
+
+    They may, because they run one after another and nothing of a replay is kept in the pool: what
+    it gave is copied out before the next.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # The loader's threads may go on meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = work()
+        return results, graph.replay
+
+
+class Recorded:
+    """function(net, *arguments): as it is at the first call, recorded at the second, then replayed.
+
+    The first call compiles, tunes and sets up libraries, none of which can be recorded. `kept` are
+    tensors that the region writes into: as arguments they are used where they are. A function whose
+    results take part in a backward is never recorded, nor one with arguments on the host.
+    """
+
+    def __init__(self, function: Function, record: Record, kept: Sequence[Tensor]) -> None:
+        self.function, self.record, self.kept = function, record, kept
+        self.fit: bool | None = None
+        """Whether to record it; None before the first call."""
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, net: Any, *arguments: Any) -> Any:
+        leaves, shape = tree_flatten(arguments)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self.fit:
+            results = self.function(net, *arguments)
+            if self.fit is None:
+                made = [r for r in tree_flatten(results)[0] if isinstance(r, Tensor)]
+                self.fit = on_gpu((*tensors, *made)) and not any(r.requires_grad for r in made)
+            return results
+        if self._replay is None:
+            try:
+                self._begin(net, leaves, shape)
+            except RuntimeError as error:  # what CUDA cannot record runs as it did
+                self.fit = False
+                logger.warning("not recorded as a CUDA graph: %s", str(error).splitlines()[0])
+                return self.function(net, *arguments)
+        assert self._replay is not None
+        with torch.no_grad():
+            moving = [(to, t) for to, t in zip(self._inputs, tensors, strict=True) if to is not t]
+            if moving:
+                torch._foreach_copy_([to for to, _ in moving], [t for _, t in moving])
+            self._replay()
+            results, shape = self._results
+            return tree_unflatten(
+                [r.clone() if isinstance(r, Tensor) else r for r in results], shape
+            )
+
+    def _begin(self, net: Any, leaves: list[Any], shape: Any) -> None:
+        """Record it on memory of its own."""
+        own = [self._place(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._inputs = [leaf for leaf in own if isinstance(leaf, Tensor)]
+        arguments = tree_unflatten(own, shape)
+        results, replay = self.record(lambda: self.function(net, *arguments))
+        self._results = tree_flatten(results)
+        self._replay = replay
+
+    def _place(self, argument: Tensor) -> Tensor:
+        """Where a recording reads the argument."""
+        if any(argument is tensor for tensor in self.kept):
+            return argument
+        return argument.detach().clone().requires_grad_(argument.requires_grad)
+
+
+def on_gpu(tensors: Sequence[Any]) -> bool:
+    """Whether it all happens on a GPU."""
+    return bool(tensors) and all(t.is_cuda for t in tensors)

@@ -1,0 +1,137 @@
+"""Training on a GPU: the CPU's numbers, replayed graphs that change none, resumption to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastuiat import data, methods
+from fastuiat.bench.workload import Case, make_trainer
+from fastuiat.data import Batch
+from fastuiat.training import recording
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL = {"arch": "wrn-10-1", "batch_size": 32, "epochs": 4}
+
+
+@contextlib.contextmanager
+def full_fp32():
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def steps(trainer, count):
+    """The losses of some steps, gone through as training goes through them."""
+    losses = []
+    while len(losses) < count:
+        for batch in data.one_ahead(trainer.loader.epoch(trainer.config.epochs), trainer.device):
+            before = trainer.sums.get("loss", 0.0)
+            trainer.take_step(batch)
+            losses.append((trainer.sums["loss"] - before).item())
+    return losses[:count]
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_first_step_is_the_cpus(method):
+    """Later steps are not: ten sign steps amplify rounding."""
+    case = Case(method=method, **SMALL)
+    with full_fp32():
+        expected, got = (
+            steps(make_trainer(case, device, precision="fp32", compiled=False), 1)
+            for device in (CPU, CUDA)
+        )
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["uiat", "trades", "gradalign+uiat", "hat", "rebuffi"])
+def test_replays_change_no_bit(method, monkeypatch):
+    case = Case(method=method, **SMALL)
+
+    def run(recorded):
+        if not recorded:
+            monkeypatch.setattr(recording, "on_gpu", lambda tensors: False)
+        trainer = make_trainer(case, CUDA, precision="bf16", compiled=True)
+        return trainer, steps(trainer, 6)
+
+    recorded, losses = run(True)
+    graphs = recorded.view.regions._graphs.values()
+    assert any(graph._replay is not None for graph in graphs)
+    plain, expected = run(False)
+    assert losses == expected
+    for a, b in zip(recorded.net.parameters(), plain.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name, value in recorded.sums.items():
+        assert torch.equal(value, plain.sums[name]), name
+
+
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, small_run):
+    """Compiled and recorded, as on the CPU plainly in tests/training/test_resume.py."""
+    words = [word for word in small_run if word != "--no-compile"]
+    words += ["--method", "uiat", "--epochs", "4", "--log-every", "1", "--device", "cuda"]
+
+    def launch(*more):
+        command = [sys.executable, "-m", "fastuiat", "train", *more, "--quiet"]
+        return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+
+    finish(launch(*words, "--out", "whole"))
+    broken = launch(*words, "--out", "broken")
+    log = tmp_path / "broken" / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 15:
+        assert broken.poll() is None
+        time.sleep(0.01)
+    broken.send_signal(signal.SIGKILL)
+    broken.wait()
+    finish(launch("--resume", "broken"))
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
+        for name in ("whole", "broken")
+    )
+    assert whole["step"] == resumed["step"]
+    for key in ("model", "method"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, resumed[key][name]), name
+
+
+def test_no_value_is_waited_for():
+    """CUDA itself says so where a step waits for the device."""
+    trainer = make_trainer(Case(method="uiat", **SMALL), CUDA, precision="bf16", compiled=True)
+    batches = list(trainer.loader.epoch(4))
+    for batch in batches:
+        trainer.take_step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            trainer.take_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_are_the_cpus():
+    """Order, augmentation and noise, bit for bit."""
+    case = Case(method="uiat", **SMALL)
+    loaders = (make_trainer(case, d, precision="fp32", compiled=False).loader for d in (CPU, CUDA))
+    here, there = ([*loader.epoch(2)] for loader in loaders)
+    for a, b in zip(here, there, strict=True):
+        assert isinstance(b, Batch) and b.x.is_cuda and b.x.stride() == a.x.stride()
+        assert torch.equal(a.x, b.x.cpu()) and torch.equal(a.index, b.index.cpu())
+
+
+def test_the_helper_stays_on_its_device(tmp_path: Path):
+    """HAT's net is made by another method and asked in the step."""
+    trainer = make_trainer(Case(method="hat", **SMALL), CUDA, precision="bf16", compiled=False)
+    assert all(map(torch.isfinite, map(torch.tensor, steps(trainer, 2))))

@@ -1,0 +1,78 @@
+"""What a kernel reads and writes, access by access, under the interpreter."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from fastuiat_kernels import SPECS, Size
+from fastuiat_kernels.audit.traffic import count_launch
+from fastuiat_kernels.launch import watched
+
+CPU = torch.device("cpu")
+VARIANTS = {variant.name: variant for spec in SPECS for variant in spec.variants}
+
+
+def module(name: str):
+    return importlib.import_module(f"fastuiat_kernels.{name}")
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_bank_reads_each_gradient_once_whatever_the_classes(classes):
+    size = Size(64, 3, 4, 4, classes, 1)
+    variant = VARIANTS["bank_step"]
+    inputs = variant.inputs(size, torch.float32, CPU)
+    before, bytes_read = inputs["z"].clone(), {}
+    expected = variant.reference(**inputs | {"z": before.clone()})
+
+    def watcher(launch, run):
+        bytes_read.update({k: total for k, (total, _) in count_launch(launch, run).items()})
+
+    with watched(watcher):
+        variant.launcher(**inputs)
+    assert torch.equal(inputs["z"], expected)
+    present = inputs["y"].unique()
+    assert bytes_read["grad_ptr"] == 4 * inputs["grad"].numel()
+    assert bytes_read["z_ptr"] == 8 * len(present) * size.elements
+    absent = ~torch.isin(torch.arange(classes), present)
+    assert torch.equal(inputs["z"][absent], before[absent])
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40, -(2**40)])
+def test_labels_out_of_range_touch_no_memory(label):
+    """`count_launch` raises on any access outside the arguments."""
+    y, x = torch.tensor([1, label, 2]), torch.rand(3, 2, 3, 3)
+    z, probs = torch.zeros(3, 2, 3, 3), torch.full((3, 3), 1 / 3)
+    bank, memory = module("bank_step"), module("memory_update")
+    with watched(lambda launch, run: count_launch(launch, run)):
+        applied = module("bank_apply")._launch(x, z, y, 0.0, 1.0)
+        moved = bank._launch_step(z.clone(), x, y, 0.1, 1.0)
+        losses, _ = module("distill_loss")._launch(probs, probs.clone(), y, 1.0)
+        stored, seen = torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool)
+        mixed = memory._launch(stored, seen, y, probs, 0.9)
+    assert applied[1].isnan().all() and not applied[[0, 2]].isnan().any()
+    assert (moved[0] == 0).all() and (moved[1:] != 0).all()
+    assert losses.isnan().tolist() == [False, True, False]
+    assert mixed[1].isnan().all() and not mixed[[0, 2]].isnan().any()
+    assert seen.tolist() == [False, True, True] and not stored.isnan().any()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_bytes_are_at_the_floor(name):
+    """Counted bytes equal what the spec declares: no kernel moves more, no floor is inflated."""
+    variant = VARIANTS[name]
+    inputs = variant.inputs(Size(8, 3, 12, 12, 7, 20), variant.dtypes[0], CPU)
+    floor, counted, launched = variant.pointers(inputs), {}, []
+
+    def watcher(launch, run):
+        launched.append(launch)
+        for pointer, (total, distinct) in count_launch(launch, run).items():
+            moved = distinct if floor[pointer].cached else total
+            counted[pointer] = counted.get(pointer, 0) + moved
+
+    with watched(watcher):
+        variant.launcher(**inputs)
+    assert counted == {pointer: declared.bytes for pointer, declared in floor.items()}
+    assert len(launched) == variant.launches
