@@ -142,7 +142,7 @@ class AttackedNet:
         # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         self.compiled = True
-        with torch.no_grad():
+        with torch.no_grad(), full_fp32():
             plain, fast = self.net(x), self(x)
             y, target = plain.argmax(dim=1), plain.argmin(dim=1)
             differs = [not close(fast, plain)]
@@ -162,6 +162,17 @@ class AttackedNet:
         if self.compiled and any(differs):
             self._give_up("not compiled: the compiled net gives other logits or gradients")
         return self.failure
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """No TF32 in a GPU's convolutions: its rounding would hide what the comparison is after."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def switch(x: Tensor, on: bool) -> Tensor:

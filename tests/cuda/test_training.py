@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -15,20 +15,11 @@ import torch
 from fastuiat import data, methods
 from fastuiat.bench.workload import Case, make_trainer
 from fastuiat.data import Batch
+from fastuiat.evaluation.attacked_net import full_fp32
 from fastuiat.training import recording
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = {"arch": "wrn-10-1", "batch_size": 32, "epochs": 4}
-
-
-@contextlib.contextmanager
-def full_fp32():
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def steps(trainer, count):
@@ -46,12 +37,27 @@ def steps(trainer, count):
 def test_first_step_is_the_cpus(method):
     """Later steps are not: ten sign steps amplify rounding."""
     case = Case(method=method, **SMALL)
+    here, there = (
+        make_trainer(case, device, precision="fp32", compiled=False) for device in (CPU, CUDA)
+    )
+    there.net.load_state_dict(here.net.state_dict())
+    for role, helper in here.method.helpers.items():
+        there.method.helpers[role].net.load_state_dict(helper.net.state_dict())
+    there.view.refresh()
     with full_fp32():
-        expected, got = (
-            steps(make_trainer(case, device, precision="fp32", compiled=False), 1)
-            for device in (CPU, CUDA)
-        )
-    assert got == pytest.approx(expected, rel=1e-3)
+        assert steps(there, 1) == pytest.approx(steps(here, 1), rel=1e-3)
+
+
+def state_of(trainer):
+    return [*trainer.net.state_dict().values(), *trainer.method.state_dict().values()]
+
+
+@pytest.mark.parametrize("method", ["uiat", "trades", "gradalign+uiat", "hat", "rebuffi"])
+def test_two_trainers_agree_to_the_bit(method):
+    case = Case(method=method, **SMALL)
+    trainers = [make_trainer(case, CUDA, precision="bf16", compiled=True) for _ in range(2)]
+    assert steps(trainers[0], 6) == steps(trainers[1], 6)
+    assert all(torch.equal(a, b) for a, b in zip(*map(state_of, trainers), strict=True))
 
 
 @pytest.mark.parametrize("method", ["uiat", "trades", "gradalign+uiat", "hat", "rebuffi"])
@@ -69,10 +75,14 @@ def test_replays_change_no_bit(method, monkeypatch):
     assert any(graph._replay is not None for graph in graphs)
     plain, expected = run(False)
     assert losses == expected
-    for a, b in zip(recorded.net.parameters(), plain.net.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(state_of(recorded), state_of(plain), strict=True))
     for name, value in recorded.sums.items():
         assert torch.equal(value, plain.sums[name]), name
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "clock"} for line in lines]
 
 
 def test_a_killed_run_ends_in_the_same_bits(tmp_path, small_run):
@@ -97,6 +107,8 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, small_run):
     broken.send_signal(signal.SIGKILL)
     broken.wait()
     finish(launch("--resume", "broken"))
+    for a, b in zip(*(metrics(tmp_path / name) for name in ("whole", "broken")), strict=True):
+        assert a == b
     whole, resumed = (
         torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
         for name in ("whole", "broken")
