@@ -2,4 +2,5 @@
 
 from fastuiat.cli import main
 
-main()
+if __name__ == "__main__":  # a bench's processes import it as well
+    main()

@@ -64,6 +64,7 @@ def make_record(
         "p20_s": spread.p20 if spread else None,
         "p80_s": spread.p80 if spread else None,
         "n": spread.n if spread else 0,
+        "repeats": measured.repeats,
         "extrapolated": extrapolated,
         "error": measured.error,
         "compile_s": measured.compile_s if spread else None,

@@ -119,6 +119,8 @@ class Measurement:
     """Seconds of the last call before the rounds."""
     peak_bytes: int | None = None
     error: str | None = None
+    repeats: int = 1
+    """Calls in one sample."""
 
     @property
     def spread(self) -> Spread:
@@ -153,6 +155,11 @@ class Plan:
     last one (and as long again for the memory). One round is always done."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
+
+
+QUEUED_S = 0.25
+"""A sample of training steps on CUDA: waited for one by one, they would each begin with an idle GPU
+and a host that does not run ahead, as it does in training."""
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -195,14 +202,15 @@ def interleaved(
         done(f"{provider.name}: building and warming up")
         _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
         taken.append(clock.now() - asked)
-    repeats = {name: _repeats(results[name], plan) for name in calls}
+    for name in calls:
+        results[name].repeats = _repeats(results[name], plan)
     ended = [clock.now()]
     for turn in range(max(plan.rounds, plan.max_rounds or 0)):
         if not calls or _is_enough(plan, [results[n] for n in calls], ended, peak is not None):
             break
         done(f"round {turn + 1}")
         for name in _rotated(list(calls), turn):
-            sample = partial(_sample, calls[name], results[name], clock, repeats[name])
+            sample = partial(_sample, calls[name], results[name], clock)
             _attempt(calls, results[name], sample)
         ended.append(clock.now())
     for name in list(calls):
@@ -262,12 +270,13 @@ def _repeats(result: Measurement, plan: Plan) -> int:
     return max(1, math.ceil(plan.min_sample_s / last)) if plan.min_sample_s and last else 1
 
 
-def _sample(call: Call, result: Measurement, clock: Clock, repeats: int) -> Call:
+def _sample(call: Call, result: Measurement, clock: Clock) -> Call:
     def work() -> None:
-        for _ in range(repeats):
+        for _ in range(result.repeats):
             call()
 
-    result.samples.append(clock.seconds(call if repeats == 1 else work) / repeats)
+    seconds = clock.seconds(call if result.repeats == 1 else work)
+    result.samples.append(seconds / result.repeats)
     return call
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from fastuiat.config import UserError
-from fastuiat.data.batch import Batch, augmented
+from fastuiat.data.batch import Batch, draw, on_device
 from fastuiat.data.order import Order
+from fastuiat_kernels import augment
 
 
 @contextlib.contextmanager
@@ -121,28 +122,22 @@ class FFCVLoader:
         order = self.order.batches(epoch)[start_step:]
         if not len(order):
             return
+        on_host, seed = torch.from_numpy(order), self.order.seed
+        rows = on_device(on_host, self.device)
+        draws = draw(seed, epoch, rows, flip=self.flip, pad=self.pad)
         # FFCV's thread sets the thread count before it makes its first batch.
         with torch_threads_kept():
             reader = self._reader(order)
             fetched = next(reader)
         try:
-            for step in range(start_step, start_step + len(order)):
+            for i, host_index in enumerate(on_host):
                 # What FFCV yields is a view of a buffer that it fills again a few batches on.
-                host_index = torch.from_numpy(order[step - start_step])
                 images, y, index = (self._own(tensor) for tensor in fetched)
                 if self._loader.memory_manager.failed:
                     raise UserError(f"{self._loader.fname} was cut short or cannot be read")
-                yield augmented(
-                    images,
-                    y.squeeze(1),
-                    index.squeeze(1),
-                    seed=self.order.seed,
-                    epoch=epoch,
-                    step=step,
-                    flip=self.flip,
-                    pad=self.pad,
-                    host_index=host_index,
-                )
+                x = augment(images, *draws.row(i), pad=self.pad)
+                step = start_step + i
+                yield Batch(x, y.squeeze(1), index.squeeze(1), epoch, step, seed, host_index)
                 fetched = next(reader, None)
         finally:
             _stop(reader)

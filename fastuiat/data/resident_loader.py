@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 import numpy as np
 import torch
 
-from fastuiat.data.batch import Batch, augmented, on_device
+from fastuiat.data.batch import Batch, draw, on_device
 from fastuiat.data.order import Order
+from fastuiat_kernels import augment
 
 
 def resident(images: np.ndarray | Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
@@ -46,20 +47,12 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch (from 1), from a step on."""
-        rows = torch.from_numpy(self.order.batches(epoch))
-        for step in range(start_step, len(rows)):
-            host_index = rows[step]
-            index = on_device(host_index, self.device)
-            yield augmented(
-                self.images[index],
-                self.labels[index],
-                index,
-                seed=self.order.seed,
-                epoch=epoch,
-                step=step,
-                flip=self.flip,
-                host_index=host_index,
-            )
+        on_host = torch.from_numpy(self.order.batches(epoch)[start_step:])
+        rows, seed = on_device(on_host, self.device), self.order.seed
+        draws = draw(seed, epoch, rows, flip=self.flip)
+        for i, index in enumerate(rows):
+            x = augment(self.images[index], *draws.row(i))
+            yield Batch(x, self.labels[index], index, epoch, start_step + i, seed, on_host[i])
 
     def close(self) -> None:
         """Nothing to release."""

@@ -14,9 +14,13 @@ T = TypeVar("T")
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory held so far: by tensors on CUDA, else by the whole process."""
+    """The most memory held so far: by PyTorch's allocator on CUDA, else by the whole process.
+
+    Not by tensors alone: between replays those of a recorded region are none, and their memory is
+    held.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

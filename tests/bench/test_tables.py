@@ -17,7 +17,7 @@ from fastuiat.bench.suites import epochs
 from fastuiat.bench.suites.epochs import Steps, measure, parts_of, plan_for
 from fastuiat.bench.suites.step import Setting
 from fastuiat.bench.suites.tables import TABLE2, TABLE5, show
-from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, Plan, WallClock
+from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, QUEUED_S, Plan, WallClock
 from fastuiat.bench.workload import Case
 from fastuiat.cli import main
 from fastuiat.data import Batch
@@ -139,6 +139,22 @@ def test_times_ratios_and_phases_are_found_exactly():
     assert natural["data_wait_share"] == pytest.approx(3 * WAIT / 14)
     assert all(r["extrapolated"] and r["error"] is None and r["peak_bytes"] == 7 for r in records)
     assert len({r["config_hash"] for r in records}) == len(records)
+
+
+def test_a_sample_of_several_steps_is_their_mean():
+    """As on CUDA, where the host then runs ahead; what is waited for counts step by step."""
+    plan = plan_for(
+        torch.device("cuda"), steps=3, steps_per_epoch=390, now=0, deadline=None, nets=1
+    )
+    assert plan.min_sample_s == QUEUED_S and plan.warmup == 3
+    plan = dataclasses.replace(plan, min_sample_s=7.0)
+    machine = FakeMachine(lambda name, call: SECONDS[name])
+    natural, uiat = on_fake(machine, ["natural", "uiat"], plan)
+    assert (natural["repeats"], uiat["repeats"]) == (4, 1)
+    assert machine.calls == {"natural": 4 + 3 * 4, "uiat": 4 + 3}
+    assert natural["samples_s"] == [2.0] * 3 and natural["data_wait_s"] == WAIT
+    assert natural["data_wait_share"] == WAIT / 2
+    assert natural["n"] == 3 and natural["ratios"]["uiat"]["median"] == 2 / 16
 
 
 def test_rows_are_interleaved_and_the_feed_is_closed():

@@ -169,7 +169,7 @@ def test_short_calls_are_repeated_inside_a_sample():
         clock=machine.clock,
         plan=Plan(warmup=1, rounds=3, min_sample_s=0.9),
     )
-    assert m.samples == [0.25] * 3
+    assert m.samples == [0.25] * 3 and m.repeats == 4
     assert len(machine.calls) == 2 + 3 * 4
 
 

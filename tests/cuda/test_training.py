@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +40,9 @@ def test_first_step_is_the_cpus(method):
     here, there = (
         make_trainer(case, device, precision="fp32", compiled=False) for device in (CPU, CUDA)
     )
+    # Each was drawn on its own device.
     there.net.load_state_dict(here.net.state_dict())
+    there.method.load_state_dict(here.method.state_dict())
     for role, helper in here.method.helpers.items():
         there.method.helpers[role].net.load_state_dict(helper.net.state_dict())
     there.view.refresh()
@@ -142,9 +143,3 @@ def test_batches_are_the_cpus():
     for a, b in zip(here, there, strict=True):
         assert isinstance(b, Batch) and b.x.is_cuda and b.x.stride() == a.x.stride()
         assert torch.equal(a.x, b.x.cpu()) and torch.equal(a.index, b.index.cpu())
-
-
-def test_the_helper_stays_on_its_device(tmp_path: Path):
-    """HAT's net is made by another method and asked in the step."""
-    trainer = make_trainer(Case(method="hat", **SMALL), CUDA, precision="bf16", compiled=False)
-    assert all(map(torch.isfinite, map(torch.tensor, steps(trainer, 2))))

@@ -1,7 +1,8 @@
 """Seconds of an epoch by method: what `fastuiat bench table2` and `table5` measure.
 
-A sample is one step as training takes it: the next batch from the loader, then the optimiser's
-step. All methods of a net are interleaved, so a ratio is made inside each round.
+A sample is one step as training takes it (on CUDA several, timing.QUEUED_S): the next batch from
+the loader, then the optimiser's step. All methods of a net are interleaved, so a ratio is made
+inside each round.
 
 Records. Every row of a table is one record: case `ARCH/bBATCH/METHOD`, provider `fastuiat` or
 `naive`, a step's `median_s p20_s p80_s n samples_s`, and `epoch_s` = median_s · `steps_per_epoch`
@@ -32,6 +33,7 @@ from fastuiat.bench.suites.step import Setting, costs
 from fastuiat.bench.suites.tables import Row, Table
 from fastuiat.bench.timing import (
     OUT_OF_MEMORY,
+    QUEUED_S,
     Call,
     Clock,
     Measurement,
@@ -235,6 +237,7 @@ class Results:
             samples=[sum(a * s for a, s in zip(shares, one, strict=True)) for one in rounds],
             peak_bytes=max((m.peak_bytes for m in measured if m.peak_bytes), default=None),
             error=error,
+            repeats=min(m.repeats for m in measured),
         )
 
     def records(self, row: Row) -> list[dict[str, Any]]:
@@ -268,7 +271,7 @@ class Results:
         if not m.samples:
             return None
         first = 1 + self.plan.warmup
-        waits = self.steps.waits[m.name][first : first + len(m.samples)]
+        waits = self.steps.waits[m.name][first : first + len(m.samples) * m.repeats]
         return sum(waits) / len(waits)
 
     def record(
@@ -299,7 +302,7 @@ class Results:
             measured=dataclasses.replace(m, name=row.provider),
             device=self.setting.device,
             config=config | more,
-            extrapolated=m.error is None and len(m.samples) < self.steps_per_epoch,
+            extrapolated=m.error is None and len(m.samples) * m.repeats < self.steps_per_epoch,
             row=row.name,
             epoch_s=m.spread.median * self.steps_per_epoch if m.samples else None,
             epoch_images=self.steps_per_epoch * case.batch_size,
@@ -370,7 +373,9 @@ def plan_for(
     spread is under 3% or an epoch is measured.
     """
     share = None if deadline is None else (deadline - now) / nets
-    limits: dict[str, Any] = {"warmup": 3 if device.type == "cuda" else 1}
+    limits: dict[str, Any] = {"warmup": 1}
+    if device.type == "cuda":
+        limits = {"warmup": 3, "min_sample_s": QUEUED_S}
     if share is not None:
         limits["until"] = now + share
     if steps is not None:

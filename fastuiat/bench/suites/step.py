@@ -7,6 +7,7 @@ products of that step alone, at PyTorch's own kernels: what is left when all els
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fastuiat.bench.passes import inventory, total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.replay import replay
 from fastuiat.bench.timing import (
+    QUEUED_S,
     Call,
     Clock,
     Measurement,
@@ -133,6 +135,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Records of one case, a provider each. Nothing is kept when it returns."""
     ways = StepProviders(case, setting)
+    if setting.device.type == "cuda":
+        plan = dataclasses.replace(plan, min_sample_s=QUEUED_S)
     measured = interleaved(
         ways.providers(names),
         clock=clock or clock_for(setting.device),
