@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 _ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-"""From torch 2.12 on or later; 2.11 has it not."""
+"""PyTorch 2.14 does, 2.11 does not."""
 
 
 def compile_alone(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -30,19 +29,8 @@ def compile_alone(function: Callable[..., Any], **options: Any) -> Callable[...,
 
 
 def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
-    if isinstance(function, functools.partial):
-        own = _with_code_of_its_own(function.func)
-        return functools.partial(own, *function.args, **function.keywords)
-    if isinstance(function, types.MethodType):
-        return types.MethodType(_with_code_of_its_own(function.__func__), function.__self__)
-    if not isinstance(function, types.FunctionType):
-        return function  # a module, say: its caller sees to it
-    twin = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    return own
