@@ -165,6 +165,7 @@ SUITES: dict[str, Columns] = {
         "20–80%": quantiles,
         "n": count,
         "times as fast": of("speedup", ".2f"),
+        "first evaluation": seconds_of("first_s"),
         "hold out": of("robust", ",.0f"),
         "same verdicts": of("same_verdicts", ",.0f"),
     },
