@@ -296,7 +296,7 @@ def stop_once_begun(words, folder):
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while len(list((folder / "o" / "runs").glob("*/config.json"))) < 2:
+    while len(list((folder / "o").glob("*/*/config.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

@@ -22,7 +22,8 @@ def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypat
     said = capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "tour.jsonl").read_text().splitlines()]
     assert [r["suite"] for r in records] == ["step"] * 4 + ["loader"] * 3 + ["table2"] * 10
-    assert {r["error"] for r in records} <= {None, NO_TIME}
+    errors = {r["error"] for r in records} - {None}
+    assert all(error.endswith(NO_TIME) for error in errors)  # of a row, maybe one phase's
     assert records[0]["n"] >= 1, "whatever the budget, the first is measured"
     summary = said[said.index("Summary, ") :].splitlines()
     assert len(summary) == 6 and f"{len(records)} rows" in summary[0]
