@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Function = Callable[..., Any]
 Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
@@ -84,19 +84,14 @@ class Recorded:
             if moving:
                 torch._foreach_copy_([to for to, _ in moving], [t for _, t in moving])
             self._replay()
-            results, shape = self._results
-            return tree_unflatten(
-                [r.clone() if isinstance(r, Tensor) else r for r in results], shape
-            )
+            return tree_map_only(Tensor, torch.clone, self._results)
 
     def _begin(self, net: Any, leaves: list[Any], shape: Any) -> None:
         """Record it on memory of its own."""
         own = [self._place(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._inputs = [leaf for leaf in own if isinstance(leaf, Tensor)]
         arguments = tree_unflatten(own, shape)
-        results, replay = self.record(lambda: self.function(net, *arguments))
-        self._results = tree_flatten(results)
-        self._replay = replay
+        self._results, self._replay = self.record(lambda: self.function(net, *arguments))
 
     def _place(self, argument: Tensor) -> Tensor:
         """Where a recording reads the argument."""

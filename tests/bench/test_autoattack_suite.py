@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import operator
 
 import pytest
+import torch
 
+from fastuiat.bench.suites import autoattack as suite
 from fastuiat.cli import main
 from fastuiat.config import UserError
 
@@ -22,6 +25,26 @@ def test_rows_are_compared_point_by_point(tmp_path, capsys):
         assert r["robust"] == records[0]["robust"] and r["same_verdicts"] == 3
         assert r["speedup"] == pytest.approx(records[0]["median_s"] / r["median_s"])
     assert "0.1% of each attack's iterations" in capsys.readouterr().out
+
+
+def test_what_happens_in_a_process_is_said():
+    net, x, y = suite.fresh("wrn-10-1", 2)
+    case = suite.Case(
+        name="", net=net, x=x, y=y, eps=0.01, batch_size=2, package_batch_sizes=(2,), share=0.001,
+        compile=False, device=torch.device("cpu"),
+    )  # fmt: skip
+    ways = suite.Evaluations(case)
+    try:
+        fails = ways.start("fails", operator.methodcaller("adjust", None))
+        with pytest.raises(RuntimeError, match="AttributeError: 'NoneType'"):
+            fails()
+        dies = ways.start("dies", suite.by_fastuiat)
+        ways._processes[-1].kill()
+        with pytest.raises(RuntimeError, match="its process ended, exit code -9"):
+            dies()
+    finally:
+        ways.end()
+    assert not any(process.is_alive() for process in ways._processes)
 
 
 def test_nonsense_is_refused(capsys):
