@@ -305,7 +305,7 @@ def one_device(name: str, device: str, found: Sequence[tuple[Row, Record]]) -> s
 def remarks(name: str, found: Sequence[tuple[Row, Record]]) -> Line:
     said = []
     if any(r["extrapolated"] for _, r in found):
-        said.append("~: an epoch extrapolated from the median of n steps.")
+        said.append("~: an epoch extrapolated from the median of n samples.")
     if name in PAPER_TABLES:
         beside = {arch: paper_net(name, arch) for row, _ in found if (arch := row.config["arch"])}
         others = [f"{net} has those of {own}" for net, own in beside.items() if own != net]

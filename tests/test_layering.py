@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "allocator", "compiling"},
+    {"config", "files", "allocator", "compiling", "convolutions"},
     {"losses", "memory", "data", "models", "progress", "report", "children"},
     {"gradients"},
     {"attacks"},
@@ -38,6 +38,7 @@ ONLY = {
         "attacks",
         "compiling",
         "config",
+        "convolutions",
         "data",
         "files",
         "gradients",

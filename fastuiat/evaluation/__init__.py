@@ -1,4 +1,7 @@
-"""Accuracy under attack, in fp32, repeatable from what it writes."""
+"""Accuracy under attack, repeatable from what it writes.
+
+In fp32; on a GPU with PyTorch's own choice for its convolutions, TF32 unless it is switched off.
+"""
 
 from fastuiat.evaluation.attacks import correct_under, pixels
 from fastuiat.evaluation.autoattack import AutoAttackResult, run_autoattack

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.compiling import compile_alone
+from fastuiat.convolutions import full_fp32
 from fastuiat.gradients import leaf
 from fastuiat.losses import logits_ratio, targeted_logits_ratio
 
@@ -77,6 +78,8 @@ class AttackedNet:
         self.failure: str | None = None
         """Why it compiles no more, in words."""
         self._graphs: dict[Any, Any] = {}
+        self._checked: set[Any] = set()
+        """Graphs, by batch size, that agreed with the plain net."""
 
     def __call__(self, x: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled() and x.requires_grad
@@ -129,21 +132,30 @@ class AttackedNet:
         if callable(key):  # a loss: its graph takes the gradient
             batch = leaf(batch.detach())
         rest = [a.contiguous() for a in arguments]  # a column of sorted classes is not
-        return self._graphs[key](batch, *rest)
+        graph = partial(self._graphs[key], batch, *rest)
+        if (key, x.shape[0]) in self._checked:
+            return graph()
+        # At each new size, which may have a graph of its own: a wrong gradient is a weak attack.
+        with full_fp32():
+            plain = function(x, *arguments)
+            agree = same(graph(), plain)
+        if agree:
+            self._checked.add((key, x.shape[0]))
+        else:
+            self._give_up("not compiled: the compiled net gives other logits or gradients")
+        return plain
 
     def compile(self, x: Tensor, attacks: Collection[str]) -> str | None:
         """Compile what the attacks need, for images like x; why that failed, in words, or None.
 
-        x (B, C, H, W), B at least LEAST: on it every graph is checked against the plain net. To be
-        called under `compiler_settings`.
+        x (B, C, H, W), B at least LEAST. To be called under `compiler_settings`.
         """
         # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         self.compiled = True
-        with torch.no_grad(), full_fp32():
-            plain, fast = self.net(x), self(x)
-            y, target = plain.argmax(dim=1), plain.argmin(dim=1)
-            differs = [not close(fast, plain)]
+        with torch.no_grad():
+            logits = self(x)
+            y, target = logits.argmax(dim=1), logits.argmin(dim=1)
             cases: dict[str, tuple[LogitsLoss, tuple[Tensor, ...]]] = {
                 "apgd-ce": (cross_entropy, (y,)),
                 "apgd-dlr": (logits_ratio, (y,)),
@@ -152,25 +164,11 @@ class AttackedNet:
             }
             for attack in cases.keys() & attacks:
                 loss, rest = cases[attack]
-                ours = self._ascent(loss, x, *rest)
-                differs.append(not same_ascent(ours, ascent(self.net, loss, x, *rest)))
+                self._ascent(loss, x, *rest)
         if "fab" in attacks:
             point = leaf(x.detach().clone())
             torch.autograd.grad(self(point).sum(), point)
-        if self.compiled and any(differs):
-            self._give_up("not compiled: the compiled net gives other logits or gradients")
         return self.failure
-
-
-@contextlib.contextmanager
-def full_fp32() -> Iterator[None]:
-    """No TF32 in a GPU's convolutions: its rounding would hide what the comparison is after."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def switch(x: Tensor, on: bool) -> Tensor:
@@ -181,6 +179,13 @@ def switch(x: Tensor, on: bool) -> Tensor:
 def close(ours: Tensor, plain: Tensor) -> bool:
     """Whether logits or losses differ by rounding alone; not where one is no number."""
     return bool((ours - plain).abs().max() <= TOLERANCE * plain.abs().max().clamp_min(1.0))
+
+
+def same(ours: Any, plain: Any) -> bool:
+    """Whether logits, or an ascent's results, agree."""
+    if isinstance(plain, tuple):
+        return same_ascent(ours, plain)
+    return close(ours.detach(), plain.detach())
 
 
 def same_ascent(ours: tuple[Tensor, Tensor, Tensor], plain: tuple[Tensor, Tensor, Tensor]) -> bool:

@@ -35,8 +35,10 @@ from torch import Tensor, nn
 
 from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import UserError
+from fastuiat.convolutions import repeatable
 from fastuiat.evaluation.attacked_net import (
     COMPILE_FROM,
+    LEAST,
     AttackedNet,
     compiler_settings,
     forward_flops,
@@ -265,8 +267,7 @@ class Evaluation:
     def compiled(self) -> Iterator[None]:
         """The net compiled; where that fails the plain one does, and the record says why."""
         size = min(self.batch_size, len(self.x))
-        # An odd number is no width of a layer, which graphs would be made for apart.
-        batch = self.x[torch.arange(max(size, 33)) % size].to(self.device)
+        batch = self.x[torch.arange(max(size, LEAST)) % size].to(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(compiler_settings())
             began = time.monotonic()
@@ -366,6 +367,7 @@ class Evaluation:
         self.progress(f"  {run.attack}", total - left, total)
 
 
+@repeatable()
 def run_autoattack(
     model: nn.Module,
     x: Tensor,

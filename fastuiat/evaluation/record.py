@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fastuiat.config import UserError, positive, radius_text
+from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import LOSSES, Progress, correct_over_restarts, pixels
 from fastuiat.evaluation.autoattack import Say, run_autoattack
@@ -188,6 +189,7 @@ class Evaluation:
         }
 
 
+@repeatable()
 def evaluate(
     model: nn.Module,
     images: ImageSet,
@@ -261,7 +263,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "precision": "fp32",
+        "precision": "tf32" if gpu and torch.backends.cudnn.allow_tf32 else "fp32",
     }
 
 

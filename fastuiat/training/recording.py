@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Function = Callable[..., Any]
 Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
@@ -41,10 +41,17 @@ class Recorder:
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # The loader's threads may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # The loader's threads may go on meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                results = work()
+        except Exception:
+            # Where the end of a recording fails, PyTorch stays on its stream.
+            torch.cuda.set_stream(stream)
+            torch.cuda.synchronize()
+            self._pool = None
+            raise
         return results, graph.replay
 
 
@@ -74,23 +81,26 @@ class Recorded:
         if self._replay is None:
             try:
                 self._begin(net, leaves, shape)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:  # what CUDA cannot record runs as it did
                 self.fit = False
                 logger.warning("not recorded as a CUDA graph: %s", str(error).splitlines()[0])
                 return self.function(net, *arguments)
-        assert self._replay is not None
+        assert self._replay is not None and net is self._net
         with torch.no_grad():
             moving = [(to, t) for to, t in zip(self._inputs, tensors, strict=True) if to is not t]
             if moving:
                 torch._foreach_copy_([to for to, _ in moving], [t for _, t in moving])
             self._replay()
-            return tree_map_only(Tensor, torch.clone, self._results)
+            return copies(self._results)
 
     def _begin(self, net: Any, leaves: list[Any], shape: Any) -> None:
         """Record it on memory of its own."""
         own = [self._place(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._inputs = [leaf for leaf in own if isinstance(leaf, Tensor)]
         arguments = tree_unflatten(own, shape)
+        self._net = net
         self._results, self._replay = self.record(lambda: self.function(net, *arguments))
 
     def _place(self, argument: Tensor) -> Tensor:
@@ -98,6 +108,16 @@ class Recorded:
         if any(argument is tensor for tensor in self.kept):
             return argument
         return argument.detach().clone().requires_grad_(argument.requires_grad)
+
+
+def copies(results: Any) -> Any:
+    """The same with copies of the tensors, in as many launches as they have dtypes."""
+    leaves, form = tree_flatten(results)
+    own = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    for dtype in {t.dtype for t in own if isinstance(t, Tensor)}:
+        places = [i for i, t in enumerate(own) if isinstance(t, Tensor) and t.dtype == dtype]
+        torch._foreach_copy_([own[i] for i in places], [leaves[i] for i in places])
+    return tree_unflatten(own, form)
 
 
 def on_gpu(tensors: Sequence[Any]) -> bool:

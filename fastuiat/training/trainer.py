@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import TrainConfig, UserError
+from fastuiat.convolutions import repeatable
 from fastuiat.data import one_ahead
 from fastuiat.methods import Method
 from fastuiat.training.averaging import Averaged
@@ -22,7 +23,7 @@ from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.optim import make_optimizer, one_cycle
-from fastuiat.training.precision import TrainingView, repeatable
+from fastuiat.training.precision import TrainingView
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 

@@ -115,6 +115,31 @@ def test_a_graph_with_another_gradient_is_not_used(monkeypatch):
     assert not net.compiled
 
 
+def test_a_graph_is_checked_at_each_size(plain, monkeypatch):
+    """Another size may get another graph, in the midst of an attack."""
+    real = attacked_net.compile_alone
+
+    def wrong(function, **options):
+        graph = real(function, **options)
+
+        def run(x, *arguments):
+            made = graph(x, *arguments)
+            return (*made[:2], -made[2]) if isinstance(made, tuple) and len(x) != 20 else made
+
+        return run
+
+    monkeypatch.setattr(attacked_net, "compile_alone", wrong)
+    net = AttackedNet(plain)
+    with compiler_settings(), torch.no_grad():
+        assert net.compile(images(20), ["apgd-t"]) is None
+        x = images(24)
+        y, target = plain(x).argmax(dim=1), plain(x).argmin(dim=1)
+        ours = net.get_logits_loss_grad_target(x, y, target)
+        theirs = AttackedNet(plain).get_logits_loss_grad_target(x, y, target)
+    assert not net.compiled and "other logits or gradients" in str(net.failure)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_a_graph_that_fails_on_the_way_leaves_the_plain_net(plain, monkeypatch):
     """As past the limit of recompilations."""
 

@@ -54,16 +54,16 @@ def attack(net, x, y, precision, loss, **settings):
 
 # q − p of a confident sample is a difference of all but equal numbers, made of bf16 logits: with
 # eight nets (four seeds, one thread and two) KL gained 0.86 to 1.01 of what it gains in fp32, 0.97
-# in the mean. The other losses gained 0.99 and more with every net.
-LEAST_SHARE = {"ce": 0.99, "margin": 0.99, "kl": 0.75}
+# in the mean (fp16: 0.96 to 1.00). The other losses gained 0.99 and more with every net.
+LEAST_SHARE = {("kl", "bf16"): 0.75, ("kl", "fp16"): 0.9}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("loss", LEAST_SHARE)
+@pytest.mark.parametrize("loss", ["ce", "margin", "kl"])
 def test_half_precision_attacks_as_strongly(confident, precision, loss):
     full, _, _ = attack(*confident, "fp32", loss)
     increase, zeros, nonfinite = attack(*confident, precision, loss)
-    assert full > 0 and increase >= LEAST_SHARE[loss] * full
+    assert full > 0 and increase >= LEAST_SHARE.get((loss, precision), 0.99) * full
     assert zeros < 0.005 and nonfinite == 0
 
 

@@ -10,6 +10,7 @@ that an evaluation of so many points can take.
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import signal
 import tempfile
@@ -24,7 +25,17 @@ from torch import Tensor, nn
 
 from fastuiat.bench import table
 from fastuiat.bench.record import make_record
-from fastuiat.bench.timing import Call, Clock, Plan, Provider, clock_for, interleaved
+from fastuiat.bench.timing import (
+    OUT_OF_MEMORY,
+    Call,
+    Clock,
+    Plan,
+    Provider,
+    clock_for,
+    describe,
+    interleaved,
+    release,
+)
 from fastuiat.evaluation import run_autoattack
 from fastuiat.evaluation.package import MOST_TARGETS, package
 
@@ -117,17 +128,19 @@ def by_fastuiat(case: Case) -> Verdicts:
 Evaluate = Callable[[Case], Verdicts]
 
 
-def serve(asker: Any, evaluate: Evaluate, case: Case, threads: int) -> None:
+def serve(asker: Any, evaluate: Evaluate, packed: bytes, threads: int) -> None:
     """Evaluate each time one is asked for, until the asker is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker hears it, and goes
     torch.set_num_threads(threads)
+    case = torch.load(io.BytesIO(packed), weights_only=False)  # ours, from a moment ago
     asker.send(None)
     with contextlib.suppress(EOFError):
         while asker.recv():
             try:
                 asker.send(evaluate(case))
             except Exception as error:
-                asker.send(RuntimeError(f"{type(error).__name__}: {error}"))
+                asker.send(describe(error))
+            release()  # a GPU's memory is the other way's as well
 
 
 class Evaluations:
@@ -155,25 +168,35 @@ class Evaluations:
         """Its process, ready; each call is an evaluation in it."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        packed = io.BytesIO()  # as it is, tensors would be shared by the processes
+        torch.save(self.case, packed)
         process = context.Process(
-            target=serve, args=(theirs, evaluate, self.case, torch.get_num_threads()), daemon=True
+            target=serve,
+            args=(theirs, evaluate, packed.getvalue(), torch.get_num_threads()),
+            daemon=True,
         )
         process.start()
         theirs.close()
         self._processes.append(process)
-        ours.recv()
 
-        def call() -> None:
+        def answer() -> Any:
             try:
-                ours.send(True)
-                found = ours.recv()
+                return ours.recv()
             except (EOFError, OSError) as error:
                 process.join()
                 raise RuntimeError(f"its process ended, exit code {process.exitcode}") from error
-            if isinstance(found, Exception):
-                raise found
+
+        def call() -> None:
+            with contextlib.suppress(OSError):  # which the answer tells
+                ours.send(True)
+            found = answer()
+            if found == OUT_OF_MEMORY:
+                raise torch.OutOfMemoryError(found)
+            if isinstance(found, str):
+                raise RuntimeError(found)
             self.found[name] = found
 
+        answer()
         return call
 
     def end(self) -> None:

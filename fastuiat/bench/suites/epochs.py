@@ -370,7 +370,8 @@ def plan_for(
 
     Rows that it has no room for are rows without a time (Plan.until). Rounds go on, at least one,
     until it would be exceeded: exactly `steps` where given, else from five on until every row's
-    spread is under 3% or an epoch is measured.
+    spread is under 3% or there are as many as an epoch has steps. On CUDA a round has several steps
+    of a row.
     """
     share = None if deadline is None else (deadline - now) / nets
     limits: dict[str, Any] = {"warmup": 1}

@@ -147,7 +147,7 @@ def time_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [f"{', '.join(rows)}: {error}" for error, rows in failed.items()]
     if any(r["extrapolated"] for r in records):
         images = f"{first['epoch_images']:,}"
-        notes.append(f"~ extrapolated: an epoch of {images} images at the median of n steps")
+        notes.append(f"~ extrapolated: an epoch of {images} images at the median of n samples")
     if paper_net != net:
         notes.append(f"the paper has no {net}: its ratios here are those of {paper_net}")
     return notes
