@@ -243,8 +243,8 @@ def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
         f"{images}). The time is of training alone, {jobs} runs at a time on all cores, and of HAT "
         "without its helper."
     )
-    origins = [one | {"n": seeds} for one in document["made"]]
-    return "\n".join([*lines, "", said, provenance(origins[0]["device"], origins), ""])
+    origins = [provenance(one["device"], [one]) for one in document["made"]]
+    return "\n".join([*lines, "", f"{said} n counts trainings.", *origins, ""])
 
 
 def render(name: str, results: Path) -> str:
