@@ -148,8 +148,9 @@ class AttackedNet:
     def compile(self, x: Tensor, attacks: Collection[str]) -> str | None:
         """Compile what the attacks need, for images like x; why that failed, in words, or None.
 
-        x (B, C, H, W), B at least LEAST. To be called under `compiler_settings`.
+        x (B, C, H, W); to be called under `compiler_settings`.
         """
+        x = x[torch.arange(max(len(x), LEAST)) % len(x)]
         # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         self.compiled = True

@@ -38,7 +38,6 @@ from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.evaluation.attacked_net import (
     COMPILE_FROM,
-    LEAST,
     AttackedNet,
     compiler_settings,
     forward_flops,
@@ -266,8 +265,8 @@ class Evaluation:
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:
         """The net compiled; where that fails the plain one does, and the record says why."""
-        size = min(self.batch_size, len(self.x))
-        batch = self.x[torch.arange(max(size, LEAST)) % size].to(self.device)
+        size = min(self.batch_size, len(self.standing) or 1)
+        batch = self.x[:size].to(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(compiler_settings())
             began = time.monotonic()

@@ -230,16 +230,9 @@ def evaluate(
     for name in names.values():
         refuse_foreign(folder / f"{name}.json", info)
     evaluation = Evaluation(
-        model=model.eval(),
-        images=images,
-        strength=strength,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        compile=compile,
-        progress=progress,
-        say=say,
-    )
+        model=model.eval(), images=images, strength=strength, seed=seed, batch_size=batch_size,
+        device=device, compile=compile, progress=progress, say=say,
+    )  # fmt: skip
     records = []
     for (attack, radius), name in names.items():
         state = folder / f"{name}.state"
