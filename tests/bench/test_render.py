@@ -131,20 +131,16 @@ def test_evidence_sets_rows_beside_each_other_seed_by_seed(tmp_path):
         row("eps-8/hat", (51.0,)),
         row("eps-8/iat", ()),
     ]
-    document = {
-        "rows": rows,
-        "columns": columns,
-        "made": [
-            {
-                "jobs": 2,
-                "device": "a CPU",
-                "cpu": {"features": ["avx2"]},
-                "versions": {"torch": "9.9"},
-                "commit": "abcdef0123456789",
-                "time": "2026-02-03T04:05:06+00:00",
-            }
-        ],
+    made = {
+        "jobs": 2,
+        "device": "a CPU",
+        "cpu": {"features": ["avx2"]},
+        "versions": {"torch": "9.9"},
+        "commit": "abcdef0123456789",
+        "n": 11,
+        "time": "2026-02-03T04:05:06+00:00",
     }
+    document = {"rows": rows, "columns": columns, "made": [made, made | {"device": "B", "n": 1}]}
     (tmp_path / "fashion-mnist-small.json").write_text(json.dumps(document))
     text = render.render("fashion-mnist-small", tmp_path)
     assert "| 8/255 | sat | 80.0 ± 0.0 | 55.0 ± 7.1 | 40.0 ± 0.0 |  |  | 9.0 |" in text
@@ -153,6 +149,8 @@ def test_evidence_sets_rows_beside_each_other_seed_by_seed(tmp_path):
     assert "| sat +3.0 ± 1.4 | sat +0.0 ± 0.0 |" in text
     assert "| n-fgsm +1.5 ± 0.7 |" in text
     assert "over 2 seeds (first test images: natural 7, pgd 7," in text and "2026-02-03" in text
+    assert "Measured on a CPU (avx2)" in text and "Measured on B (avx2)" in text
+    assert "n = 11;" in text and "n = 1;" in text
     short = render.render("fashion-mnist-small-short", tmp_path)
     assert "| uiat |" in short and "rs-fgsm" in text and "rs-fgsm" not in short
     assert render.render("fashion-mnist-small", tmp_path / "none") == "Not measured yet.\n"
