@@ -266,16 +266,18 @@ def render(name: str, results: Path) -> str:
     return "\n".join(parts)
 
 
-def validation(results: Path) -> str:
-    """How each reading did on the validation part, before any test image was looked at."""
-    file = results / f"{EVIDENCE}-validation.json"
+def validation(results: Path, name: str = "validation") -> str:
+    """How each reading did on the validation part."""
+    file = results / f"{EVIDENCE}-{name}.json"
     if not file.exists():
         return f"{NOT_YET}\n"
     document = json.loads(file.read_text(encoding="utf-8"))
-    heads = ["method", "BatchNorm for p", "λ", "β", "peak lr", "epochs", "natural", "PGD-10"]
+    heads = ["method", "BatchNorm for p", "λ", "β", "T or T'", "peak lr", "epochs"]
+    heads += ["natural", "PGD-10"]
     lines = ["| " + " | ".join([*heads, "PGD-10 by epoch"]) + " |", "|" + "---|" * (len(heads) + 1)]
     for run in document["runs"]:
-        named = [run["method"], run["inverse_bn"], run["lam"], run["beta"], run["max_lr"]]
+        named = [run["method"], run["inverse_bn"], run["lam"], run["beta"]]
+        named += [run.get("T"), run["max_lr"]]
         cells = [table.NONE if v is None else str(v) for v in [*named, run["epochs"]]]
         shares = [run["val_natural"][-1], run["val_robust"][-1]]
         cells += [f"{100 * share:.1f}" for share in shares]
@@ -288,6 +290,7 @@ def validation(results: Path) -> str:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,
     f"{EVIDENCE}-validation": validation,
+    f"{EVIDENCE}-epochs": lambda results: validation(results, "epochs"),
     f"{EVIDENCE}-short": lambda results: evidence(results, SHORT),
 }
 """Those that are made of no bench's records."""

@@ -159,9 +159,15 @@ def test_evidence_sets_rows_beside_each_other_seed_by_seed(tmp_path):
 def test_readings_are_listed_with_their_last_epoch(tmp_path):
     run = {"method": "uiat", "inverse_bn": "eval", "lam": 3.5, "beta": None, "max_lr": 0.1}
     run |= {"epochs": 2, "val_natural": [0.5, 0.25], "val_robust": [0.4, 0.2]}
-    document = {"runs": [run], "device": "a CPU", "cpu": {}, "versions": {"torch": "9.9"}}
+    document = {
+        "runs": [run, run | {"T": 3}],
+        "device": "a CPU",
+        "cpu": {},
+        "versions": {"torch": "9.9"},
+    }
     document |= {"commit": None, "time": "2026-02-03T04:05:06+00:00"}
     (tmp_path / "fashion-mnist-small-validation.json").write_text(json.dumps(document))
     text = render.render("fashion-mnist-small-validation", tmp_path)
-    assert "| uiat | eval | 3.5 | – | 0.1 | 2 | 25.0 | 20.0 | 40 20 |" in text
+    assert "| uiat | eval | 3.5 | – | – | 0.1 | 2 | 25.0 | 20.0 | 40 20 |" in text
+    assert "| uiat | eval | 3.5 | – | 3 | 0.1 | 2 | 25.0 | 20.0 | 40 20 |" in text
     assert "torch 9.9; n = 1; 2026-02-03." in text
