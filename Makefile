@@ -6,11 +6,9 @@ install: .venv/ready
 .venv/ready: pyproject.toml scripts/setup.sh
 	@bash scripts/setup.sh
 
-# So short a run leaves BatchNorm's running statistics behind the weights: p is taken in train mode
-# (with eval mode and otherwise the same run, natural accuracy stayed at chance).
 demo: .venv/ready
 	@rm -rf runs/demo
-	$(BIN)/fastuiat train --method uiat-oneoff --dataset digits --arch wrn-10-1 --inverse-bn train --epochs 8 --batch-size 64 --max-lr 0.05 --val-size 128 --log-every 5 --no-compile --out runs/demo
+	$(BIN)/fastuiat train --method uiat-oneoff --dataset digits --arch wrn-10-1 --epochs 8 --batch-size 64 --max-lr 0.05 --val-size 128 --log-every 5 --no-compile --out runs/demo
 	$(BIN)/fastuiat eval runs/demo --attacks clean pgd cw autoattack --n 24
 
 # A process per core, one thread in each: small nets gain nothing from a second thread.

@@ -64,9 +64,12 @@ def attack_kl(logits: Tensor, y: Tensor, target_probs: Tensor | None) -> Tensor:
 
 
 def kl_divergence(p: Tensor, logits: Tensor) -> Tensor:
-    """KL(p ‖ softmax(logits)) per sample, (B,), with 0·log 0 = 0; p (B, K) are probabilities."""
+    """KL(p ‖ softmax(logits)) per sample, (B,), with 0·log 0 = 0; p (B, K) are probabilities.
+
+    Differentiable in both; at p = 0, where the slope of p·log p is infinite, that term adds none.
+    """
     log_q = torch.log_softmax(wide(logits), dim=1)
-    return (torch.xlogy(p, p) - p * log_q).sum(dim=1)
+    return (p * torch.log(torch.where(p == 0, 1.0, p)) - p * log_q).sum(dim=1)
 
 
 def kl_between(logits: Tensor, logits_adv: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""What f(x̂) is pulled towards: `target(model, batch, x_adv) -> p`, detached, (B, K).
+"""What f(x̂) is pulled towards: `target(model, batch, x_adv)` gives the Pull of a training step.
 
-Calling a target advances its state (z, P) once, as one training step does.
+Calling a target moves z; `remember(batch, p)`, after the training forward, stores a p that was only
+known then. Together they advance z and P exactly once per step.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,37 @@ from fastuiat.gradients import gradient_through, in_layout_of, leaf
 from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
 from fastuiat_kernels import sign_step
+
+InverseForward = Literal["eval", "train", "attached"]
+
+
+class Pull(NamedTuple):
+    """p as a training forward takes it: a constant, or what that forward predicts itself.
+
+    `probs` (B, K) is p, where there are no `images`. From `images` (B, C, H, W) the training
+    forward predicts p = softmax(f(images)), with its gradient; where `share` (B, 1) is given too,
+    p = share·probs + (1 − share)·softmax(f(images)), `probs` a constant.
+    """
+
+    probs: Tensor | None = None
+    images: Tensor | None = None
+    share: Tensor | None = None
+
+    @property
+    def constant(self) -> Tensor:
+        """p where it is known before the training forward."""
+        assert self.images is None and self.probs is not None
+        return self.probs
+
+
+def pulled_towards(net: Any, pull: Pull) -> Tensor:
+    """p (B, K), at least fp32. Call it before the forward of x̂: x̌ comes first."""
+    if pull.images is None:
+        return pull.constant
+    p = torch.softmax(wide(net(pull.images)), dim=1)
+    if pull.share is None or pull.probs is None:
+        return p
+    return pull.share * pull.probs + (1 - pull.share) * p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +65,9 @@ class InverseConfig:
     """Radius of z, in pixel units."""
     inverse_alpha: Radius = 4 / 255
     """Step size of z, in pixel units."""
-    inverse_bn: Literal["eval", "train"] = "eval"
-    """BatchNorm in the forward that gives p; train spends one more, tracked forward."""
+    inverse_forward: InverseForward = "train"
+    """Where p comes from, which the paper leaves open: `eval`, the forward that moves z; `train`,
+    one more, with batch statistics and tracked; `attached`, that one with its gradient."""
 
     def __post_init__(self) -> None:
         for name in ("inverse_eps", "inverse_alpha"):
@@ -109,7 +142,32 @@ def probabilities(model: Any, x: Tensor, bn: BatchNormMode) -> Tensor:
         return region(net, class_probabilities)(net, x)
 
 
-class InstanceTarget(nn.Module):
+class Target(nn.Module):
+    """What p is, at each step of a run."""
+
+    config: InverseConfig
+
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def remember(self, batch: Any, p: Tensor) -> None:
+        """Take the p (B, K) that the training forward ended with."""
+
+    @property
+    def attached(self) -> bool:
+        return self.config.inverse_forward == "attached"
+
+    @property
+    def bn(self) -> BatchNormMode:
+        """BatchNorm of a forward that gives p and nothing else."""
+        return "eval" if self.config.inverse_forward == "eval" else "train"
+
+    def predicted(self, model: Any, x: Tensor) -> Pull:
+        """p = softmax(f(x)), by the forward that is set."""
+        return Pull(images=x) if self.attached else Pull(probabilities(model, x, self.bn))
+
+
+class InstanceTarget(Target):
     """IAT's target (Algorithm 2): p = softmax(f(x̌)), x̌ found for each sample on its own."""
 
     def __init__(self, config: InverseConfig, steps: int) -> None:
@@ -117,7 +175,7 @@ class InstanceTarget(nn.Module):
         self.config = config
         self.steps = steps
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
         c = self.config
         x, y = batch.x, batch.y
         x_inv = starting_point(x, "normal", c.inverse_eps, batch.noise("inverse"))
@@ -127,10 +185,10 @@ class InstanceTarget(nn.Module):
             for _ in range(self.steps):
                 point = leaf(x_inv)
                 x_inv = step(net, x, point, y, constants, c.beta, c.inverse_alpha, c.inverse_eps)
-        return probabilities(model, x_inv, c.inverse_bn)
+        return self.predicted(model, x_inv)
 
 
-class UniversalTarget(nn.Module):
+class UniversalTarget(Target):
     """Steps 2–5 of UIAT: the universal inverse example moves z and gives p."""
 
     def __init__(
@@ -140,19 +198,19 @@ class UniversalTarget(nn.Module):
         self.config = config
         self.bank = UniversalBank(num_classes, image_shape, seed)
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
         c = self.config
         x_inv = self.bank.apply_to(batch.x, batch.y)
         with frozen(model) as net:
             gradient = region(net, universal_gradient)
             grad, logits = gradient(net, batch.x, x_adv, leaf(x_inv), batch.y, c.beta)
         self.bank.step(grad, batch.y, alpha=c.inverse_alpha, eps=c.inverse_eps)
-        if c.inverse_bn == "train":
-            return probabilities(model, x_inv, "train")
-        return torch.softmax(wide(logits), dim=1)
+        if c.inverse_forward == "eval":
+            return Pull(torch.softmax(wide(logits), dim=1))
+        return self.predicted(model, x_inv)
 
 
-class MomentumTarget(nn.Module):
+class MomentumTarget(Target):
     """UIAT's target: the universal one, mixed with P from epoch T on (eq. 8), filled from T − 1."""
 
     def __init__(
@@ -165,26 +223,40 @@ class MomentumTarget(nn.Module):
         start_epoch: int,
     ) -> None:
         super().__init__()
+        self.config = universal.config
         self.universal = universal
         self.memory = ProbabilityMemory(num_samples, num_classes)
         self.gamma = gamma
         self.start_epoch = start_epoch
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
-        p = self.universal(model, batch, x_adv)
-        if self.gamma == 0 or batch.epoch < self.start_epoch - 1:
-            return p
+    def remembers(self, batch: Any) -> bool:
+        return self.gamma > 0 and batch.epoch >= self.start_epoch - 1
+
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+        pull: Pull = self.universal(model, batch, x_adv)
+        if not self.remembers(batch):
+            return pull
         gamma = self.gamma if batch.epoch >= self.start_epoch else 0.0
-        return self.memory.update(batch.index, p, gamma=gamma)
+        if not self.attached:
+            return Pull(self.memory.update(batch.index, pull.constant, gamma=gamma))
+        if gamma == 0:
+            return pull
+        stored, seen = self.memory.recall(batch.index)
+        return pull._replace(probs=stored, share=gamma * seen[:, None].to(stored.dtype))
+
+    def remember(self, batch: Any, p: Tensor) -> None:
+        if self.attached and self.remembers(batch):
+            self.memory.update(batch.index, p, gamma=0.0)
 
 
-class OneOffTarget(nn.Module):
+class OneOffTarget(Target):
     """The one-off target (eq. 10): f(x) before epoch T', universal in it, its memory after it."""
 
     def __init__(
         self, universal: UniversalTarget, num_samples: int, num_classes: int, *, epoch: int
     ) -> None:
         super().__init__()
+        self.config = universal.config
         self.universal = universal
         self.memory = ProbabilityMemory(num_samples, num_classes)
         self.epoch = epoch
@@ -205,20 +277,25 @@ class OneOffTarget(nn.Module):
         self._host_seen[index] = True
         return known
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Tensor:
-        bn = self.universal.config.inverse_bn
+    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
         if batch.epoch < self.epoch:
-            return probabilities(model, batch.x, bn)
+            return self.predicted(model, batch.x)
         if batch.epoch == self.epoch:
-            p = self.universal(model, batch, x_adv)
-            return self.memory.update(batch.index, p, gamma=0.0)
+            pull: Pull = self.universal(model, batch, x_adv)
+            if self.attached:
+                return pull
+            return Pull(self.memory.update(batch.index, pull.constant, gamma=0.0))
         stored, seen = self.memory.recall(batch.index)
         if self._all_seen(batch):
-            return stored
+            return Pull(stored)
         # A sample that epoch T' did not visit: z stays as it is, P is filled on the first visit.
         x_inv = self.universal.bank.apply_to(batch.x, batch.y)
-        p = torch.where(seen[:, None], stored, probabilities(model, x_inv, bn).float())
-        return self.memory.update(batch.index, p, gamma=0.0)
+        p = torch.where(seen[:, None], stored, probabilities(model, x_inv, self.bn).float())
+        return Pull(self.memory.update(batch.index, p, gamma=0.0))
+
+    def remember(self, batch: Any, p: Tensor) -> None:
+        if self.attached and batch.epoch == self.epoch:
+            self.memory.update(batch.index, p, gamma=0.0)
 
 
 def default_momentum_epoch(epochs: int) -> int:

@@ -226,6 +226,12 @@ def inverse_objective(net: Any, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
     return objective
 
 
+def predicted(net: nn.Module, x: Tensor) -> Tensor:
+    """softmax(f(x)), a constant, in the training forward's mode."""
+    with torch.no_grad():
+        return F.softmax(net(x), dim=1)
+
+
 @baseline("iat", 36, "no public code: five inverse steps, F(x) and F(x̂) once, f(x̌) at their end")
 def iat(step: NaiveStep, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
     net = step.net
@@ -234,15 +240,14 @@ def iat(step: NaiveStep, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
     objective, x_inv = inverse_objective(net, x, x_adv, y, BETA), normal_start(x)
     for _ in range(5):
         x_inv = moved(x, x_inv, -gradient(objective, x_inv), INVERSE_STEP, INVERSE_EPS)
-    with torch.no_grad():
-        p = F.softmax(net(x_inv), dim=1)
     net.train()
+    p = predicted(net, x_inv)
     logits_adv = net(x_adv)
     return F.cross_entropy(logits_adv, y) + LAM * kl(logits_adv, p)
 
 
 def universal(step: NaiveStep, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Tensor:
-    """z moved by its class gradients, and f(x̌), which the inverse loss has already computed."""
+    """z moved by its class gradients, and f(x̌)."""
     net, z = step.net, step.z
     net.eval()
     x_inv = torch.clamp(x + z[y], 0, 1)
@@ -251,10 +256,8 @@ def universal(step: NaiveStep, x: Tensor, x_adv: Tensor, y: Tensor, beta: float)
     present = F.one_hot(y, len(z)).sum(dim=0)[:, None, None, None] > 0
     stepped = torch.clamp(z - INVERSE_EPS * torch.sign(sums), -INVERSE_EPS, INVERSE_EPS)
     step.z = torch.where(present, stepped, z)
-    with torch.no_grad():
-        p = F.softmax(net(x_inv), dim=1)
     net.train()
-    return p
+    return predicted(net, x_inv)
 
 
 @baseline("uiat", 28, "no public code: f(x̌) has a forward of its own beside the inverse loss's")
@@ -269,11 +272,7 @@ def uiat(step: NaiveStep, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
 def oneoff(step: NaiveStep, x: Tensor, x_adv: Tensor, y: Tensor, index: Tensor, beta: float) -> Any:
     """p of the one-off variant in the step's phase."""
     if step.phase == "before":
-        step.net.eval()
-        with torch.no_grad():
-            p = F.softmax(step.net(x), dim=1)
-        step.net.train()
-        return p
+        return predicted(step.net, x)
     if step.phase == "at":
         step.memory[index] = universal(step, x, x_adv, y, beta)
     return step.memory[index]

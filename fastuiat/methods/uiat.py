@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, UserError
@@ -13,25 +13,41 @@ from fastuiat.methods.base import Method, StepOutput, accuracy, register, traini
 from fastuiat.targets import (
     InverseConfig,
     MomentumTarget,
+    Pull,
+    Target,
     UniversalTarget,
     checked_epoch,
     default_momentum_epoch,
+    pulled_towards,
 )
 from fastuiat_kernels import distill_loss
 
 
 def distilled_loss(
-    net: Any, x_adv: Tensor, p: Tensor, y: Tensor, lam: float
-) -> tuple[Tensor, Tensor]:
-    """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)) (eq. 7), and the logits f(x̂)."""
+    net: Any, x_adv: Tensor, pull: Pull, y: Tensor, lam: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)) (eq. 7), the logits f(x̂), and p.
+
+    Where p is predicted here the KL is differentiated on both sides.
+    """
+    p = pulled_towards(net, pull)
     logits = net(x_adv)
-    return distill_loss(logits, p, y, lam=lam), logits
+    return distill_loss(logits, p, y, lam=lam), logits, p
+
+
+def metrics_of(logits: Tensor, p: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What the run's log says of f(x̂) and of what it is pulled towards."""
+    return {
+        "robust_accuracy": accuracy(logits, y),
+        "target_accuracy": accuracy(p, y),
+        "target_confidence": p.gather(1, y[:, None]).float().mean(),
+    }
 
 
 class TargetMethod(Method):
     """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)): PGD on CE, and a target for p (eq. 7)."""
 
-    target: nn.Module
+    target: Target
 
     @dataclass(frozen=True, kw_only=True)
     class Config(InverseConfig, Method.Config):
@@ -41,13 +57,12 @@ class TargetMethod(Method):
         x_adv = pgd(
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )
-        p = self.target(model, batch, x_adv)
-        loss, logits = training_region(model, distilled_loss)(x_adv, p, batch.y, self.config.lam)
-        metrics = {
-            "robust_accuracy": accuracy(logits, batch.y),
-            "target_accuracy": accuracy(p, batch.y),
-        }
-        return StepOutput(loss, metrics)
+        pull = self.target(model, batch, x_adv)
+        loss, logits, p = training_region(model, distilled_loss)(
+            x_adv, pull, batch.y, self.config.lam
+        )
+        self.target.remember(batch, p)
+        return StepOutput(loss, metrics_of(logits, p, batch.y))
 
 
 @register("uiat")

@@ -9,25 +9,31 @@ from typing import Any
 from torch import Tensor
 
 from fastuiat.losses import kl_divergence
-from fastuiat.methods.base import StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import StepOutput, register, training_region
 from fastuiat.methods.gradalign import GradAlign
 from fastuiat.methods.n_fgsm import NFGSM
 from fastuiat.methods.rs_fgsm import RSFGSM, SingleStepMethod
+from fastuiat.methods.uiat import metrics_of
 from fastuiat.targets import (
     InverseConfig,
     OneOffTarget,
+    Pull,
     UniversalTarget,
     checked_epoch,
     default_oneoff_epoch,
+    pulled_towards,
 )
 
 
 def pulled(objective: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """objective + λ·KL(p ‖ f(x̂)) as a function of (net, p, lam, *inputs)."""
+    """objective + λ·KL(p ‖ f(x̂)) as a function of (net, pull, lam, *inputs), f(x̂), and p."""
 
-    def pulled_loss(net: Any, p: Tensor, lam: float, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def pulled_loss(
+        net: Any, pull: Pull, lam: float, *inputs: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p = pulled_towards(net, pull)
         loss, logits = objective(net, *inputs)
-        return loss + lam * kl_divergence(p, logits).mean(), logits
+        return loss + lam * kl_divergence(p, logits).mean(), logits, p
 
     return pulled_loss
 
@@ -59,13 +65,10 @@ def with_uiat(base: type[SingleStepMethod]) -> type[SingleStepMethod]:
 
         def loss(self, model: Any, batch: Any) -> StepOutput:
             inputs = self.inputs(model, batch)
-            p = self.target(model, batch, inputs[0])
-            loss, logits = training_region(model, self.objective)(p, self.config.lam, *inputs)
-            metrics = {
-                "robust_accuracy": accuracy(logits, batch.y),
-                "target_accuracy": accuracy(p, batch.y),
-            }
-            return StepOutput(loss, metrics)
+            pull = self.target(model, batch, inputs[0])
+            loss, logits, p = training_region(model, self.objective)(pull, self.config.lam, *inputs)
+            self.target.remember(batch, p)
+            return StepOutput(loss, metrics_of(logits, p, batch.y))
 
     WithUIAT.__name__ = WithUIAT.__qualname__ = f"{base.__name__}WithUIAT"
     WithUIAT.__doc__ = f"{base.__name__}'s loss + λ·KL(p ‖ f(x̂)), p from the one-off target."

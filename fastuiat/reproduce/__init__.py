@@ -6,6 +6,7 @@ finished and goes on with what is not. A preset is a table of ours, with a scale
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from fastuiat.children import Children
 from fastuiat.config import UserError
 from fastuiat.files import write_json
 from fastuiat.models import build_model
+from fastuiat.reproduce.ledger import Ledger
 from fastuiat.reproduce.rows import (
     Options,
     Row,
@@ -28,7 +30,7 @@ from fastuiat.reproduce.rows import (
     rows_of,
     scale_of,
 )
-from fastuiat.reproduce.runs import evaluate_row, made, seconds_per_epoch, train_row
+from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
 from fastuiat.training.precision import resolve_device
 
@@ -57,6 +59,8 @@ class Outcome:
     made: dict[str, Any]
     anew: bool
     """Whether anything was left to do."""
+    curve: list[dict[str, float]]
+    """What each epoch ended with."""
 
 
 class Table:
@@ -79,6 +83,7 @@ class Table:
         self.device = resolve_device(options.device)
         self.sizes = sizes_of(self.rows, options.data_dir)
         self.children = Children(self.scale.jobs, stdout=stdout)
+        self.ledger = Ledger(options.record, options.table) if options.record else None
         self.entries: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             sizes = self.sizes[row.config.dataset]
@@ -96,10 +101,23 @@ class Table:
                 "failed": None,
             }
         self.made: dict[str, dict[str, Any]] = {}
+        for row in self.rows:  # refuses a record of other settings before the first run
+            for seed in self.scale.seeds:
+                self.on_record(row, seed)
+
+    def on_record(self, row: Row, seed: int) -> Outcome | None:
+        """What a run came to that the record holds."""
+        line = self.ledger and self.ledger.find(row, seed, self.entries[row.name]["n"])
+        if not line:
+            return None
+        kept = {f.name: line[f.name] for f in dataclasses.fields(Outcome) if f.name != "anew"}
+        return Outcome(**kept, anew=False)
 
     def make(self, task: tuple[Row, int]) -> Outcome:
         """Train and evaluate a row with a seed."""
         row, seed = task
+        if known := self.on_record(row, seed):
+            return known
         folder = self.out / row.name.replace("/", "-") / f"seed-{seed}"
         self.say(f"{self.options.table} {row.name}, seed {seed}: {folder}")
         begun = []
@@ -114,7 +132,7 @@ class Table:
         accuracies = evaluate_row(row, folder, points, self.options, run)
         seconds = seconds_per_epoch(folder, row.config.batch_size)
         origin = made(folder, self.scale.jobs, self.device)
-        return Outcome(accuracies, seconds, origin, anew=bool(begun))
+        return Outcome(accuracies, seconds, origin, bool(begun), curve(folder))
 
     def enter(self, row: Row, seed: int, outcome: Outcome | UserError) -> None:
         """Write down what a run came to, and save the table so far."""
@@ -122,6 +140,10 @@ class Table:
         if isinstance(outcome, UserError):
             entry["failed"] = f"seed {seed}: {outcome}"
         else:
+            if self.ledger and not self.on_record(row, seed):
+                content = dataclasses.asdict(outcome) | {"n": entry["n"], "eps": row.eps}
+                del content["anew"]
+                self.ledger.add(row, seed, content)
             entry["seeds"][str(seed)] = outcome.accuracies
             entry["seconds_per_epoch"][str(seed)] = outcome.seconds_per_epoch
             self.made[f"{row.name} {seed}"] = outcome.made

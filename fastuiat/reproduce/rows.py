@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,16 @@ PRESETS = {
         seeds=(0, 1, 2),
         n={"natural": 200, "pgd": 200, "autoattack": 24},
         jobs=2,
-    )
+    ),
+    "cifar10-small": Scale(
+        ("natural", "pgd", "autoattack"),
+        seeds=(0, 1, 2),
+        n={"natural": 2000, "pgd": 2000, "autoattack": 128},
+        jobs=2,
+    ),
+    "cifar10-20": Scale(
+        ("natural", "pgd", "autoattack"), n={"natural": 10_000, "pgd": 10_000, "autoattack": 1000}
+    ),
 }
 """Recipes of ours that are trained and measured together; recipes.py says how and why so."""
 WORTH_COMPILING = 2000
@@ -60,7 +70,12 @@ class Options:
     """Train and evaluate all rows of a table or sweep, and set them beside the paper's values."""
 
     table: tyro.conf.Positional[str]
-    """table1, table3 … table6, figure2, figure3, figure7 or fashion-mnist-small."""
+    """table1, table3 … table6, figure2, figure3, figure7, cifar10-small, cifar10-20 or
+    fashion-mnist-small."""
+    rows: tuple[str, ...] = ()
+    """Only these rows, named in full or by a pattern such as 'pgd-5/uiat-*'."""
+    record: Path | None = None
+    """Append each finished run to this file, a JSON object per line, and skip those on it."""
     dataset: str | None = None
     """Only the rows of this data set; one that the table does not have replaces its first."""
     arch: str | None = None
@@ -70,9 +85,9 @@ class Options:
     n: int | None = None
     """Evaluate on the first so many test images only."""
     seeds: tuple[int, ...] | None = None
-    """One run of each row for each; by default 0, fashion-mnist-small 0 1 2."""
+    """One run of each row for each; by default 0, of the small presets 0 1 2."""
     jobs: int | None = None
-    """Runs at a time, which share the cores; by default 1, fashion-mnist-small 2."""
+    """Runs at a time, which share the cores; by default 1, of the small presets 2."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files."""
     extra_data: str | None = None
@@ -146,10 +161,20 @@ def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row
             kept = wanted if wanted in here else next(iter(here))
             configs = {r: c for r, c in configs.items() if getattr(c, name) == kept}
     rows = []
-    for name in configs:
+    for name in chosen_rows(list(configs), options):
         row = name.removeprefix(f"{table}/")
         rows.append(Row(row, name, configure(flags_of(name, options)), values.get(row)))
     return rows
+
+
+def chosen_rows(recipes_of_table: list[str], options: Options) -> list[str]:
+    """The recipes that `--rows` leaves; UserError on a pattern that no row fits."""
+    rows = {name.removeprefix(f"{options.table}/"): name for name in recipes_of_table}
+    for pattern in options.rows:
+        if not fnmatch.filter(rows, pattern):
+            raise UserError(f"--rows {pattern}: no such row, there are {', '.join(rows)}")
+    wanted = options.rows or ("*",)
+    return [name for row, name in rows.items() if any(fnmatch.fnmatchcase(row, p) for p in wanted)]
 
 
 def flags_of(recipe: str, options: Options) -> list[str]:

@@ -26,6 +26,8 @@ IDENTITY = (
     "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size", "settings"
 )  # fmt: skip
 """Settings by which a folder is known to hold a row's run."""
+LOGGED = ("loss", "robust_accuracy", "target_accuracy", "target_confidence")
+"""Metrics of training that a curve keeps."""
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
@@ -99,6 +101,22 @@ def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
     clocks = [e["clock"] for e in epochs[1:] if e["clock"].get("steps", steps) == steps]
     times = [steps * batch_size / clock["images_per_second"] for clock in clocks]
     return statistics.fmean(times) if times else None
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """What each epoch ended with: validation, and the mean of what training logged."""
+    lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    result = []
+    for end in (line for line in lines if line["kind"] == "epoch"):
+        logged = [ln for ln in lines if ln["kind"] == "train" and ln["epoch"] == end["epoch"]]
+        means = {
+            name: statistics.fmean(line[name] for line in logged)
+            for name in (LOGGED if logged else ())
+            if name in logged[0]
+        }
+        values = {k: v for k, v in end.items() if k == "epoch" or k.startswith(("val_", "test_"))}
+        result.append({k: round(v, 5) for k, v in (values | means).items()})
+    return result
 
 
 def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:

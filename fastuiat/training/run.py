@@ -206,13 +206,21 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run began with; UserError where there is no run."""
+    """The settings that a run began with, by their present names; UserError where it is none."""
     try:
-        return json.loads((folder / "config.json").read_text())
+        return renamed(json.loads((folder / "config.json").read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no run folder: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an older run by their present names."""
+    settings = stored.get("settings") or {}
+    if "inverse_bn" in settings:
+        settings["inverse_forward"] = settings.pop("inverse_bn")
+    return stored
 
 
 def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
@@ -297,7 +305,7 @@ def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = 
     trainer = assemble(settled, device, precision, progress)
     last = folder / "checkpoints" / "last.pt"
     offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
-    if trainer.step >= trainer.last_step and trainer.validated_epoch:
+    if trainer.is_finished:
         say(f"{folder} is finished: step {trainer.step}")
         trainer.loader.close()
         return trainer

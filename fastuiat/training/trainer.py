@@ -92,6 +92,12 @@ class Trainer:
         self.clock = StepClock(config.batch_size)
         self.log: MetricsLog | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is taken and what it led to is validated and saved."""
+        last_epoch = -(-self.last_step // self.steps_per_epoch)
+        return self.step >= self.last_step and self.validated_epoch >= last_epoch
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: all else is a pure function of the settings and the step."""
         return {
@@ -140,7 +146,7 @@ class Trainer:
             while self.step < self.last_step:
                 epoch, start = divmod(self.step, self.steps_per_epoch)
                 self.run_epoch(epoch + 1, start)
-            if self.validated_epoch * self.steps_per_epoch < self.step:
+            if not self.is_finished:
                 self.end_epoch(-(-self.step // self.steps_per_epoch))
         finally:
             self.log.close()

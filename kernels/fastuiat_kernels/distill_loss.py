@@ -2,21 +2,24 @@
 
     mean over the batch of  −log q_y + lam·Σ_k p_k (log p_k − log q_k),   q = softmax(logits)
 
-Shapes: logits (B, K), target_probs (B, K) detached, y int64 (B,), contiguous rows. At least fp32
-inside; 0·log 0 = 0, so target probabilities of exactly 0 are exact. Any NaN, or a +inf logit, makes
-the loss NaN. The kernel takes logits in fp32, bf16 or fp16 with fp32 target_probs; others the
+Shapes: logits (B, K), target_probs (B, K), y int64 (B,), contiguous rows. At least fp32 inside;
+0·log 0 = 0, so target probabilities of exactly 0 are exact. Any NaN, or a +inf logit, makes the
+loss NaN. The kernel takes logits in fp32, bf16 or fp16 with fp32 target_probs; others the
 reference.
 
-One launch reads a row once and writes its loss and its gradient
+One launch reads a row once and writes its loss and its gradients
 
     ∂/∂logits_k = q_k − [k = y] + lam·(q_k·Σ_j p_j − p_k)
+    ∂/∂p_k      = lam·(log p_k + 1 − log q_k),  at p_k = 0: −lam·log q_k
 
-which the backward pass only scales. The gradient is kept in fp32: in fp16 the small q of a
-confident row would vanish.
+which the backward pass only scales; the second only where target_probs requires a gradient. Its
+value at 0 is a choice: p·log p has an infinite slope there, which a softmax before it multiplies by
+0. The gradients are kept in fp32: in fp16 the small q of a confident row would vanish.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +52,9 @@ def _num_warps(block: int) -> int:
 def distill_loss_reference(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_q = torch.log_softmax(logits.to(dtype), dim=1)
-    p = target_probs.detach().to(dtype)
+    p = target_probs.to(dtype)
     cross_entropy = -log_q.gather(1, y[:, None])[:, 0]
-    divergence = (torch.xlogy(p, p) - p * log_q).sum(dim=1)
+    divergence = (p * torch.log(torch.where(p == 0, 1.0, p)) - p * log_q).sum(dim=1)
     return (cross_entropy + lam * divergence).mean()
 
 
@@ -62,9 +65,11 @@ def _distill_rows_kernel(
     y_ptr,
     losses_ptr,
     grad_ptr,
+    target_grad_ptr,
     lam,
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
+    WITH_TARGET: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
@@ -81,19 +86,25 @@ def _distill_rows_kernel(
     own = tl.sum(tl.where(k == y, log_q, 0.0), axis=0)
     # A label out of range would leave −log q_y at 0 and the loss plausible.
     own = tl.where((y >= 0) & (y < CLASSES), own, float("nan"))
-    p_log_p = p * tl.log(tl.where(p == 0, 1.0, p))
-    divergence = tl.sum(p_log_p - p * log_q, axis=0)
+    log_p = tl.log(tl.where(p == 0, 1.0, p))
+    divergence = tl.sum(p * log_p - p * log_q, axis=0)
     tl.store(losses_ptr + row, lam * divergence - own)
     q = exps / total
     grad = q - (k == y).to(tl.float32) + lam * (q * tl.sum(p, axis=0) - p)
     tl.store(grad_ptr + row * CLASSES + k, grad, mask=inside)
+    if WITH_TARGET:
+        target_grad = lam * (log_p + tl.where(p == 0, 0.0, 1.0) - log_q)
+        tl.store(target_grad_ptr + row * CLASSES + k, target_grad, mask=inside)
 
 
-def _launch(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+def _launch(
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float, with_target: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     checks.contiguous_at_launch(logits=logits, target_probs=target_probs)
     batch, classes = logits.shape
     losses = torch.empty(batch, dtype=torch.float32, device=logits.device)
     grad = torch.empty((batch, classes), dtype=torch.float32, device=logits.device)
+    target_grad = torch.empty_like(grad) if with_target else grad.new_empty(0)
     block = next_power_of_2(classes)
     wrap_triton(_distill_rows_kernel)[(batch,)](
         logits,
@@ -101,55 +112,64 @@ def _launch(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> tupl
         y,
         losses,
         grad,
+        target_grad,
         lam,
         CLASSES=classes,
         BLOCK=block,
+        WITH_TARGET=with_target,
         num_warps=_num_warps(block),
     )
-    return losses, grad
+    return losses, grad, target_grad
 
 
 def distill_rows_reference(
-    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Each row's loss (B,) and its gradient (B, K): what the kernel writes."""
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float, with_target: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's loss (B,) and its gradients (B, K), the target's empty where it is not asked for:
+    what the kernel writes."""
     log_q = torch.log_softmax(logits.float(), dim=1)
     q, p = log_q.exp(), target_probs.float()
     own = torch.nn.functional.one_hot(y, logits.shape[1])
     cross_entropy = -log_q.gather(1, y[:, None])[:, 0]
-    divergence = (torch.xlogy(p, p) - p * log_q).sum(dim=1)
+    log_p = torch.log(torch.where(p == 0, 1.0, p))
+    divergence = (p * log_p - p * log_q).sum(dim=1)
     grad = q - own + lam * (q * p.sum(dim=1, keepdim=True) - p)
-    return cross_entropy + lam * divergence, grad
+    target_grad = lam * (log_p + (p != 0) - log_q) if with_target else grad.new_empty(0)
+    return cross_entropy + lam * divergence, grad, target_grad
 
 
 @triton_op("fastuiat::distill_rows", mutates_args={})
 def _distill_rows(
-    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float, with_target: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     run = _launch if logits.is_cuda else distill_rows_reference
-    return run(logits, target_probs, y, lam)
+    return run(logits, target_probs, y, lam, with_target)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # nobody differentiates the gradient
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1])
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    ctx.set_materialize_grads(False)  # nobody differentiates the gradients
+    ctx.dtype, ctx.with_target = inputs[0].dtype, inputs[4]
+    ctx.save_for_backward(*output[1:])
 
 
 def _backward(
-    ctx: Any, grad_losses: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, None, None, None]:
+    ctx: Any, grad_losses: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     if grad_losses is None:
-        return None, None, None, None
-    (grad,) = ctx.saved_tensors
-    return (grad * grad_losses[:, None]).to(ctx.dtype), None, None, None
+        return None, None, None, None, None
+    grad, target_grad = ctx.saved_tensors
+    factor = grad_losses[:, None]
+    to_target = target_grad * factor if ctx.with_target else None
+    return (grad * factor).to(ctx.dtype), to_target, None, None, None
 
 
 _distill_rows.register_autograd(_backward, setup_context=_setup_context)
 
 
 def distill_loss(logits: Tensor, target_probs: Tensor, y: Tensor, *, lam: float) -> Tensor:
-    """A scalar, differentiable in `logits` once; no gradient reaches `target_probs`.
+    """A scalar, differentiable once in `logits`, and in `target_probs` where that is asked.
 
     logits and target_probs (B, K), y int64 (B,). ValueError on other dtypes, shapes or devices, on
     rows that are not contiguous, and on the CPU on a label outside 0 … K−1; on a GPU such a label
@@ -166,12 +186,15 @@ def distill_loss(logits: Tensor, target_probs: Tensor, y: Tensor, *, lam: float)
     checks.indices("y", y, logits.shape[1], logits.shape[0])
     fp32 = target_probs.dtype == torch.float32
     if takes_kernel(logits) and fp32 and logits.dtype in _DTYPES:
-        return _distill_rows(logits, target_probs.detach(), y, lam)[0].mean()
+        with_target = target_probs.requires_grad and torch.is_grad_enabled()
+        return _distill_rows(logits, target_probs, y, lam, with_target)[0].mean()
     return distill_loss_reference(logits, target_probs, y, lam)
 
 
-def _launched_loss(logits: Tensor, target_probs: Tensor, y: Tensor, lam: float) -> Tensor:
-    return _launch(logits, target_probs, y, lam)[0].mean()
+def _launched_loss(
+    logits: Tensor, target_probs: Tensor, y: Tensor, lam: float, *, with_target: bool
+) -> Tensor:
+    return _launch(logits, target_probs, y, lam, with_target)[0].mean()
 
 
 def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -186,37 +209,45 @@ def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
     }
 
 
-def _pointers(inputs: Inputs) -> dict[str, Pointer]:
+def _pointers(inputs: Inputs, *, with_target: bool) -> dict[str, Pointer]:
     logits, probs = inputs["logits"], inputs["target_probs"]
     batch, classes = logits.shape
+    width = row_width(classes, probs)
     return {
         "logits_ptr": Pointer(logits.numel() * logits.element_size(), row_width(classes, logits)),
-        "probs_ptr": Pointer(4 * logits.numel(), row_width(classes, probs)),
+        "probs_ptr": Pointer(4 * logits.numel(), width),
         "y_ptr": Pointer(8 * batch, 8),
         "losses_ptr": Pointer(4 * batch, 4),
-        "grad_ptr": Pointer(4 * logits.numel(), row_width(classes, probs)),
+        "grad_ptr": Pointer(4 * logits.numel(), width),
+        "target_grad_ptr": Pointer(4 * logits.numel() if with_target else 0, width),
     }
+
+
+def _variant(name: str, *, with_target: bool, replaces: int) -> Variant:
+    return Variant(
+        name=name,
+        op=distill_loss,
+        reference=distill_loss_reference,
+        launcher=partial(_launched_loss, with_target=with_target),
+        inputs=_inputs,
+        gradients=("logits", "target_probs") if with_target else ("logits",),
+        dtypes=_DTYPES,
+        pointers=partial(_pointers, with_target=with_target),
+        elements=lambda inputs: inputs["logits"].numel(),
+        launches=1,
+        replaces=replaces,
+        # Another order of the sums, and the GPU's own exp and log (2 ulp, and 2⁻²² near log 1).
+        tolerance=Tolerance(rtol=1e-5, atol=1e-6),
+        audit_sizes=("cifar10", "classes1000"),
+        traffic_sizes=("small", "small1000"),
+    )
 
 
 SPEC = KernelSpec(
     "distill_loss",
     "mean of −log q_y + lam·Σ_k p_k (log p_k − log q_k), q = softmax(logits)",
     (
-        Variant(
-            name="distill_loss",
-            op=distill_loss,
-            reference=distill_loss_reference,
-            launcher=_launched_loss,
-            inputs=_inputs,
-            dtypes=_DTYPES,
-            pointers=_pointers,
-            elements=lambda inputs: inputs["logits"].numel(),
-            launches=1,
-            replaces=22,
-            # Another order of the sums, and the GPU's own exp and log (2 ulp, and 2⁻²² near log 1).
-            tolerance=Tolerance(rtol=1e-5, atol=1e-6),
-            audit_sizes=("cifar10", "classes1000"),
-            traffic_sizes=("small", "small1000"),
-        ),
+        _variant("distill_loss", with_target=False, replaces=26),
+        _variant("distill_loss, both sides", with_target=True, replaces=34),
     ),
 )

@@ -91,6 +91,8 @@ class Variant:
     """Kernels launched per call."""
     replaces: int
     """Operators that the eager reference runs, views and allocations apart (a test counts them)."""
+    gradients: tuple[str, ...] = ()
+    """Inputs of a loss in which its gradient is a part of the work."""
     mutates: tuple[str, ...] = ()
     """Inputs changed in place: bench and tests hand out copies."""
     tolerance: Tolerance | None = None

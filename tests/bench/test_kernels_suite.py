@@ -38,17 +38,21 @@ def test_eager_and_inductor_rows(name):
     suite.show([eager, inductor])
 
 
-def test_a_loss_is_timed_with_its_gradient():
-    case = suite.cases(("distill_loss",), ("small",), every_dtype=False)[0]
-    inputs = case.inputs(CPU)
-    assert suite.is_loss(case, inputs)
-    (grad,) = suite.with_gradient(case.variant.reference)(**inputs)
-    q = torch.softmax(inputs["logits"].double(), dim=1)
+def test_a_loss_is_timed_with_its_gradients():
+    one, both = suite.cases(("distill_loss",), ("small",), every_dtype=False)
+    inputs = one.inputs(CPU)
+    assert one.variant.gradients == ("logits",)
+    grad, target_grad = suite.with_gradients(one.variant.reference, both.variant.gradients)(
+        **inputs
+    )
+    q, p = torch.softmax(inputs["logits"].double(), dim=1), inputs["target_probs"].double()
     own = torch.nn.functional.one_hot(inputs["y"], q.shape[1])
-    by_hand = (q - own + inputs["lam"] * (q - inputs["target_probs"])) / len(q)
+    by_hand = (q - own + inputs["lam"] * (q - p)) / len(q)
     assert torch.allclose(grad.double(), by_hand, atol=1e-6)
-    step = suite.cases(("sign_step",), ("small",), every_dtype=False)[0]
-    assert not suite.is_loss(step, step.inputs(CPU))
+    by_hand = inputs["lam"] * (p.log() + 1 - q.log()) / len(q)
+    assert torch.allclose(target_grad.double(), by_hand, atol=1e-5)
+    (step,) = suite.cases(("sign_step",), ("small",), every_dtype=False)[:1]
+    assert not step.variant.gradients
 
 
 def test_bytes_of_a_sign_step_by_hand():

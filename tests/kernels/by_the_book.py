@@ -89,7 +89,7 @@ def bank_step(z, grad, y, alpha, eps):
 
 
 def distill_loss(logits, p, y, lam):
-    """Loss and gradient in float64."""
+    """Loss, and its gradients in logits and p, in float64; at p = 0 p·log p counts as flat."""
     logits, p = logits.astype(float), p.astype(float)
     shifted = logits - logits.max(1, keepdims=True)
     log_q = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
@@ -99,7 +99,8 @@ def distill_loss(logits, p, y, lam):
     q = np.exp(log_q)
     grad = q + lam * (q * p.sum(1, keepdims=True) - p)
     grad[rows, y] -= 1
-    return losses.mean(), grad / len(y)
+    target_grad = lam * (np.log(safe) + (p > 0) - log_q)
+    return losses.mean(), grad / len(y), target_grad / len(y)
 
 
 def memory_update(memory, seen, index, probs, gamma):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -91,12 +92,13 @@ def test_bank_against_numpy():
 def test_distill_loss_against_numpy():
     inputs = VARIANTS["distill_loss"].inputs(SMALL, torch.float32, CPU)
     inputs["target_probs"][0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    loss, grad = by_the_book.distill_loss(*arrays(inputs).values())
-    logits = inputs["logits"].requires_grad_()
+    loss, grad, target_grad = by_the_book.distill_loss(*arrays(inputs).values())
+    logits, p = (inputs[name].requires_grad_() for name in ("logits", "target_probs"))
     out = distill_loss(**inputs)
     out.backward()
     assert abs(out.item() - loss) < 1e-6 * abs(loss)
     np.testing.assert_allclose(logits.grad.numpy(), grad, atol=1e-7)
+    np.testing.assert_allclose(p.grad.numpy(), target_grad, rtol=1e-5)
 
 
 def test_memory_update_against_numpy():
@@ -218,7 +220,9 @@ def operator_calls():
         name = variant.name.split(",")[0]
         name = "distill_rows" if name == "distill_loss" else name
         if name == "distill_rows":
-            inputs["logits"].requires_grad_()
+            for asked in variant.gradients:
+                inputs[asked].requires_grad_()
+            inputs["with_target"] = "target_probs" in variant.gradients
         if name == "sign_step":
             inputs.setdefault("counts", None)
         yield pytest.param(getattr(torch.ops.fastuiat, name), inputs, id=variant.name)
@@ -234,10 +238,18 @@ def test_distill_rows_gradient():
     inputs = VARIANTS["distill_loss"].inputs(SMALL, torch.float32, CPU)
     logits = inputs.pop("logits")
     ours, reference = (logits.clone().requires_grad_() for _ in range(2))
-    rows, _ = torch.ops.fastuiat.distill_rows(ours, **inputs)
-    (3 * rows.mean()).backward()
-    (3 * distill_loss(reference, **inputs)).backward()
-    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-5, atol=1e-7)
+    inputs["target_probs"][0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    probs = inputs.pop("target_probs")
+    for with_target in (False, True):
+        mine, theirs = (probs.clone().requires_grad_(with_target) for _ in range(2))
+        ours.grad = reference.grad = None
+        rows, *_ = torch.ops.fastuiat.distill_rows(ours, mine, **inputs, with_target=with_target)
+        (3 * rows.mean()).backward()
+        (3 * distill_loss(reference, theirs, **inputs)).backward()
+        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-5, atol=1e-7)
+        assert (mine.grad is not None) == with_target
+        if with_target:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
 class Operators(TorchDispatchMode):
@@ -260,11 +272,11 @@ def test_launches_replaced(name):
     """`replaces` counts the eager reference's operators, its backward included."""
     variant = VARIANTS[name]
     inputs = variant.inputs(SMALL, variant.dtypes[0], CPU)
-    if "logits" in inputs:
-        inputs["logits"].requires_grad_()
+    for asked in variant.gradients:
+        inputs[asked].requires_grad_()
     with Operators() as operators:
         out = variant.reference(**inputs)
-        if "logits" in inputs:
+        if variant.gradients:
             out.backward()
     assert operators.count == variant.replaces
 
@@ -306,6 +318,7 @@ WRITTEN = {
     "bank_accumulate": {"order_ptr", "starts_ptr", "sums_ptr", "present_ptr"},
     "bank_update": {"z_ptr"},
     "distill_loss": {"losses_ptr", "grad_ptr"},
+    "distill_loss, both sides": {"losses_ptr", "grad_ptr", "target_grad_ptr"},
     "memory_update": {"memory_ptr", "seen_ptr", "out_ptr"},
 }
 
@@ -327,7 +340,10 @@ def test_cuda_tensors_take_the_kernel(name, pretended_driver):
             for k, v in inputs.items()
             if isinstance(v, torch.Tensor)
         }
-        aot_function(lambda **tensors: variant.op(**(inputs | tensors)), keep)(**fakes)
+        op = variant.op
+        if len(variant.gradients) > 1:  # as it calls its operator: no backward runs on this device
+            op = functools.partial(torch.ops.fastuiat.distill_rows, with_target=True)
+        aot_function(lambda **tensors: op(**(inputs | tensors)), keep)(**fakes)
     (graph,) = graphs
     launches = [n for n in graph.nodes if n.target is triton_kernel_wrapper_functional]
     assert len(launches) == variant.launches
@@ -344,15 +360,16 @@ def test_the_operator_in_a_compiled_graph(name, monkeypatch):
     variant = VARIANTS[name]
     left = variant.inputs(SMALL, variant.dtypes[0], CPU)
     right = copies(left)
-    if "logits" in left:
-        left["logits"].requires_grad_()
-        right["logits"].requires_grad_()
+    for asked in variant.gradients:
+        left[asked].requires_grad_()
+        right[asked].requires_grad_()
     compiled = torch.compile(variant.op, fullgraph=True, dynamic=False, backend="aot_eager")
     out, expected = compiled(**left), variant.reference(**right)
-    if "logits" in left:
+    if variant.gradients:
         out.backward()
         expected.backward()
-        torch.testing.assert_close(left["logits"].grad, right["logits"].grad)
+    for asked in variant.gradients:
+        torch.testing.assert_close(left[asked].grad, right[asked].grad)
     torch.testing.assert_close(out, expected, equal_nan=True)
     for mutated in variant.mutates:
         assert torch.equal(left[mutated], right[mutated])

@@ -6,7 +6,7 @@ loops over samples and classes. Values agree to 1e-6 and gradients to 1e-5 in fp
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import pytest
 import torch
@@ -115,7 +115,14 @@ def rebuffi(net, x, y, start, method):
     return (cross_entropy(clean, y, 0.1) + 6 * kl(clean, adversarial)).mean(), x_adv
 
 
-def iat_with(beta: float):
+def predicted(net: Net, x: Tensor, reading: str) -> Tensor:
+    """f(x̌) as the reading has it."""
+    if reading == "eval":
+        return net.eval(x).detach()
+    return net.tracked(x) if reading == "attached" else net.tracked(x).detach()
+
+
+def iat_with(beta: float, reading: str = "train"):
     def iat(net, x, y, start, method):
         x_adv = climb(net.eval, x, start, lambda logits: cross_entropy(logits, y))
         features, features_adv = net.eval(x, True)[1].detach(), net.eval(x_adv, True)[1].detach()
@@ -128,7 +135,7 @@ def iat_with(beta: float):
             (grad,) = torch.autograd.grad(inverse, x_inv)
             x_inv = x_inv.detach() - 2 / 255 * torch.sign(grad)
             x_inv = torch.minimum(torch.maximum(x_inv, x - 4 / 255), x + 4 / 255).clamp(0, 1)
-        p_logits = net.eval(x_inv).detach()
+        p_logits = predicted(net, x_inv, reading)
         adversarial = net.tracked(x_adv)
         return (cross_entropy(adversarial, y) + 3.5 * kl(p_logits, adversarial)).mean(), x_adv
 
@@ -148,6 +155,8 @@ CASES = [
     ("rebuffi", {}, "uniform", rebuffi),
     ("iat", {}, "uniform", iat_with(1.0)),
     ("iat", {"beta": 0.0}, "uniform", iat_with(0.0)),
+    ("iat", {"inverse_forward": "eval"}, "uniform", iat_with(1.0, "eval")),
+    ("iat", {"inverse_forward": "attached"}, "uniform", iat_with(1.0, "attached")),
 ]
 
 
@@ -217,8 +226,8 @@ def single_step(name, net, batch, noise_ratio, alpha_ratio, project):
     return x_adv.clamp(0, 1), grad
 
 
-def single_step_loss(name, net, batch, mu):
-    """Loss per sample but for the alignment, f(x̂), x̂, and the alignment."""
+def single_step_loss(name, net, batch, mu, between=lambda: None):
+    """The loss and f(x̂); `between` is run after the attack, before the training forwards."""
     x, y = batch.x, batch.y
     if name == "rs-fgsm":
         x_adv, _ = single_step(name, net, batch, 1, 1.25, True)
@@ -226,6 +235,7 @@ def single_step_loss(name, net, batch, mu):
         x_adv, _ = single_step(name, net, batch, 2, 1, False)
     else:
         x_adv, grad = single_step(name, net, batch, 0, 1.25, True)
+    between()
     alignment = torch.zeros((), dtype=x.dtype)
     if name == "gradalign":
         key, index = batch.noise("alignment")
@@ -252,45 +262,54 @@ def test_single_step_methods(name, create, make_net, make_batch):
     assert int(net.bn1.num_batches_tracked) == forwards
 
 
+def note_prediction(found: list[Tensor], net: nn.Module, x: Tensor, reading: str) -> None:
+    found.append(log_softmax(predicted(Net(net), x, reading)).exp())
+
+
+@pytest.mark.parametrize("reading", ["eval", "train", "attached"])
 @pytest.mark.parametrize("base", ["rs-fgsm", "n-fgsm", "gradalign"])
-def test_single_step_with_the_one_off_target(base, create, make_net, make_batch):
+def test_single_step_with_the_one_off_target(base, reading, create, make_net, make_batch):
     """Epochs 1 (clean), 2 (universal, T'), 3 (memory, with samples that T' did not visit)."""
-    method = create(f"{base}+uiat", torch.float64, oneoff_epoch=2)
+    settings = {"oneoff_epoch": 2, "inverse_forward": reading}
+    method = create(f"{base}+uiat", torch.float64, **settings)
     z, memory = method.target.universal.bank.z.double().clone(), {}
     for epoch in (1, 2, 3):
         batch = make_batch(torch.float64, epoch, shift=3 * epoch)
         x, y, rows = batch.x, batch.y, batch.index.tolist()
         net, twin = make_net(torch.float64, seed=epoch), make_net(torch.float64, seed=epoch)
-        plain, logits = single_step_loss(base, Net(twin), batch, mu=0.2)
-        kept = {name: buffer.clone() for name, buffer in twin.named_buffers()}
-        # The target's forwards come between attack and training forward: the running statistics
-        # that its eval mode reads have seen the attack's forward and no other.
+        # The target's forwards come between attack and training forwards: the running statistics
+        # that eval mode reads have seen the attack's forward and no other.
         probe = make_net(torch.float64, seed=epoch)
         ratios = {"rs-fgsm": (1, 1.25, True), "n-fgsm": (2, 1, False), "gradalign": (0, 1.25, True)}
         single_step(base, Net(probe), batch, *ratios[base])
         x_inv = torch.stack([(x[i] + z[y[i]]).clamp(0, 1) for i in range(len(y))])
-        x_inv.requires_grad_()
-        p = log_softmax(Net(probe).eval(x if epoch == 1 else x_inv)).exp()
         if epoch == 2:
-            (grad,) = torch.autograd.grad(-sum(p[i, y[i]].log() for i in range(len(y))), x_inv)
+            leaf = x_inv.clone().requires_grad_()
+            log_p = log_softmax(Net(probe).eval(leaf))
+            (grad,) = torch.autograd.grad(-sum(log_p[i, y[i]] for i in range(len(y))), leaf)
             for c in set(y.tolist()):
                 step = torch.sign(sum(grad[i] for i in range(len(y)) if y[i] == c))
                 z[c] = (z[c] - 4 / 255 * step).clamp(-4 / 255, 4 / 255)
+        seen_from = x if epoch == 1 else x_inv
+        found: list[Tensor] = []
+        between = partial(note_prediction, found, twin, seen_from, reading)
+        plain, logits = single_step_loss(base, Net(twin), batch, mu=0.2, between=between)
+        (p,) = found
+        if epoch == 2:
             memory = {row: p[i].detach() for i, row in enumerate(rows)}
         if epoch == 3:
-            p = torch.stack([memory.get(row, p[i]) for i, row in enumerate(rows)])
-        p = p.detach()
+            p = torch.stack([memory.get(row, p[i].detach()) for i, row in enumerate(rows)])
         log_q = log_softmax(logits)
         pull = sum(
-            p[i, k] * (math.log(p[i, k]) - log_q[i, k])
+            p[i, k] * (p[i, k].log() - log_q[i, k])
             for i in range(len(y))
             for k in range(p.shape[1])
         ) / len(y)
         out = method.loss(net, batch)
-        for name, buffer in twin.named_buffers():
-            assert torch.equal(buffer, kept[name])
         assert_same_training(out.loss, net, plain + 3.5 * pull, twin)
         assert torch.allclose(method.target.universal.bank.z.double(), z, atol=1e-7)
+        attacks = {"rs-fgsm": 2, "n-fgsm": 2, "gradalign": 3}[base]
+        assert int(net.bn1.num_batches_tracked) == attacks + (reading != "eval")
 
 
 def test_on_a_given_x_adv_in_fp32(make_net, make_batch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -33,8 +31,10 @@ def make_batch(epoch: int, dtype: torch.dtype, shift: int = 0) -> Batch:
 class ByTheBook:
     """Plain loops over the paper's formulas; shares only the start points of the attack."""
 
-    def __init__(self, net, z, *, lam, beta, gamma, momentum_epoch=None, oneoff_epoch=None):
-        self.net, self.z = net, z.clone()
+    def __init__(
+        self, net, z, *, reading, lam, beta, gamma, momentum_epoch=None, oneoff_epoch=None
+    ):
+        self.net, self.z, self.reading = net, z.clone(), reading
         self.lam, self.beta, self.gamma = lam, beta, gamma
         self.momentum_epoch, self.oneoff_epoch = momentum_epoch, oneoff_epoch
         self.memory: dict[int, torch.Tensor] = {}
@@ -50,10 +50,9 @@ class ByTheBook:
         return x_adv
 
     def inverse(self, x, y, x_adv):
-        """p before z moves, and z moved."""
+        """z moved, and p, in which z stands as it was."""
         self.net.eval()
-        x_inv = torch.stack([(x[i] + self.z[y[i]].to(x.dtype)).clamp(0, 1) for i in range(len(y))])
-        x_inv.requires_grad_()
+        x_inv = self.bright(x, y).requires_grad_()
         logits, f_inv = self.net(x_inv, return_features=True)
         with torch.no_grad():
             f = self.net(x, return_features=True)[1]
@@ -67,34 +66,44 @@ class ByTheBook:
             total = sum(grad[i] for i in range(len(y)) if y[i] == c)
             step = (4 / 255) * torch.sign(total).to(self.z.dtype)
             self.z[c] = (self.z[c] - step).clamp(-4 / 255, 4 / 255)
-        return torch.softmax(logits.detach(), 1)
+        if self.reading == "eval":
+            return torch.softmax(logits.detach(), 1)
+        return self.predict(x_inv.detach())
 
-    def clean(self, x):
-        self.net.eval()
-        with torch.no_grad():
-            return torch.softmax(self.net(x), 1)
+    def bright(self, x, y):
+        return torch.stack([(x[i] + self.z[y[i]].to(x.dtype)).clamp(0, 1) for i in range(len(y))])
+
+    def predict(self, x):
+        self.net.train(self.reading != "eval")
+        p = torch.softmax(self.net(x), 1)
+        return p if self.reading == "attached" else p.detach()
 
     def target(self, batch, x_adv):
         if self.oneoff_epoch is not None:
             if batch.epoch < self.oneoff_epoch:
-                return self.clean(batch.x)
+                return self.predict(batch.x)
             if batch.epoch == self.oneoff_epoch:
                 p = self.inverse(batch.x, batch.y, x_adv)
-                for i, row in zip(batch.index.tolist(), p, strict=True):
+                for i, row in zip(batch.index.tolist(), p.detach(), strict=True):
                     self.memory[i] = row
                 return p
-            x_inv = (batch.x + self.z[batch.y].to(batch.x.dtype)).clamp(0, 1)
-            fallback = self.clean(x_inv)
-            for i, row in zip(batch.index.tolist(), fallback, strict=True):
-                self.memory.setdefault(i, row)
+            if not all(i in self.memory for i in batch.index.tolist()):
+                fallback = self.predict(self.bright(batch.x, batch.y)).detach()
+                for i, row in zip(batch.index.tolist(), fallback, strict=True):
+                    self.memory.setdefault(i, row)
             return torch.stack([self.memory[i] for i in batch.index.tolist()])
         p = self.inverse(batch.x, batch.y, x_adv)
         if batch.epoch >= self.momentum_epoch:
-            for row, i in enumerate(batch.index.tolist()):
-                if i in self.memory:
-                    p[row] = self.gamma * self.memory[i] + (1 - self.gamma) * p[row]
+            p = torch.stack(
+                [
+                    self.gamma * self.memory[i] + (1 - self.gamma) * p[row]
+                    if i in self.memory
+                    else p[row]
+                    for row, i in enumerate(batch.index.tolist())
+                ]
+            )
         if batch.epoch >= self.momentum_epoch - 1:
-            for i, row in zip(batch.index.tolist(), p, strict=True):
+            for i, row in zip(batch.index.tolist(), p.detach(), strict=True):
                 self.memory[i] = row
         return p
 
@@ -103,7 +112,7 @@ class ByTheBook:
         log_q = F.log_softmax(self.net(x_adv), 1)
         total = 0.0
         for i in range(len(batch.y)):
-            kl = sum(p[i, k] * (math.log(p[i, k]) - log_q[i, k]) for k in range(K))
+            kl = sum(p[i, k] * (p[i, k].log() - log_q[i, k]) for k in range(K))
             total = total - log_q[i, batch.y[i]] + self.lam * kl
         return total / len(batch.y)
 
@@ -115,9 +124,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+READINGS = ("eval", "train", "attached")
+
+
+@pytest.mark.parametrize(
+    ("reading", "dtype"), [*((r, torch.float64) for r in READINGS), ("train", torch.float32)]
+)
 @pytest.mark.parametrize("name, config, book", CASES)
-def test_against_the_book(name, config, book, dtype):
+def test_against_the_book(name, config, book, reading, dtype):
     net, twin = make_net(dtype), make_net(dtype)
     method = methods.create(
         name,
@@ -125,9 +139,10 @@ def test_against_the_book(name, config, book, dtype):
         num_samples=N,
         epochs=4,
         attack={"steps": STEPS, "start": "uniform"},
+        inverse_forward=reading,
         **config,
     )
-    settings = {"lam": 3.5, "beta": 1.0, "gamma": 0.9} | book
+    settings = {"reading": reading, "lam": 3.5, "beta": 1.0, "gamma": 0.9} | book
     book = ByTheBook(twin, method.target.universal.bank.z, **settings)
     for epoch in range(1, 5):
         # Epochs overlap in part, so that some samples are new after T'.
@@ -148,7 +163,7 @@ def test_against_the_book(name, config, book, dtype):
         if dtype == torch.float64:
             for got, want in zip(grads, wanted, strict=True):
                 assert (got - want).norm() <= 1e-5 * want.norm() + 1e-12
-        # BatchNorm saw the training forward only.
+        # BatchNorm saw the training forwards, and no other.
         for (key, a), b in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
             assert torch.allclose(a, b, rtol=1e-5), key
 

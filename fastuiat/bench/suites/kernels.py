@@ -76,31 +76,24 @@ def input_pool(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
     return [first, *(case.inputs(device) for _ in range(copies - 1))]
 
 
-def is_loss(case: KernelCase, inputs: dict[str, Any]) -> bool:
-    """Whether the operation ends in a scalar: then its gradient is the other half of its work."""
-    result = case.variant.reference(**inputs)
-    return isinstance(result, torch.Tensor) and result.ndim == 0
-
-
-def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function and its gradient in its first argument."""
+def with_gradients(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """The function and its gradients in the inputs of these names."""
 
     def run(**inputs: Any) -> Any:
-        name, first = next(iter(inputs.items()))
         with torch.enable_grad():
-            first = first.detach().requires_grad_()
-            return torch.autograd.grad(function(**inputs | {name: first}), first)
+            leaves = {name: inputs[name].detach().requires_grad_() for name in names}
+            return torch.autograd.grad(function(**inputs | leaves), tuple(leaves.values()))
 
     return run
 
 
 def providers(case: KernelCase, device: torch.device) -> list[Provider]:
     pool = input_pool(case, device)
-    whole = with_gradient if is_loss(case, pool[0]) else lambda function: function
+    gradients = case.variant.gradients
 
     def around(function: Callable[..., object]) -> Call:
         inputs: Iterator[dict[str, Any]] = itertools.cycle(pool)
-        call = whole(function)
+        call = with_gradients(function, gradients) if gradients else function
         return lambda: call(**next(inputs))
 
     reference, op = case.variant.reference, case.variant.op

@@ -49,7 +49,7 @@ def test_labels_out_of_range_touch_no_memory(label):
     with watched(lambda launch, run: count_launch(launch, run)):
         applied = module("bank_apply")._launch(x, z, y, 0.0, 1.0)
         moved = bank._launch_step(z.clone(), x, y, 0.1, 1.0)
-        losses, _ = module("distill_loss")._launch(probs, probs.clone(), y, 1.0)
+        losses, *_ = module("distill_loss")._launch(probs, probs.clone(), y, 1.0)
         stored, seen = torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool)
         mixed = memory._launch(stored, seen, y, probs, 0.9)
     assert applied[1].isnan().all() and not applied[[0, 2]].isnan().any()

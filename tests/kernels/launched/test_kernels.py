@@ -254,20 +254,23 @@ def test_distill_loss_and_gradient_against_numpy(classes, dtype):
     p[0] = 0  # no mass at all: the divergence and its gradient are 0
     p[1] = torch.nn.functional.one_hot(torch.tensor(1), classes)
     y = torch.randint(classes, (11,), generator=random)
-    losses, grad = launcher("distill_loss")(logits, p, y, 3.5)
-    loss, book = by_the_book.distill_loss(logits.numpy(), p.numpy(), y.numpy(), 3.5)
+    losses, grad, target_grad = launcher("distill_loss")(logits, p, y, 3.5, True)
+    loss, book, target_book = by_the_book.distill_loss(logits.numpy(), p.numpy(), y.numpy(), 3.5)
     assert abs(losses.mean().item() - loss) <= 1e-5 * abs(loss)
     np.testing.assert_allclose(grad.numpy() / 11, book, atol=1e-6)
+    np.testing.assert_allclose(target_grad.numpy() / 11, target_book, rtol=1e-5, atol=1e-6)
+    alone, same, none = launcher("distill_loss")(logits, p, y, 3.5)
+    assert torch.equal(alone, losses) and torch.equal(same, grad) and none.numel() == 0
 
 
 def test_distill_loss_far_apart_logits():
     logits = torch.tensor([[500.0, -500.0, 0.0], [0.0, 0.0, 0.0]])
     p = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    losses, grad = launcher("distill_loss")(logits, p, torch.tensor([0, 1]), 2.0)
+    losses, grad, target_grad = launcher("distill_loss")(logits, p, torch.tensor([0, 1]), 2.0, True)
     torch.testing.assert_close(losses, torch.tensor([0.0, 3 * np.log(3)], dtype=torch.float32))
-    assert grad.isfinite().all()
+    assert grad.isfinite().all() and target_grad.isfinite().all()
     logits[0, 1] = float("nan")
-    losses, _ = launcher("distill_loss")(logits, p, torch.tensor([0, 1]), 2.0)
+    losses, *_ = launcher("distill_loss")(logits, p, torch.tensor([0, 1]), 2.0)
     assert losses.isnan().tolist() == [True, False]
 
 
