@@ -86,14 +86,18 @@ class StepOptions(Measuring):
         "convolutions",
     )
     """Which rows."""
+    profile: bool = False
+    """Also show, and record, where the time of a fastuiat step goes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(batch_size=self.batch_size)
+        if self.profile and "fastuiat" not in self.providers:
+            raise UserError("--profile is of the fastuiat row: name it in --providers")
 
 
 def step(options: StepOptions) -> None:
-    from fastuiat.bench import table
+    from fastuiat.bench import profile, table
     from fastuiat.bench.suites import step as suite
     from fastuiat.bench.workload import Case, Phase, phases
     from fastuiat.models import build_model
@@ -114,10 +118,16 @@ def step(options: StepOptions) -> None:
         part = dataclasses.replace(case, phase=phase)
         with table.progress(part.name) as done:
             records = suite.measure(
-                part, setting, plan=options.plan(), names=options.providers, done=done
+                part,
+                setting,
+                plan=options.plan(),
+                names=options.providers,
+                done=done,
+                profiled=options.profile,
             )
         recorder.write(records)
         suite.show(records, explain=phase is None or phase is chosen[0])
+        profile.show(records)
     recorder.close()
 
 
