@@ -60,9 +60,9 @@ class Trace:
         inside = [e for e in self.events if e.on_device and e.end > self.begin]
         return sorted(inside, key=lambda e: (e.begin, e.end))
 
-    def on_host(self, mark: bool = True) -> list[Event]:
-        """Operators of each thread, every one behind that which it is part of."""
-        hosts = (e for e in self.events if not e.on_device and (mark or e.name != MARK))
+    def on_host(self) -> list[Event]:
+        """Operators and marks of each thread, every one behind that which it is part of."""
+        hosts = (e for e in self.events if not e.on_device)
         return sorted(hosts, key=lambda e: (e.thread, e.begin, -e.end, e.id))
 
 

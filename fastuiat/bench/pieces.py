@@ -24,8 +24,6 @@ from fastuiat.bench.layers import BOTH, FORWARD, INPUT, WEIGHTS, Layer, Products
 POINTWISE, OURS, OPTIMISER = "pointwise graphs", "fastuiat kernels", "optimiser"
 COPIES, OTHER, IDLE, HOST = "copies", "other", "idle", "host"
 
-NAME_LENGTH = 200
-
 COPY_OPERATORS = frozenset(
     f"aten::{name}" for name in ("copy_", "_to_copy", "to", "clone", "contiguous", "_foreach_copy_")
 )
@@ -66,7 +64,9 @@ def claim(event: Event, known: Products) -> Claim | None:
     if found:
         return Claim(found[0], name, event.id, found[1])
     kind = None
-    if name.startswith("Optimizer.") or name == "aten::_fused_sgd_":
+    if name in ("aten::convolution", "aten::convolution_backward"):  # and its shapes are not known
+        kind = FORWARD if name == "aten::convolution" else BOTH
+    elif name.startswith("Optimizer.") or name == "aten::_fused_sgd_":
         kind = OPTIMISER
     elif name in COPY_OPERATORS:
         kind = COPIES
@@ -89,12 +89,14 @@ def our_names() -> re.Pattern[str]:
     return re.compile(rf"_?({'|'.join(n.strip('_') for n in longest_first)})(?![A-Za-z])")
 
 
+@functools.cache
 def our_kernel(name: str) -> str | None:
     """The name of a kernel of fastuiat_kernels without what a compiler adds to it, or None."""
     match = our_names().match(name)
     return match[1] if match else None
 
 
+@functools.cache
 def shortened(name: str) -> str:
     """A name without what differs from process to process."""
     if name == MARK:
@@ -103,7 +105,7 @@ def shortened(name: str) -> str:
     name = re.sub(r"^## Call CompiledFxGraph \w+ ##$", "glue of compiled graphs", name)
     name = re.sub(r"^Torch-Compiled Region: [\d/]+$", "entry of compiled graphs", name)
     name = re.sub(r"^autograd::engine::evaluate_function: ", "autograd: ", name)
-    return re.sub(r"^Optimizer\.(\w+)#", r"\1: ", name)[:NAME_LENGTH]
+    return re.sub(r"^Optimizer\.(\w+)#", r"\1: ", name)
 
 
 def host_pieces(trace: Trace, known: Products) -> list[Piece]:
@@ -164,22 +166,28 @@ def learn(pieces: Iterable[Piece]) -> Learned:
 def device_pieces(trace: Trace, known: Products, learned: Learned | None = None) -> list[Piece]:
     """All of the trace's time by what the device did, and what it did not (idle).
 
-    A time in which two kernels ran counts for the first of them, so that the sum is the time.
+    A time in which two kernels ran counts for the first of them, so that the sum is the time. A
+    backward to input and weights computes them one after the other; where no kernel of it says to
+    be of the weights, it is one piece.
     """
-    claims = claims_by_operator(trace, known)
-    parts: dict[int, str] = {}  # where a backward to both has got to, by its operator
+    claims, work = claims_by_operator(trace, known), trace.on_device()
+    told = {e.operator for e in work if pass_named(e.name) == WEIGHTS}
+    told = {claims[operator].id for operator in told if operator in claims}
+    reached: dict[int, str] = {}  # the gradient that such a backward is at
     pieces: list[Piece] = []
     covered, idle, gaps = trace.begin, 0, 0
-    for event in trace.on_device():
+    for event in work:
         if event.begin > covered:
             idle, gaps = idle + event.begin - covered, gaps + 1
         own = max(0, event.end - max(event.begin, covered))
         covered = max(covered, event.end)
         owner = claims.get(event.operator)
-        if owner is not None and owner.kind == BOTH:
-            parts[owner.id] = pass_named(event.name) or parts.get(owner.id, INPUT)
-            owner = replace(owner, kind=parts[owner.id])
+        if owner is not None and owner.kind == BOTH and owner.id in told:
+            reached[owner.id] = pass_named(event.name) or reached.get(owner.id, INPUT)
+            owner = replace(owner, kind=reached[owner.id])
         pieces += kernel_pieces(event, own, owner, learned or {})
+    if trace.end > covered:
+        idle, gaps = idle + trace.end - covered, gaps + 1
     pieces.append(Piece(IDLE, "nothing runs", idle, gaps))
     return pieces
 
@@ -192,12 +200,13 @@ def kernel_pieces(event: Event, ns: int, owner: Claim | None, learned: Learned) 
         return [Piece(kind, our_kernel(name) or name, ns)]
     if owner is not None:
         return [Piece(owner.kind, name, ns, layer=owner.layer, operator=owner.id)]
-    if event.operator == 0 and (kinds := learned.get(name)):
+    if kinds := learned.get(name):
         total = sum(kinds.values()) or 1
         return [Piece(k, name, ns * part / total, part / total) for k, part in kinds.items()]
     return [Piece(guess(event.name), name, ns)]
 
 
+@functools.cache
 def kind_by_name(name: str) -> str | None:
     """The kind of a kernel whose name says it, whoever launched it."""
     if re.match(r"Mem(cpy|set)", name):
@@ -233,10 +242,11 @@ def guess(name: str) -> str:
 
 
 def claims_by_operator(trace: Trace, known: Products) -> dict[int, Claim]:
-    """By each operator's id, the outermost operator around it that accounts for it."""
+    """By each operator's id, the outermost operator around it that accounts for it; its own, as one
+    of the others, where there is none."""
     claims: dict[int, Claim] = {}
     around: list[tuple[int, int, Claim | None]] = []  # thread, end, claim
-    for event in trace.on_host(mark=False):
+    for event in trace.on_host():
         while around and (around[-1][0] != event.thread or around[-1][1] <= event.begin):
             around.pop()
         outer = around[-1][2] if around else None
@@ -244,4 +254,6 @@ def claims_by_operator(trace: Trace, known: Products) -> dict[int, Claim]:
         around.append((event.thread, event.end, found))
         if found:
             claims[event.id] = found
+        elif OPERATOR.match(event.name):
+            claims[event.id] = Claim(OTHER, event.name, event.id)
     return claims

@@ -12,7 +12,7 @@ it does between them (`host`: Python, and the glue of compiled graphs).
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,6 +32,8 @@ REPLAYED_STEPS = 50
 """Steps at most of one that does not: a sample of a tiny net has hundreds."""
 KEPT_SHARE = 1e-3
 """Smaller rows are gathered, in one row for each kind."""
+NAME_LENGTH = 200
+"""Of a kernel's C++ name, whose templates go on for pages."""
 SHOWN_ROWS, NAME_WIDTH = 16, 56
 AGREEMENT = 0.05
 """How far the profiled step may be from the measured one before the table says so."""
@@ -114,7 +116,8 @@ def rows_of(pieces: Iterable[Piece], steps: int) -> list[dict[str, Any]]:
     total = sum(p.ns for p in pieces) or 1.0
     groups: dict[tuple[str, str], list[float]] = {}
     for piece in pieces:
-        entry = groups.setdefault((piece.kind, piece.name), [0.0, 0.0])
+        key = piece.kind, piece.name[:NAME_LENGTH]
+        entry = groups.setdefault(key, [0.0, 0.0])
         entry[0] += piece.ns
         entry[1] += piece.calls
     gathered: dict[tuple[str, str], list[float]] = {}
@@ -138,23 +141,24 @@ def rows_of(pieces: Iterable[Piece], steps: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: -r["seconds"])
 
 
-def tidy(calls: float) -> float:
+def tidy(count: float) -> float:
     """A whole number where it is one."""
-    return round(calls) if abs(calls - round(calls)) < 1e-6 else round(calls, 2)
+    return round(count) if abs(count - round(count)) < 1e-6 else round(count, 2)
 
 
 def layers_of(pieces: Iterable[Piece], steps: int, peak: float | None) -> list[dict[str, Any]]:
     """The convolutions of a step by pass and layer, the longest first."""
-    spent: Counter[tuple[str, Layer]] = Counter()
-    called: dict[tuple[str, Layer], set[int]] = {}
+    spent: defaultdict[tuple[str, Layer], float] = defaultdict(float)
+    called: defaultdict[tuple[str, Layer], set[int]] = defaultdict(set)
     for piece in pieces:
         if piece.layer is not None:
             key = piece.kind, piece.layer
             spent[key] += piece.ns
-            called.setdefault(key, set()).add(piece.operator)
+            called[key].add(piece.operator)
     rows = []
     for (kind, layer), operators in called.items():
-        calls, seconds = len(operators) / steps, spent[kind, layer] / steps / 1e9
+        calls = len(operators) / steps
+        seconds = spent[kind, layer] / steps / 1e9
         flops = layer.flops(kind) * calls
         rate = flops / seconds if seconds else None
         rows.append(

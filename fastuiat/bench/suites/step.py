@@ -160,16 +160,6 @@ def measure(
     forward = pass_flops(case)
     reference = next((m for m in measured if m.name == REFERENCE and m.samples), None)
     notes = setting.notes(case)
-    seen: dict[str, Any] = {}
-    if ways.step is not None and reference is not None:
-        done("fastuiat: profile")
-        seen = profile.fields(
-            ways.step,
-            setting.device,
-            precision=setting.precision,
-            ops=ways.floor,
-            queued=reference.repeats,
-        )
     records = [
         make_record(
             suite="step",
@@ -184,14 +174,23 @@ def measure(
             note=notes[m.name],
             **costs(m, case, ways.flops.get(m.name), forward),
             **ratio(m, reference),
-            **(seen if m is reference else {}),
         )
         for m in measured
     ]
+    if ways.step is not None and reference is not None:
+        done("fastuiat: profile")
+        records[measured.index(reference)] |= profile.fields(
+            ways.step,
+            setting.device,
+            precision=setting.precision,
+            ops=ways.floor,
+            queued=reference.repeats,
+        )
     ways.step = None
     # What was compiled is keyed by code, and its eight entries would soon be used up.
     torch.compiler.reset()
-    release()
+    with contextlib.suppress(RuntimeError):  # a failed profile may leave a device without answers
+        release()
     return records
 
 
