@@ -86,14 +86,18 @@ class StepOptions(Measuring):
         "convolutions",
     )
     """Which rows."""
+    profile: bool = False
+    """Also show, and record, where the time of a fastuiat step goes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(batch_size=self.batch_size)
+        if self.profile and "fastuiat" not in self.providers:
+            raise UserError("--profile is of the fastuiat row: name it in --providers")
 
 
 def step(options: StepOptions) -> None:
-    from fastuiat.bench import table
+    from fastuiat.bench import profile, table
     from fastuiat.bench.suites import step as suite
     from fastuiat.bench.workload import Case, Phase, phases
     from fastuiat.models import build_model
@@ -106,6 +110,12 @@ def step(options: StepOptions) -> None:
     chosen = [p for p in parts if options.epoch_phase in ("all", p.name)]
     if options.epoch_phase != "all" and not chosen:
         raise UserError(f"--epoch-phase {options.epoch_phase}: {options.method} has no such phase")
+    if options.profile and setting.device.type == "cuda" and len(chosen) > 1:
+        # CUPTI stays, and was seen to slow down what comes after by 10 to 20% (pytorch#146604).
+        raise UserError(
+            "on a GPU a profile slows down what is measured after it: choose one phase with "
+            f"--epoch-phase {'|'.join(p.name for p in chosen)}"
+        )
     recorder = Recorder(options.json)
     if note:
         print(note)
@@ -114,10 +124,16 @@ def step(options: StepOptions) -> None:
         part = dataclasses.replace(case, phase=phase)
         with table.progress(part.name) as done:
             records = suite.measure(
-                part, setting, plan=options.plan(), names=options.providers, done=done
+                part,
+                setting,
+                plan=options.plan(),
+                names=options.providers,
+                done=done,
+                profiled=options.profile,
             )
         recorder.write(records)
         suite.show(records, explain=phase is None or phase is chosen[0])
+        profile.show(records)
     recorder.close()
 
 

@@ -32,7 +32,7 @@ def _cpu_peak(call: Call) -> int | None:
     """From the allocator's own events: resident size would also count what malloc keeps."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
-        _quiet_stderr(),
+        quiet_stderr(),
         torch.profiler.profile(activities=activities, profile_memory=True) as profile,
     ):
         call()
@@ -47,7 +47,7 @@ def _cpu_peak(call: Call) -> int | None:
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """The profiler's library writes its own log straight to the file descriptor."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -12,7 +12,9 @@ so they must be changed in place as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,6 +28,18 @@ Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 Recording is no execution: the results hold nothing before the first replay.
 """
 logger = logging.getLogger(__name__)
+_one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Nothing is recorded or replayed meanwhile: each kernel is launched, by an operator that a
+    profile can ask for its shapes. What was recorded stays, and is replayed afterwards."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
 
 
 class Recorder:
@@ -72,7 +86,7 @@ class Recorded:
     def __call__(self, net: Any, *arguments: Any) -> Any:
         leaves, shape = tree_flatten(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not self.fit:
+        if not self.fit or _one_by_one.get():
             results = self.function(net, *arguments)
             if self.fit is None:
                 made = [r for r in tree_flatten(results)[0] if isinstance(r, Tensor)]

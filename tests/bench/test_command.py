@@ -36,12 +36,6 @@ def test_step_prints_a_plain_table_and_appends_records(fastuiat, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing else is written"
 
 
-def test_compiled_step(fastuiat):
-    done = fastuiat(*STEP, "--method", "natural", "--providers", "fastuiat")
-    assert done.returncode == 0, done.stderr
-    assert "compiled" in done.stdout
-
-
 def test_one_phase_of_a_one_off_run(fastuiat):
     words = [*STEP, "--method", "uiat-oneoff", "--epoch-phase", "after", "--no-compile"]
     done = fastuiat(*words, "--providers", "tuned-eager")

@@ -109,3 +109,21 @@ def test_what_cannot_be_recorded_runs_as_it_did(tape, monkeypatch, caplog):
     assert outs == [1, 2, 3, 4]
     (said,) = caplog.messages
     assert "not permitted" in said and "more" not in said
+
+
+def test_one_by_one_nothing_is_recorded_or_replayed(tape):
+    """Meanwhile; what was recorded before is replayed afterwards, on the weights as they are."""
+    net = torch.tensor(2.0)
+    recorded = Recorded(lambda net, x: [net * x], tape, [])
+
+    def call(value):
+        return recorded(net, torch.tensor(value))[0].item()
+
+    with recording.one_by_one():
+        assert [call(1.0), call(2.0)] == [2, 4] and tape.recorded == 0
+    assert [call(3.0), call(4.0)] == [6, 8] and (tape.recorded, tape.replayed) == (1, 2)
+    with pytest.raises(KeyError), recording.one_by_one():
+        net.add_(1)
+        assert call(5.0) == 15 and tape.replayed == 2
+        raise KeyError
+    assert call(6.0) == 18 and tape.replayed == 3

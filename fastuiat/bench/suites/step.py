@@ -7,6 +7,7 @@ products of that step alone, at PyTorch's own kernels: what is left when all els
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 
-from fastuiat.bench import table
+from fastuiat.bench import profile, table
 from fastuiat.bench.baselines import BASELINES
+from fastuiat.bench.events import named_kernels
 from fastuiat.bench.memory import peak_memory
-from fastuiat.bench.passes import inventory, total_flops
+from fastuiat.bench.passes import Op, inventory, total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.replay import replay
 from fastuiat.bench.timing import (
@@ -85,9 +87,11 @@ def make_setting(device: str, precision: str, compiled: bool) -> tuple[Setting, 
 class StepProviders:
     """The four ways of one case, and the operations that each spends, once it is built."""
 
-    def __init__(self, case: Case, setting: Setting) -> None:
-        self.case, self.setting = case, setting
+    def __init__(self, case: Case, setting: Setting, *, keep: bool = False) -> None:
+        self.case, self.setting, self.keep = case, setting, keep
         self.flops: dict[str, int] = {}
+        self.step: Call | None = None
+        """Of fastuiat, once built, where `keep` asks for it."""
 
     def providers(self, names: Sequence[str]) -> list[Provider]:
         builders: dict[str, Callable[[], Call]] = {
@@ -99,8 +103,8 @@ class StepProviders:
         return [Provider(name, builders[name]) for name in names]
 
     @functools.cached_property
-    def floor(self) -> int:
-        return total_flops(floor_inventory(self.case))
+    def floor(self) -> list[Op]:
+        return floor_inventory(self.case)
 
     def naive(self) -> Call:
         step = naive_training_step(self.case, self.setting.device)
@@ -108,11 +112,14 @@ class StepProviders:
         return step
 
     def ours(self, name: str, *, compiled: bool) -> Call:
-        self.flops[name] = self.floor
+        self.flops[name] = total_flops(self.floor)
         setting = self.setting
-        return training_step(
+        step = training_step(
             self.case, setting.device, precision=setting.precision, compiled=compiled
         )
+        if self.keep and name == REFERENCE:
+            self.step = step
+        return step
 
     def convolutions(self) -> Call:
         """Noted in one real eager step: on meta, layouts are not those of the device."""
@@ -132,19 +139,24 @@ def measure(
     names: Sequence[str] = PROVIDERS,
     clock: Clock | None = None,
     done: Callable[[str], object] = lambda event: None,
+    profiled: bool = False,
 ) -> list[dict[str, Any]]:
-    """Records of one case, a provider each. Nothing is kept when it returns."""
-    ways = StepProviders(case, setting)
+    """Records of one case, a provider each; `profiled`: fastuiat's with where its time goes.
+
+    Nothing is kept when it returns.
+    """
+    ways = StepProviders(case, setting, keep=profiled)
     if setting.device.type == "cuda":
         # Regions are recorded in the second call: no measure of how long a step takes.
         plan = dataclasses.replace(plan, warmup=max(plan.warmup, 3), min_sample_s=QUEUED_S)
-    measured = interleaved(
-        ways.providers(names),
-        clock=clock or clock_for(setting.device),
-        plan=plan,
-        peak=peak_memory(setting.device),
-        done=done,
-    )
+    with named_kernels(setting.device) if profiled else contextlib.nullcontext():
+        measured = interleaved(
+            ways.providers(names),
+            clock=clock or clock_for(setting.device),
+            plan=plan,
+            peak=peak_memory(setting.device),
+            done=done,
+        )
     forward = pass_flops(case)
     reference = next((m for m in measured if m.name == REFERENCE and m.samples), None)
     notes = setting.notes(case)
@@ -165,9 +177,20 @@ def measure(
         )
         for m in measured
     ]
+    if ways.step is not None and reference is not None:
+        done("fastuiat: profile")
+        records[measured.index(reference)] |= profile.fields(
+            ways.step,
+            setting.device,
+            precision=setting.precision,
+            ops=ways.floor,
+            queued=reference.repeats,
+        )
+    ways.step = None
     # What was compiled is keyed by code, and its eight entries would soon be used up.
     torch.compiler.reset()
-    release()
+    with contextlib.suppress(RuntimeError):  # a failed profile may leave a device without answers
+        release()
     return records
 
 
