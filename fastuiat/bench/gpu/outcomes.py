@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+MOST = 300
+"""Characters of a reason."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", type=Path, help="append a JSON line for each test to this file")
@@ -41,8 +44,15 @@ class Outcomes:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.write(test=report.nodeid, outcome="failed")
+            self.write(test=report.nodeid, outcome="failed", why=why(report), unread=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self.write(test=report.nodeid, outcome=report.outcome)
+            said = why(report) if report.failed else None
+            self.write(test=report.nodeid, outcome=report.outcome, why=said)
+
+
+def why(report: pytest.CollectReport | pytest.TestReport) -> str:
+    """The last line of a failure."""
+    lines = report.longreprtext.strip().splitlines() or [""]
+    return lines[-1][:MOST]

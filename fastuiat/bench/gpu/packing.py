@@ -55,10 +55,8 @@ class Unit:
         return total
 
 
-def pack(
-    units: Iterable[Unit], *, limit: int = LIMIT, seconds: float = float("inf")
-) -> tuple[bytes, list[str]]:
-    """(a tar.gz under the limit, the names of the units that it has not), first come first served.
+def pack(units: Iterable[Unit], *, seconds: float = float("inf")) -> tuple[bytes, list[str]]:
+    """(a tar.gz under LIMIT, the names of the units that it has not), first come first served.
 
     Whether a unit still fits is known only once it is compressed; here it has to fit as it is.
     """
@@ -70,7 +68,7 @@ def pack(
     ):
         for unit in units:
             packed.flush()
-            full = buffer.tell() + unit.size + 4 * tarfile.RECORDSIZE > limit
+            full = buffer.tell() + unit.size + 4 * tarfile.RECORDSIZE > LIMIT
             if full or time.monotonic() > until:
                 left_out.append(unit.name)
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat.bench.gpu.report import read_state
-from fastuiat.bench.gpu.results import json_lines
+from fastuiat.bench.gpu.results import json_lines, said_of_tests
 from fastuiat.bench.gpu.summary import NOT_RUN, PASSED, name_for, source_name
 from fastuiat.bench.record import checked
 from fastuiat.config import UserError
@@ -18,15 +18,15 @@ MOST_NAMES = 20
 
 
 def table_of(results: Path) -> str:
-    """Markdown: a row for each report, then the failed tests by name."""
+    """Markdown: a row for each report, then what its maker noted and the failed tests by name."""
     reports = [read_state(path, "take it away") for path in sorted(results.glob("gpu-*.json"))]
     reports.sort(key=lambda state: state["time"])
     if not reports:
         return "None yet.\n"
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     lines += ["| " + " | ".join(row_of(state)) + " |" for state in reports]
-    names = [line for state in reports for line in failed_in(state)]
-    return "\n".join([*lines, "", *(f"{line}  " for line in names), *([""] if names else [])])
+    remarks = [f"- {line}" for state in reports for line in remarks_on(state)]
+    return "\n".join([*lines, "", *remarks, *([""] if remarks else [])])
 
 
 def row_of(state: dict[str, Any]) -> list[str]:
@@ -48,16 +48,16 @@ def remark(entry: dict[str, Any]) -> str:
         return ""
     said = [] if verdict in (PASSED, "failed") else [verdict]
     if tests:
-        said.append(f"{tests['passed']} of {tests['total']} tests passed")
-        said += [f"{tests['failed']} failed"] if tests["failed"] else []
+        said.append(said_of_tests(tests))
     elif verdict != PASSED and entry.get("note"):
         said.append(entry["note"])
     return f" ({', '.join(said)})" if said else ""
 
 
-def failed_in(state: dict[str, Any]) -> list[str]:
-    """A line for each stage with failed tests."""
-    lines = []
+def remarks_on(state: dict[str, Any]) -> list[str]:
+    """Of the whole, and of each stage with failed tests."""
+    what = f"{source_name(state)} on {state['device']}"
+    lines = [f"{what}: {state['note']}."] if state.get("note") else []
     for name, entry in state["stages"].items():
         tests = entry.get("tests") or {}
         if not tests.get("failed"):
@@ -65,9 +65,8 @@ def failed_in(state: dict[str, Any]) -> list[str]:
         known = tests.get("failed_tests") or []
         said = ", ".join(f"`{test}`" for test in known[:MOST_NAMES]) or "names not on record"
         more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
-        lines.append(
-            f"Failed in {name} at {source_name(state)} on {state['device']}: {said}{more}."
-        )
+        note = f"; {entry['note']}" if entry.get("note") else ""
+        lines.append(f"{what}, failed in {name}: {said}{more}{note}.")
     return lines
 
 

@@ -50,7 +50,7 @@ def missing_package(log: str) -> str | None:
 def tests_of(path: Path, folder: str) -> dict[str, Any] | None:
     """Counts and the names of the failed, without the folder; None where no test run was begun.
 
-    A test whose end failed after it had passed has failed.
+    A test whose end failed after it had passed has failed; a file that cannot be read is a test.
     """
     lines = list(json_lines(path))
     if not lines:
@@ -61,8 +61,14 @@ def tests_of(path: Path, folder: str) -> dict[str, Any] | None:
             outcomes[line["test"]] = line["outcome"]
     count = {name: list(outcomes.values()).count(name) for name in ("passed", "failed", "skipped")}
     collected = max([line["collected"] for line in lines if "collected" in line], default=0)
+    unread = sum(bool(line.get("unread")) for line in lines)
     failed = [name.removeprefix(f"{folder}/") for name, o in outcomes.items() if o == "failed"]
-    return {"total": max(collected, len(outcomes)), **count, "failed_tests": failed}
+    return {"total": collected + unread, **count, "failed_tests": failed}
+
+
+def reasons(path: Path) -> list[str]:
+    """Why tests failed, which a log says only at the end."""
+    return [line["why"] for line in json_lines(path) if line.get("why")]
 
 
 def said_of_tests(tests: dict[str, Any]) -> str:

@@ -285,18 +285,18 @@ def entry_of(stage: Stage, place: Place, codes: Sequence[int | None]) -> dict[st
     elif records:
         entry["figures"] = results.figures(records)
     bad = [code for code in codes if code]
-    words = "\n".join([log, *errors])
+    words = "\n".join([log, *errors, *results.reasons(place.outcomes)])
     failed = bool(tests and tests["failed"])
     if not bad and None not in codes and not errors and not failed:
         return {"verdict": PASSED, **entry}
     if "out of memory" in words.lower():
         return {"verdict": MEMORY, **entry}
     package = results.missing_package(words)
-    if package and not (tests and tests["passed"]):
-        return {"verdict": MISSING, "note": f"the package {package} is not here", **entry}
-    if None in codes or (
-        not bad and not failed and all(error.endswith(NO_TIME) for error in errors)
-    ):
+    lacks = f"the package {package} is not here" if package else None
+    if lacks and not (tests and tests["passed"]):
+        return {"verdict": MISSING, "note": lacks, **entry}
+    no_time = not bad and not failed and all(error.endswith(NO_TIME) for error in errors)
+    if None in codes or no_time:
         return {"verdict": CUT, **entry}
-    note = errors[0] if errors else f"exit code {bad[0]}" if bad else None
+    note = lacks or (errors[0] if errors else f"exit code {bad[0]}" if bad and not failed else None)
     return {"verdict": FAILED, "note": note, **entry}

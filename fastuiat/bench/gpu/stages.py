@@ -115,6 +115,7 @@ def pytest_of(folder: str) -> Command:
 
     def command(place: Place) -> list[str]:
         words = ["-p", "no:cacheprovider", "-p", "fastuiat.bench.gpu.outcomes", "--tb=short"]
+        words += ["--continue-on-collection-errors"]
         words += ["--outcomes", str(place.outcomes), f"--junitxml={place.junit}"]
         workers = min(4, cores() // 2)
         if workers > 1 and has("xdist"):
@@ -139,8 +140,8 @@ def tests_in(name: str, folder: str, share: float, needs: Sequence[str]) -> Stag
         (pytest_of(folder),),
         needs=("pytest", *needs),
         tests=folder,
-        stop=signal.SIGINT,  # pytest then writes its report
-        grace=5.0,
+        stop=signal.SIGINT,  # pytest then writes its report, once xdist has ended its processes
+        grace=10.0,
         obstacle=no_checkout,
     )
 

@@ -71,9 +71,7 @@ def lines_of(state: Entry) -> list[str]:
         rows.append(f"  {name:<{wide}}  {entry['verdict']:<13}  {seconds:>6}  {said_of(entry)}")
     foot = []
     if runs := state.get("runs_left_out"):
-        foot.append(
-            f"  too large to be kept here: {len(runs)} runs of train, which begin anew elsewhere"
-        )
+        foot.append(f"  too large to be kept here: of train, {', '.join(runs)}")
     if (caches := state.get("caches")) and caches["left_out"]:
         parts = caches["packed"] + caches["left_out"]
         foot.append(
