@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastuiat.bench.cli import SUITES
-from fastuiat.bench.gpu import packing, recorded, report
+from fastuiat.bench.gpu import packing, recorded, report, results
 from fastuiat.bench.gpu import stages as table
 from fastuiat.bench.gpu.runner import GpuOptions, run
 from fastuiat.bench.gpu.stages import STAGES, TRAINED, Place, Stage, train_figures
@@ -138,7 +138,10 @@ def test_each_stage_comes_to_a_row_and_the_others_go_on(out, capsys):
     entries = state_of(out)["stages"]
     assert entries["hangs"]["codes"] == [None] and 0.4 < entries["hangs"]["seconds"] < 6
     notes = {name: entry.get("note") for name, entry in entries.items()}
-    assert notes["fails"] == "exit code 3" and notes["lacks"] == "the package tyro is not here"
+    assert (
+        notes["fails"] == "exit code 3: what went wrong"
+        and notes["lacks"] == "the package tyro is not here"
+    )
     assert notes["needs"] == "the package nowhere_to_be_found is not here"
     assert notes["elsewhere"] == "nothing in data" and notes["long"] == "no time left for it"
     assert entries["passes"]["figures"] == "wrn-10-1/b4/uiat 21.4 ms, 18.1% of peak"
@@ -432,10 +435,39 @@ def test_tests_use_what_plugins_there_are(tmp_path, monkeypatch):
     place = Place(tmp_path, tmp_path, tmp_path, "cuda", 100.0)
     words = STAGES[1].commands[0](place)
     assert words[words.index("-n") + 1] == "4" and "--timeout=75" in words
+    small = dataclasses.replace(place, memory_bytes=24 << 30)
+    assert "-n 3 " in " ".join(STAGES[1].commands[0](small))
     assert f"--junitxml={place.junit}" in words and str(tmp_path / "tests/cuda") in words
     monkeypatch.setattr(table, "has", lambda package: False)
     words = STAGES[1].commands[0](place)
     assert "-n" not in words and not [word for word in words if word.startswith("--timeout")]
+
+
+def test_the_figures_that_matter():
+    """Of real kinds of records; and one that lacks what is shown loses nothing else."""
+    rows = [("convolution forward", 0.3), ("idle", 0.05), ("convolution forward", 0.2)]
+    profile = {"rows": [{"kind": kind, "share": share} for kind, share in rows], "layers": []}
+    naive = RECORD | {"provider": "naive", "median_s": 0.0723, "ratio_median": 3.378}
+    step = results.figures([RECORD | {"profile": profile}, naive])
+    assert step == (
+        "wrn-10-1/b4/uiat 21.4 ms, 18.1% of peak, convolution forward 50%, idle 5% (naive 3.38×)"
+    )
+    failed = {"profile": None, "profile_error": "no CUPTI"}
+    assert "of peak, no profile: no CUPTI" in results.figures([RECORD | failed])
+    row = RECORD | {"suite": "table2", "row": "uiat", "epoch_s": 9.66}
+    assert results.figures([row, row | {"row": "hat", "epoch_s": 11.22}]) == (
+        "wrn-10-1 uiat 0.161, hat 0.187 min/epoch"
+    )
+    assert "1 records, not understood (KeyError: 'row')" in results.figures(
+        [RECORD | {"suite": "table5"}]
+    )
+    by_way = [
+        RECORD | {"suite": "autoattack", "provider": provider, "config": CONFIG | {"compile": on}}
+        for provider, on in (("package b512", True), ("fastuiat", True), ("fastuiat", False))
+    ]
+    assert results.figures(by_way) == (
+        "package b512 21.4 ms, fastuiat compiled 21.4 ms, fastuiat eager 21.4 ms"
+    )
 
 
 def test_what_a_stage_lacks(tmp_path):
@@ -483,19 +515,19 @@ def test_the_stages_are_the_ones_that_are_promised(tmp_path):
 
 
 def test_reports_are_kept_and_shown(out, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
-    assert recorded.table_of(results) == "None yet.\n"
+    kept = tmp_path / "results"
+    kept.mkdir()
+    assert recorded.table_of(kept) == "None yet.\n"
     call(out, [shell("step", said(line())), shell("cuda", "exit 1"), shell("far", "", least=1e4)])
     state = state_of(out)
     tests = {"total": 9, "passed": 4, "failed": 2, "skipped": 0}
     state["stages"]["cuda"]["tests"] = tests | {"failed_tests": ["t.py::a", "t.py::b"]}
     (out / "state.json").write_text(json.dumps(state))
     for _ in range(2):  # what is there already stays once
-        files = recorded.add(out, results)
+        files = recorded.add(out, kept)
     assert [file.name for file in files] == ["gpu-nvidia-test-80gb-abcdef0123.json", "step.jsonl"]
-    assert (results / "step.jsonl").read_text() == line() + "\n"
-    text = recorded.table_of(results)
+    assert (kept / "step.jsonl").read_text() == line() + "\n"
+    text = recorded.table_of(kept)
     assert (
         f"| NVIDIA Test 80GB | torch 9.9, triton 3.9, python 3.12.3 | abcdef0123 | "
         f"{state['time'][:10]} | step | cuda (4 of 9 tests passed, 2 failed, 3 not ended) | far |"
@@ -504,4 +536,4 @@ def test_reports_are_kept_and_shown(out, tmp_path):
     named = "- abcdef0123 on NVIDIA Test 80GB, failed in cuda: `t.py::a`, `t.py::b`; exit code 1."
     assert text.endswith(f"\n\n{named}\n")
     with pytest.raises(UserError, match="name a folder that bench gpu has filled"):
-        recorded.add(tmp_path, results)
+        recorded.add(tmp_path, kept)

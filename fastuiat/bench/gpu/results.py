@@ -13,6 +13,7 @@ from fastuiat.bench.compare_tables import amount, percent
 
 Records = list[dict[str, Any]]
 LOG_TAIL = 1 << 20
+MOST_KINDS = 4
 MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
@@ -79,12 +80,24 @@ def said_of_tests(tests: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
+def kinds_of(record: dict[str, Any]) -> str:
+    """Where the time of a step goes, if it was profiled: the kinds that have most of it."""
+    if record.get("profile_error"):
+        return f", no profile: {record['profile_error']}"
+    shares: dict[str, float] = {}
+    for row in (record.get("profile") or {}).get("rows", []):
+        shares[row["kind"]] = shares.get(row["kind"], 0.0) + row["share"]
+    most = sorted(shares, key=lambda kind: -shares[kind])[:MOST_KINDS]
+    return "".join(f", {kind} {100 * shares[kind]:.0f}%" for kind in most)
+
+
 def step_figures(records: Records) -> str:
-    """Our step of each net, its share of the peak, and the others' times as long."""
+    """Our step of each net, its share of the peak, its profile, and the others' times as long."""
     said = []
     for r in records:
         if r["provider"] == "fastuiat" and r["n"]:
             share = f", {percent(r['peak_share'])} of peak" if r.get("peak_share") else ""
+            share += kinds_of(r)
             others = [
                 f"{o['provider']} {o['ratio_median']:.2f}×"
                 for o in records
@@ -143,7 +156,10 @@ def figures(records: Records) -> str:
     said = []
     for suite in dict.fromkeys(r["suite"] for r in records):
         own = [r for r in records if r["suite"] == suite]
-        said.append(FIGURES[suite](own) if suite in FIGURES else f"{len(own)} records")
+        try:
+            said.append(FIGURES[suite](own) if suite in FIGURES else f"{len(own)} records")
+        except (LookupError, TypeError, ValueError) as error:  # the records are kept all the same
+            said.append(f"{len(own)} records, not understood ({type(error).__name__}: {error})")
     if without := sum(r["error"] is not None for r in records):
         said.append(f"{without} of {len(records)} rows failed or had no time")
     return "; ".join(filter(None, said))

@@ -33,6 +33,8 @@ LEAST_BUDGET = 60.0
 RESERVE = 6.0
 """Seconds of the budget for the last writing."""
 POLL = 0.1
+PROMPT = "$ "
+"""Before a command in a log."""
 SAVE_EVERY = 20.0
 """Seconds between what is kept of a running stage: a killed machine keeps the rows it had."""
 GONE = 5.0
@@ -186,7 +188,8 @@ class Runner:
 
     def place(self, stage: Stage, seconds: float) -> Place:
         data_dir, work = self.options.data_dir.resolve(), self.kept.work
-        return Place(report.root(), data_dir, work, stage.name, seconds)
+        memory = (self.kept.state.get("gpu") or {}).get("memory_bytes")
+        return Place(report.root(), data_dir, work, stage.name, seconds, memory)
 
     def share(self, waiting: Sequence[Stage]) -> float | None:
         """Seconds for the first of the waiting stages; None where too few are left for it.
@@ -225,7 +228,7 @@ class Runner:
         place = self.place(stage, limit)
         until = time.monotonic() + limit - stage.grace
         with open(place.log, "ab") as log:
-            log.write(f"$ {' '.join(command)}\n".encode())
+            log.write(f"{PROMPT}{' '.join(command)}\n".encode())
             log.flush()
             words = [sys.executable, "-IS", keeper.__file__, str(int(stage.stop)), str(stage.grace)]
             process = subprocess.Popen(
@@ -298,5 +301,8 @@ def entry_of(stage: Stage, place: Place, codes: Sequence[int | None]) -> dict[st
     no_time = not bad and not failed and all(error.endswith(NO_TIME) for error in errors)
     if None in codes or no_time:
         return {"verdict": CUT, **entry}
-    note = lacks or (errors[0] if errors else f"exit code {bad[0]}" if bad and not failed else None)
+    note = lacks or next(iter(errors), None)
+    if not note and bad and not failed:
+        said = [x for x in log.splitlines() if x.strip() and not x.startswith(PROMPT)]
+        note = f"exit code {bad[0]}" + (f": {said[-1].strip()}" if said else "")
     return {"verdict": FAILED, "note": note, **entry}

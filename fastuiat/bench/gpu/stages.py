@@ -29,6 +29,8 @@ class Place:
     """What stays on this machine."""
     stage: str
     seconds: float
+    memory_bytes: int | None = None
+    """The device's."""
 
     @property
     def records(self) -> Path:
@@ -51,6 +53,8 @@ class Place:
         return self.work / "train"
 
 
+PER_PROCESS = 8 << 30
+"""Bytes of the device that a process of tests may need."""
 Command = Callable[[Place], list[str]]
 """Made when it begins, for its budget is known only then."""
 
@@ -117,7 +121,7 @@ def pytest_of(folder: str) -> Command:
         words = ["-p", "no:cacheprovider", "-p", "fastuiat.bench.gpu.outcomes", "--tb=short"]
         words += ["--continue-on-collection-errors"]
         words += ["--outcomes", str(place.outcomes), f"--junitxml={place.junit}"]
-        workers = min(4, cores() // 2)
+        workers = min(4, cores() // 2, (place.memory_bytes or PER_PROCESS * 4) // PER_PROCESS)
         if workers > 1 and has("xdist"):
             words += ["-n", str(workers), "--dist", "worksteal"]
         if has("pytest_timeout"):
