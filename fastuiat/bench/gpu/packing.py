@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -44,14 +45,21 @@ class Unit:
         return found
 
     @property
+    def newest(self) -> float:
+        """When the last of its files was written."""
+        times = [0.0]
+        for path in self.files.values():
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+        return max(times)
+
+    @property
     def size(self) -> int:
         total = 0
         for path in self.files.values():
-            try:
+            with contextlib.suppress(OSError):
                 size = path.stat().st_size
-            except OSError:
-                continue
-            total += min(size, self.most or size) + HEADERS
+                total += min(size, self.most or size) + HEADERS
         return total
 
 
@@ -97,27 +105,17 @@ def unpack(archive: Path, folder: Path) -> bool:
     return True
 
 
-def by_folder(root: Path, skip: Sequence[str] = ()) -> list[Unit]:
+def by_folder(root: Path) -> list[Unit]:
     """The files below a folder, a unit for each folder that holds some, the newest first.
 
     What a compiler's cache keeps of one kernel lies in one folder, and is useless in part.
     """
     groups: dict[Path, list[Path]] = {}
-    newest: dict[Path, float] = {}
     for path in sorted(root.rglob("*")):
-        try:
-            if not path.is_file() or path.is_symlink() or path.suffix in skip:
-                continue
-            age = path.stat().st_mtime
-        except OSError:
-            continue
-        groups.setdefault(path.parent, []).append(path)
-        newest[path.parent] = max(newest.get(path.parent, 0.0), age)
-    order = sorted(groups, key=lambda folder: -newest[folder])
-    return [
-        Unit(
-            str(folder.relative_to(root)),
-            {p.relative_to(root).as_posix(): p for p in groups[folder]},
-        )
-        for folder in order
+        if path.is_file() and not path.is_symlink():
+            groups.setdefault(path.parent, []).append(path)
+    units = [
+        Unit(str(folder.relative_to(root)), {p.relative_to(root).as_posix(): p for p in files})
+        for folder, files in groups.items()
     ]
+    return sorted(units, key=lambda unit: -unit.newest)

@@ -91,7 +91,8 @@ class Report:
         self.caches.mkdir(mode=0o700, exist_ok=True)
         self.lines: list[str] = []
         """Of all records of stages that have ended."""
-        self._packed_caches: Any = None
+        self._packed: dict[str, Any] = {}
+        """What each large archive was last made of."""
 
     @classmethod
     def open(cls, out: Path, hardware: dict[str, Any]) -> Report:
@@ -177,17 +178,20 @@ class Report:
     def pack_caches(self) -> None:
         """What was compiled last: the stage that was cut off is the one that needs it again."""
         units = by_folder(self.caches)
-        seen = [(unit.name, unit.size) for unit in units]
-        if not units or seen == self._packed_caches:
-            return
-        self._packed_caches = seen
-        content, left_out = pack(units, seconds=CACHE_SECONDS)
-        self._write("caches.tar.gz", content)
-        self.state["caches"] = {
-            "packed": len(units) - len(left_out),
-            "left_out": len(left_out),
-            "bytes": len(content),
-        }
+        left_out = self._pack("caches.tar.gz", units, CACHE_SECONDS)
+        if left_out is not None:
+            kept = len(units) - len(left_out)
+            self.state["caches"] = {"packed": kept, "left_out": len(left_out)}
+
+    def _pack(self, name: str, units: list[Unit], seconds: float) -> list[str] | None:
+        """The units that had no room; None where nothing has changed since."""
+        seen = [(unit.name, unit.newest, unit.size) for unit in units]
+        if seen == self._packed.get(name, []):
+            return None
+        self._packed[name] = seen
+        content, left_out = pack(units, seconds=seconds)
+        self._write(name, content)
+        return left_out
 
     def pack_runs(self) -> None:
         """The table first, then whole runs: without its checkpoint a run is of no use."""
@@ -196,14 +200,17 @@ class Report:
             return
         tables = [p for p in sorted(runs.iterdir()) if p.is_file()]
         units = [Unit("the table", {p.name: p for p in tables})]
-        for config in sorted(runs.rglob("config.json")):
+        configs = sorted(runs.rglob("config.json"))
+        for config in configs:
+            if any(other.parent in config.parent.parents for other in configs):
+                continue  # a run's helper is a part of it
             files = [p for p in sorted(config.parent.rglob("*")) if p.is_file()]
             kept = {p.relative_to(runs).as_posix(): p for p in files if is_small_part(p)}
             units.append(Unit(config.parent.relative_to(runs).as_posix(), kept))
         units[1:] = sorted(units[1:], key=lambda unit: unit.size)
-        content, left_out = pack(units)
-        self._write("train.tar.gz", content)
-        self.state["runs_left_out"] = left_out
+        left_out = self._pack("train.tar.gz", units, float("inf"))
+        if left_out is not None:
+            self.state["runs_left_out"] = left_out
 
 
 def is_small_part(path: Path) -> bool:

@@ -102,7 +102,9 @@ def run(
     with alone(kept), stoppable():
         kept.resume()
         for stage in stages:
-            kept.stages.setdefault(stage.name, {"verdict": NOT_RUN, "note": "not asked for"})
+            why = "its turn had not come" if stage in asked else "not asked for"
+            if kept.stages.setdefault(stage.name, {"verdict": NOT_RUN})["verdict"] == NOT_RUN:
+                kept.stages[stage.name]["note"] = why
         call = {"time": now(), "budget": options.budget, "seconds": 0.0}
         kept.state["calls"].append(call)
         try:

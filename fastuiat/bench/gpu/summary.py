@@ -85,11 +85,10 @@ def lines_of(state: Entry) -> list[str]:
 
 def failed_tests(stages: dict[str, Entry], room: int) -> list[str]:
     """Names, several in a line, as many as there is room for."""
-    said = [
-        f"{stage}: {test}"
-        for stage, entry in stages.items()
-        for test in (entry.get("tests") or {}).get("failed_tests") or []
-    ]
+    said: list[str] = []
+    for stage, entry in stages.items():
+        tests = (entry.get("tests") or {}).get("failed_tests") or []
+        said += [f"{stage}: {test}" for test in tests[:1]] + tests[1:]
     for shown in range(len(said), -1, -1):
         more = len(said) - shown
         rest = [f"and {more} more (logs.tar.gz)"] if more else []
