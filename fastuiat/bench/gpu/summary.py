@@ -10,17 +10,7 @@ MOST_LINES = 25
 WIDTH = 170
 RUNNING, PASSED, FAILED, NOT_RUN = "running", "passed", "failed", "not run"
 CUT, KILLED, MEMORY, MISSING = "cut off", "killed", "out of memory", "missing"
-VERDICTS = {
-    RUNNING: "under way",
-    PASSED: "all of it ran, no test failed, no row lacks its number",
-    FAILED: "a command or a test failed, or a row has no number",
-    CUT: "its share of the time was over",
-    KILLED: "the report's own process was killed meanwhile",
-    MEMORY: "the device's memory did not suffice",
-    MISSING: "a package that it needs is not here",
-    NOT_RUN: "not begun, for want of time or of something that it needs",
-}
-"""Only what has passed is left out by the next call."""
+"""Verdicts. Only what has passed is left out by the next call."""
 Entry = dict[str, Any]
 
 
