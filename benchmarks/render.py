@@ -1,7 +1,8 @@
-"""Fill README.md and benchmarks/README.md with what benchmarks/results/ holds.
+"""Fill the READMEs with what benchmarks/results/ holds.
 
     python benchmarks/render.py           # write the blocks <!-- measured: NAME --> … <!-- end -->
     python benchmarks/render.py --check   # change nothing; exit 1 where one differs
+    python benchmarks/render.py --add DIR # first take in a report of `fastuiat bench gpu`
 
 A number in a block comes from a record and from nowhere else. The newest record of each case,
 provider, configuration and device counts; ratios are those that the bench made round by round.
@@ -31,15 +32,15 @@ from fastuiat.bench.comparison import (
     paper_net,
     tell_apart,
 )
+from fastuiat.bench.gpu import recorded
 from fastuiat.bench.record import read_records
 from fastuiat.config import UserError
 from fastuiat.reproduce.table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "benchmarks/README.md")
+PAGES = ("README.md", "benchmarks/README.md", "kernels/README.md")
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
-Line = list[str]
 Columns = dict[str, Callable[[Row, Record], str]]
 """What stands in each column, of a row and its record on one device."""
 
@@ -292,6 +293,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     f"{EVIDENCE}-validation": validation,
     f"{EVIDENCE}-epochs": lambda results: validation(results, "epochs"),
     f"{EVIDENCE}-short": lambda results: evidence(results, SHORT),
+    "gpu": recorded.table_of,
 }
 """Those that are made of no bench's records."""
 
@@ -305,7 +307,7 @@ def one_device(name: str, device: str, found: Sequence[tuple[Row, Record]]) -> s
     return "\n".join([*lines, "", *remarks(name, found), provenance(device, records), ""])
 
 
-def remarks(name: str, found: Sequence[tuple[Row, Record]]) -> Line:
+def remarks(name: str, found: Sequence[tuple[Row, Record]]) -> list[str]:
     said = []
     if any(r["extrapolated"] for _, r in found):
         said.append("~: an epoch extrapolated from the median of n samples.")
@@ -366,16 +368,17 @@ def filled(text: str, results: Path, where: str) -> tuple[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description="Fill the READMEs from the records.")
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing, exit 1 on a difference"
-    )
-    check = parser.parse_args(argv).check
-    status = 0
+    parser.add_argument("--check", action="store_true", help="exit 1 on a difference")
+    parser.add_argument("--add", type=Path, metavar="DIR", help="take a GPU's report in first")
+    options = parser.parse_args(argv)
+    check, results, status = options.check, root / "benchmarks" / "results", 0
     for page in PAGES:
         path = root / page
         try:
+            if options.add and page == PAGES[0]:
+                recorded.add(options.add, results)
             text = path.read_text(encoding="utf-8")
-            new, differing = filled(text, root / "benchmarks" / "results", page)
+            new, differing = filled(text, results, page)
         except UserError as error:
             print(f"render: {error}", file=sys.stderr)
             return 2

@@ -20,6 +20,7 @@ from fastuiat.bench.cli_tables import (
 )
 from fastuiat.bench.compare import CompareOptions
 from fastuiat.bench.compare import run as compare
+from fastuiat.bench.gpu.runner import GpuOptions, gpu
 from fastuiat.bench.record import Recorder
 from fastuiat.bench.timing import Plan
 from fastuiat.config import Radius, UserError, positive
@@ -38,6 +39,7 @@ USAGE = """usage: fastuiat bench [SUITE] [--help]
   table2     minutes of an epoch by method and net, beside the paper's
   table5     seconds of an epoch of single-step methods with and without UIAT, beside the paper's
   autoattack  a whole AutoAttack: the plain package, and fastuiat eval
+  gpu        all that a GPU has to show, tests too, in minutes; goes on where it was cut off
 """
 
 
@@ -306,6 +308,7 @@ SUITES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "table2": (Table2Options, table2),
     "table5": (Table5Options, table5),
     "autoattack": (AutoAttackOptions, autoattack),
+    "gpu": (GpuOptions, gpu),
 }
 
 

@@ -13,7 +13,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import ffcv.loader.loader
 import numba
@@ -41,10 +41,10 @@ class FileReads:
         """Whether any image could not be read whole; FFCV's thread cannot say it otherwise."""
         return bool(self.state[1])
 
-    def schedule_epoch(self, batches: Sequence[Sequence[int]]) -> Self:
+    def schedule_epoch(self, batches: Sequence[Sequence[int]]) -> FileReads:
         return self
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FileReads:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -138,7 +138,8 @@ def sweeps(run: Run, attack: str) -> list[Sweep]:
     for record in run.records:
         key = (record.points, record.sha256)
         if record.attack == attack:
-            groups[(*key, record.values.get("seed"))].append(record)
+            group = (*key, record.values.get("seed"))
+            groups[group].append(record)
         elif record.attack == "clean":
             clean[key] = record
     found = []

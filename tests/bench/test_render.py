@@ -23,8 +23,8 @@ SPEC.loader.exec_module(render)
 @pytest.fixture
 def copy(tmp_path):
     """The pages and the records, to be doctored."""
-    (tmp_path / "benchmarks").mkdir()
     for page in render.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / page, tmp_path / page)
     shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
     return tmp_path
@@ -40,10 +40,35 @@ def test_a_doctored_result_is_found_and_written(copy, capsys):
     before = {page: (copy / page).read_bytes() for page in render.PAGES}
     assert render.main(["--check"], copy) == 1
     said = capsys.readouterr().err
-    assert all(f"{page} does not say what the records hold: " in said for page in render.PAGES)
+    with_steps = render.PAGES[:2]
+    assert all(f"{page} does not say what the records hold: step (" in said for page in with_steps)
     assert {page: (copy / page).read_bytes() for page in render.PAGES} == before
     assert render.main([], copy) == 0 and render.main(["--check"], copy) == 0
-    assert all("| 12.3 ms |" in (copy / page).read_text() for page in render.PAGES)
+    assert all("| 12.3 ms |" in (copy / page).read_text() for page in with_steps)
+
+
+def test_a_report_of_a_gpu_is_taken_in_and_shown(copy, tmp_path, capsys):
+    """On the pages that say what ran where; what is no report changes nothing."""
+    (recorded,) = (copy / "benchmarks" / "results").glob("gpu-nvidia-h100-*.json")
+    state = json.loads(recorded.read_text())
+    state |= {"device": "NVIDIA H200", "commit": "fedcba9876543210", "time": "2031-02-03T04:05:06"}
+    state["stages"]["kernels"] = {"verdict": "passed"}
+    report = tmp_path / "gpu-report"
+    report.mkdir()
+    before = {page: (copy / page).read_bytes() for page in render.PAGES}
+    assert render.main(["--add", str(report)], copy) == 2
+    assert "name a folder that bench gpu has filled" in capsys.readouterr().err
+    assert {page: (copy / page).read_bytes() for page in render.PAGES} == before
+    (report / "state.json").write_text(json.dumps(state))
+    assert render.main(["--add", str(report)], copy) == 0
+    assert (recorded.parent / "gpu-nvidia-h200-fedcba9876.json").exists()
+    for page in ("README.md", "kernels/README.md"):
+        text = (copy / page).read_text()
+        assert "| NVIDIA H200 |" in text and "| fedcba9876 | 2031-02-03 | kernels, step, " in text
+    assert render.main(["--check"], copy) == 0
+    recorded.unlink()
+    assert render.main(["--check"], copy) == 1
+    assert "kernels/README.md does not say" in capsys.readouterr().err
 
 
 def test_a_doctored_page_is_found(copy):

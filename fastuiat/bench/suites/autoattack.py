@@ -230,6 +230,8 @@ def measure(
         ways.end()
     config = {"n": len(case.x), "batch_size": case.batch_size, "share": case.share}
     config |= {"eps": case.eps}
+    if case.compile is not None:
+        config |= {"compile": case.compile}
     reference = next((ways.found[m.name] for m in measured if m.name in ways.found), None)
     first = measured[0]
     records = []

@@ -1,0 +1,180 @@
+"""What a stage left behind, read: records, tests, log; and the figures of it that matter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastuiat.bench import table
+from fastuiat.bench.compare_tables import amount, percent
+
+Records = list[dict[str, Any]]
+LOG_TAIL = 1 << 20
+MOST_KINDS = 4
+MISSING = re.compile(r"No module named '([\w.]+)'")
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file, which may be being written."""
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def tail(path: Path, size: int = LOG_TAIL) -> str:
+    """The end of a log of any length."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def missing_package(log: str) -> str | None:
+    """The package that was not there, where one of ours or a test said so."""
+    found = [name.split(".")[0] for name in MISSING.findall(log)]
+    return next((n for n in reversed(found) if n not in ("fastuiat", "tests")), None)
+
+
+def tests_of(path: Path, folder: str) -> dict[str, Any] | None:
+    """Counts and the names of the failed, without the folder; None where no test run was begun.
+
+    A test whose end failed after it had passed has failed; a file that cannot be read is a test.
+    """
+    lines = list(json_lines(path))
+    if not lines:
+        return None
+    outcomes: dict[str, str] = {}
+    for line in lines:
+        if "test" in line and outcomes.get(line["test"]) != "failed":
+            outcomes[line["test"]] = line["outcome"]
+    count = {name: list(outcomes.values()).count(name) for name in ("passed", "failed", "skipped")}
+    collected = max([line["collected"] for line in lines if "collected" in line], default=0)
+    unread = sum(bool(line.get("unread")) for line in lines)
+    failed = [name.removeprefix(f"{folder}/") for name, o in outcomes.items() if o == "failed"]
+    return {"total": collected + unread, **count, "failed_tests": failed}
+
+
+def reasons(path: Path) -> list[str]:
+    """Why tests failed, which a log says only at the end."""
+    return [line["why"] for line in json_lines(path) if line.get("why")]
+
+
+def said_of_tests(tests: dict[str, Any]) -> str:
+    ended = sum(tests[name] for name in ("passed", "failed", "skipped"))
+    said = [f"{tests['passed']} of {tests['total']} tests passed"]
+    said += [f"{tests[n]} {n}" for n in ("failed", "skipped") if tests[n]]
+    said += [f"{left} not ended"] if (left := tests["total"] - ended) > 0 else []
+    return ", ".join(said)
+
+
+def kinds_of(record: dict[str, Any]) -> str:
+    """Where the time of a step goes, if it was profiled: the kinds that have most of it."""
+    if record.get("profile_error"):
+        return f", no profile: {record['profile_error']}"
+    shares: dict[str, float] = {}
+    for row in (record.get("profile") or {}).get("rows", []):
+        shares[row["kind"]] = shares.get(row["kind"], 0.0) + row["share"]
+    most = sorted(shares, key=lambda kind: -shares[kind])[:MOST_KINDS]
+    return "".join(f", {kind} {100 * shares[kind]:.0f}%" for kind in most)
+
+
+def step_figures(records: Records) -> str:
+    """Our step of each net, its share of the peak, its profile, and the others' times as long."""
+    said = []
+    for r in records:
+        if r["provider"] == "fastuiat" and r["n"]:
+            share = f", {percent(r['peak_share'])} of peak" if r.get("peak_share") else ""
+            share += kinds_of(r)
+            others = [
+                f"{o['provider']} {o['ratio_median']:.2f}×"
+                for o in records
+                if o["case"] == r["case"] and o is not r and o.get("ratio_median")
+            ]
+            beside = f" ({', '.join(others)})" if others else ""
+            said.append(f"{r['case']} {table.seconds(r['median_s'])}{share}{beside}")
+    return "; ".join(said)
+
+
+def table_figures(records: Records) -> str:
+    """Time of an epoch by net and row, in the table's unit."""
+    nets: dict[str, list[str]] = {}
+    for r in records:
+        if r["n"] and "phase_share" not in r:
+            said = f"{r['row']} {amount(r['suite'], r['epoch_s'])}"
+            nets.setdefault(r["config"]["arch"], []).append(said)
+    unit = "min" if records and records[0]["suite"] == "table2" else "s"
+    return "; ".join(f"{arch} {', '.join(rows)} {unit}/epoch" for arch, rows in nets.items())
+
+
+def autoattack_figures(records: Records) -> str:
+    said = []
+    for r in records:
+        if r["n"]:
+            compiled = {True: " compiled", False: " eager"}.get(r["config"].get("compile"), "")
+            name = r["provider"] + (compiled if r["provider"] == "fastuiat" else "")
+            said.append(f"{name} {table.seconds(r['median_s'])}")
+    return ", ".join(said)
+
+
+def kernels_figures(records: Records) -> str:
+    from fastuiat.bench.suites.tour import kernels_line  # with it come all suites
+
+    return kernels_line(records)
+
+
+def loader_figures(records: Records) -> str:
+    from fastuiat.bench.suites.tour import loaders_line
+
+    return loaders_line(records)
+
+
+FIGURES: dict[str, Callable[[Records], str]] = {
+    "step": step_figures,
+    "kernels": kernels_figures,
+    "loader": loader_figures,
+    "table2": table_figures,
+    "table5": table_figures,
+    "autoattack": autoattack_figures,
+}
+
+
+def figures(records: Records) -> str:
+    """Of every suite that has records, and how many rows have none of their own."""
+    said = []
+    for suite in dict.fromkeys(r["suite"] for r in records):
+        own = [r for r in records if r["suite"] == suite]
+        try:
+            said.append(FIGURES[suite](own) if suite in FIGURES else f"{len(own)} records")
+        except (LookupError, TypeError, ValueError) as error:  # the records are kept all the same
+            said.append(f"{len(own)} records, not understood ({type(error).__name__}: {error})")
+    if without := sum(r["error"] is not None for r in records):
+        said.append(f"{without} of {len(records)} rows failed or had no time")
+    return "; ".join(filter(None, said))
+
+
+def accuracies(document: Path) -> str:
+    """The rows of a table of `fastuiat reproduce` that are measured."""
+    try:
+        found = json.loads(document.read_text(encoding="utf-8"))
+        said = [_row_of(row, found["columns"]) for row in found["rows"] if row["ours"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return "; ".join(said)
+
+
+def _row_of(row: dict[str, Any], columns: Sequence[str]) -> str:
+    means = [f"{c} {row['ours'][c]['mean']:.1f}" for c in columns if c in row["ours"]]
+    return f"{row['row']} {', '.join(means)}"
