@@ -19,6 +19,7 @@ LEVELS = [
     {"attacks"},
     {"targets"},
     {"methods"},
+    {"origins"},
     {"recipes", "evaluation", "paper"},
     {"training"},
     {"bench", "export"},
