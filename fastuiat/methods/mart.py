@@ -33,7 +33,7 @@ class MART(Method):
 
     BCE and weight have the constants of the authors' code (`boosted_cross_entropy`, `mart_loss`).
     Two things of it are not here: 1e-12 inside the logarithm of the KL term, which moves what lies
-    below p̂_k = 1e-12 alone, and a start that may leave the pixel range (`starting_point`).
+    near p̂_k = 1e-12 alone, and an unclipped start (`starting_point`).
     """
 
     @dataclass(frozen=True, kw_only=True)
