@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -120,6 +120,72 @@ class RandomStepConfig(SingleStepConfig):
     """Where the gradient is taken: at a uniformly drawn point, or at the image (plain FGSM)."""
 
 
+SCHEDULES = "one-cycle, linear:SHARE such as linear:0.5"
+
+
+def parse_schedule(text: str) -> tuple[str, float | None]:
+    """(kind, place of the peak as a share of the run) of a learning-rate schedule.
+
+    `one-cycle` has its own place, None; `linear:0.5` says it. UserError on anything else.
+    """
+    kind, _, place = text.partition(":")
+    if text == "one-cycle":
+        return kind, None
+    if kind != "linear":
+        raise UserError(f"unknown schedule '{text}': choose from {SCHEDULES}")
+    try:
+        share = float(place)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UserError(f"--schedule {text}: the peak's place must be in (0, 1), as linear:0.5")
+    return kind, share
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD: its learning rate over the run, its momentum, and what it decays."""
+
+    max_lr: float = 0.1
+    """Peak of the learning rate."""
+    schedule: str = "one-cycle"
+    """Learning rate over the run: one-cycle (cosine legs, the peak at a quarter), or linear:SHARE
+    from 0 to the peak at that share of the run and back to 0."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    cycle_momentum: bool = False
+    """Let the momentum go from 0.05 above to 0.05 below as a one-cycle rate rises, and back, as
+    PyTorch's OneCycleLR does unless told not to."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the parameters."""
+    decay_batchnorm: bool = True
+    """Put it on BatchNorm's factors and shifts too."""
+    batchnorm_momentum: float | None = None
+    """Share of a batch in BatchNorm's running statistics, 1 in the first step; None: the net's own
+    (0.1) from the start."""
+
+    def __post_init__(self) -> None:
+        positive(max_lr=self.max_lr)
+        kind, place = parse_schedule(self.schedule)
+        if place is not None:
+            object.__setattr__(self, "schedule", f"{kind}:{place!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError("--weight-decay must not be negative or infinite")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"--momentum must be in [0, 1), got {self.momentum:g}")
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov needs a --momentum above 0: add --no-nesterov")
+        if self.cycle_momentum and kind != "one-cycle":
+            raise UserError(f"--cycle-momentum goes with --schedule one-cycle, not {self.schedule}")
+        if self.cycle_momentum and not 0.05 < self.momentum < 0.95:
+            raise UserError("--cycle-momentum needs a --momentum between 0.05 and 0.95")
+        m = self.batchnorm_momentum
+        if m is not None and not 0 < m <= 1:
+            raise UserError(f"--batchnorm-momentum must be in (0, 1], got {m:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. Everything that moves a number is here and in the run's config.json."""
@@ -131,7 +197,8 @@ class TrainConfig:
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
     arch: str = "resnet-18"
-    """Network: resnet-18, prn-18, wrn-D-W, or the DeepMind line's dm-prn-18, dm-wrn-D-W."""
+    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
+    line's dm-prn-18, dm-wrn-D-W."""
     activation: Literal["relu", "silu"] = "relu"
     """Activation function of the network."""
     method: str = "uiat"
@@ -140,8 +207,6 @@ class TrainConfig:
     """Passes over the training set (with extra data: 50,000 images each)."""
     batch_size: int = 128
     """Images per step, over all devices."""
-    max_lr: float = 0.1
-    """Peak of the one-cycle learning rate."""
     seed: int = 0
     """Fixes weights, order, augmentation and noise."""
     out: Path | None = None
@@ -165,8 +230,6 @@ class TrainConfig:
     default one is trained first, with this run's settings, and kept in the run folder."""
     weight_averaging: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
-    weight_decay: float = 5e-4
-    """L2 penalty on every parameter."""
     val_size: int = 1024
     """Images split off the training set to choose the best checkpoint; 0 for none."""
     train_size: int | None = None
@@ -179,6 +242,8 @@ class TrainConfig:
     """Stop after so many steps, the schedule unchanged."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints inside an epoch; each epoch's end has one anyway."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimiser's settings."""
     settings: Any = None
     """The settings of the method."""
 
@@ -186,7 +251,6 @@ class TrainConfig:
         positive(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            max_lr=self.max_lr,
             log_every=self.log_every,
             workers=self.workers,
             checkpoint_minutes=self.checkpoint_minutes,
@@ -194,7 +258,7 @@ class TrainConfig:
         for name in ("max_steps", "train_size"):
             if (value := getattr(self, name)) is not None:
                 positive(**{name: value})
-        for name in ("seed", "val_size", "test_every", "weight_decay"):
+        for name in ("seed", "val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
         if not 0 < self.extra_share <= 1:
@@ -205,3 +269,23 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def of_this_version(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older run's config.json, named and nested as they are now.
+
+    `inverse_forward` was `inverse_bn`. Before there was an `optimizer`, two of its settings stood
+    at the top, all others were as its defaults are, and prn-18-v1 ended in a BatchNorm.
+    """
+    method = dict(stored.get("settings") or {})
+    if "inverse_bn" in method:
+        method["inverse_forward"] = method.pop("inverse_bn")
+        stored = stored | {"settings": method}
+    if "optimizer" in stored:
+        return stored
+    flat = ("max_lr", "weight_decay")
+    settings = {name: value for name, value in stored.items() if name not in flat}
+    optimizer = OptimizerConfig(**{name: stored[name] for name in flat if name in stored})
+    if settings.get("arch") == "prn-18-v1":
+        settings["arch"] = "prn-18-v1-bn"
+    return settings | {"optimizer": dataclasses.asdict(optimizer)}

@@ -1,4 +1,4 @@
-"""The paper's settings: what belongs to a data set or kind of method, and one recipe per row.
+"""The paper's settings: one recipe per row of its tables, laid over what origins.py has.
 
 Settings are laid over each other: the paper's common ones, the data set's, the method's, those of
 training with generated images, the recipe's own, and last the user's flags.
@@ -7,73 +7,24 @@ training with generated images, the recipe's own, and last the user's flags.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastuiat import methods
-from fastuiat.config import TrainConfig, UserError, radius_text
+from fastuiat.config import OptimizerConfig, TrainConfig, UserError, radius_text
 from fastuiat.methods.rs_fgsm import SingleStepMethod
+from fastuiat.origins import (
+    SCALED,
+    Layer,
+    common_layer,
+    dataset_layer,
+    extra_layer,
+    extra_method_layer,
+    method_layer,
+)
+from fastuiat.presets import cifar10_20, cifar10_small, fashion_mnist_small
 
 DEFAULTS: dict[str, Any] = {"method": "uiat", "dataset": "cifar10", "arch": "resnet-18"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings with one origin. Those of the method may name more than the method has."""
-
-    source: str
-    run: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def common_layer(iterated: bool) -> Layer:
-    run = {"epochs": 100, "batch_size": 128, "max_lr": 0.1, "weight_decay": 5e-4}
-    attack = {"eps": "8/255", "alpha": "2/255", "steps": 10} if iterated else {"eps": "8/255"}
-    settings = {"attack": attack, "momentum_epoch": 75, "oneoff_epoch": 80}
-    return Layer("paper, A.2", run, settings)
-
-
-def dataset_layer(dataset: str, iterated: bool) -> Layer:
-    """SVHN trains shorter and attacks in smaller steps."""
-    if dataset != "svhn":
-        return Layer("")
-    settings = {"lam": 3.0, "momentum_epoch": 23, "oneoff_epoch": 24}
-    attack = {"attack": {"alpha": "1/255"}} if iterated else {}
-    return Layer("paper, A.2: SVHN", {"epochs": 30}, settings | attack)
-
-
-def method_layer(method: str) -> Layer:
-    """What a method's own authors train it with, where the common settings differ."""
-    if issubclass(methods.get(method), SingleStepMethod):
-        run = {"epochs": 30, "max_lr": 0.2, "arch": "prn-18"}
-        return Layer("single-step methods' papers", run, {"oneoff_epoch": 24})
-    if method == "rebuffi":
-        return Layer("Rebuffi et al. 2021", {"weight_averaging": 0.995})
-    return Layer("")
-
-
-def extra_layer(dataset: str) -> Layer:
-    """Training with a million generated images."""
-    run = {
-        "epochs": 400,
-        "batch_size": 512,
-        "max_lr": 0.2,
-        "activation": "silu",
-        "weight_averaging": 0.995,
-        "extra_share": 0.6 if dataset == "cifar100" else 0.7,
-    }
-    settings = {"momentum_epoch": 350, "oneoff_epoch": 320}
-    return Layer("paper, A.2: generated images", run, settings)
-
-
-def extra_method_layer(method: str) -> Layer:
-    """HAT's authors change its attack and loss where they add generated images."""
-    if method != "hat":
-        return Layer("")
-    settings = {"beta": 3.5, "label_smoothing": 0.1, "attack_bn": "batch"}
-    return Layer(
-        "HAT's paper: generated images", settings=settings | {"attack": {"start": "uniform"}}
-    )
 
 
 def radius(levels: int) -> dict[str, Any]:
@@ -148,9 +99,10 @@ def sweep(figure: str, method: str, setting: str, values: tuple[float, ...]) -> 
     """One setting of a method over values of ours: the paper's are in its picture only."""
     return {
         f"{figure}/{setting.replace('_', '-')}-{value:g}": Layer(
-            f"paper, Figure {figure.removeprefix('figure')}; the value is ours",
+            f"paper, Figure {figure.removeprefix('figure')}",
             {"dataset": "cifar10", "method": method, "arch": "resnet-18"},
             {setting: value},
+            {setting: "ours: the paper's values are in its picture only"},
         )
         for value in values
     }
@@ -159,9 +111,10 @@ def sweep(figure: str, method: str, setting: str, values: tuple[float, ...]) -> 
 def figure2() -> dict[str, Layer]:
     """Learning curves of a run twice as long: its metrics hold test accuracy epoch by epoch."""
     run = {"dataset": "cifar10", "arch": "resnet-18", "epochs": 200, "test_every": 1}
+    origins = {"oneoff_epoch": SCALED}
     return {
         f"figure2/{method}": Layer(
-            "paper, Figure 2", run | {"method": method}, {"oneoff_epoch": 160}
+            "paper, Figure 2", run | {"method": method}, {"oneoff_epoch": 160}, origins
         )
         for method in ("sat", "uiat-oneoff")
     }
@@ -178,88 +131,6 @@ def figure7() -> dict[str, Layer]:
         | sweep("figure7", "uiat", "momentum_epoch", (25, 50, 75, 90))
         | sweep("figure7", "uiat-oneoff", "oneoff_epoch", (20, 40, 60, 80, 90))
     )
-
-
-def fashion_mnist_small() -> dict[str, Layer]:
-    """All methods on real images, small enough for 84 runs in 90 minutes of two CPU cores.
-
-    benchmarks/README.md says why each setting is what it is. Rows that end in `bn-eval` take p from
-    the forward that moves z.
-    """
-    run = {
-        "dataset": "fashion-mnist",
-        "arch": "wrn-10-1",
-        "train_size": 2048,
-        "val_size": 128,
-        "epochs": 5,
-        "batch_size": 32,
-        "max_lr": 0.05,
-    }
-    # T and T' at the paper's 0.75 and 0.8 of the epochs.
-    settings = {"momentum_epoch": 4, "oneoff_epoch": 4, "inverse_forward": "train"}
-    single = [m + suffix for m in ("n-fgsm", "rs-fgsm", "gradalign") for suffix in ("", "+uiat")]
-    iterated = ["sat", "trades", "mart", "hat", "iat", "uiat", "uiat-oneoff"]
-    rows = [(eps, m, m, settings) for eps in (8, 16) for m in [*iterated, *single]]
-    for method in ("uiat", "uiat-oneoff"):
-        rows.append((8, f"{method}-bn-eval", method, settings | {"inverse_forward": "eval"}))
-    return {
-        f"fashion-mnist-small/eps-{eps}/{name}": Layer(
-            "fashion-mnist-small", run | {"method": method}, own | radius(eps)
-        )
-        for eps, name, method, own in rows
-    }
-
-
-READINGS = ("eval", "train", "attached")
-"""Of the forward that gives p (`--inverse-forward`)."""
-
-
-def cifar10_small() -> dict[str, Layer]:
-    """CIFAR-10 at a scale that two CPU cores train in hours: what UIAT is worth, in each reading.
-
-    The paper's settings, but for net, images, epochs and, in the rows `pgd-5`, the training attack:
-    5 steps of 3/255. T and T' lie at the paper's 0.75 and 0.8 of the epochs. Rows without a reading
-    in their name take the default one.
-    """
-    run = {
-        "dataset": "cifar10",
-        "arch": "wrn-10-2",
-        "train_size": 12_800,
-        "val_size": 1000,
-        "epochs": 14,
-        "batch_size": 128,
-        "max_lr": 0.1,
-    }
-    short = {"attack": {"steps": 5, "alpha": "3/255"}}
-    iterated = ["uiat-oneoff", "trades", "mart", "hat", "iat"]
-    rows: list[tuple[str, str, dict[str, Any]]] = [("pgd-5/sat", "sat", short)]
-    rows += [(f"pgd-5/uiat-{r}", "uiat", short | {"inverse_forward": r}) for r in READINGS]
-    rows += [(f"pgd-5/{method}", method, short) for method in iterated]
-    rows += [(f"pgd-5/{method}", method, {}) for method in ("n-fgsm", "n-fgsm+uiat")]
-    rows += [(f"pgd-10/{method}", method, {}) for method in ("sat", "uiat")]
-    return {
-        f"cifar10-small/{name}": Layer(
-            "cifar10-small",
-            run | {"method": method},
-            {"momentum_epoch": 11, "oneoff_epoch": 11} | own,
-        )
-        for name, method, own in rows
-    }
-
-
-def cifar10_20() -> dict[str, Layer]:
-    """All of CIFAR-10 in 20 epochs of the paper's net: minutes on a GPU."""
-    run = {"dataset": "cifar10", "arch": "resnet-18", "epochs": 20, "batch_size": 128}
-    rows: list[tuple[str, str, dict[str, Any]]] = [
-        (method, method, {}) for method in ("sat", "uiat", "uiat-oneoff", "trades")
-    ]
-    rows += [(f"uiat-{r}", "uiat", {"inverse_forward": r}) for r in READINGS]
-    return {
-        f"cifar10-20/{name}": Layer(
-            "cifar10-20", run | {"method": method}, {"momentum_epoch": 15, "oneoff_epoch": 16} | own
-        )
-        for name, method, own in rows
-    }
 
 
 RECIPES: dict[str, Layer] = (
@@ -312,14 +183,6 @@ def fitting(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings by their own names, which are the names of their flags."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        result |= flat(value) if isinstance(value, dict) else {name: value}
-    return result
-
-
 def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     """A layer in a run of another length: its T and T' scaled along where kept, else unset."""
     settings = {
@@ -353,9 +216,11 @@ def resolve(
     sources = {"recipe": "flag"} if recipe else {}
     for layer in layers:
         run, settings = run | layer.run, merged(settings, layer.settings)
-        sources |= dict.fromkeys([*layer.run, *flat(layer.settings)], layer.source)
+        sources |= layer.sources()
     run |= chosen or {}
     sources |= dict.fromkeys(chosen or {}, "flag")
+    names = [f.name for f in dataclasses.fields(OptimizerConfig) if f.name in run]
+    run["optimizer"] = OptimizerConfig(**{name: run.pop(name) for name in names})
     return Resolved(run, fitting(cls.Config, settings), sources)
 
 
@@ -376,7 +241,7 @@ def named_values(settings: Any, in_method: bool = False) -> list[tuple[str, Any,
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
-            nested += named_values(value, in_method=True)
+            nested += named_values(value, in_method or f.name == "settings")
         else:
             plain.append((f.name, value, str(f.type).startswith("Radius"), in_method))
     return plain + nested

@@ -29,7 +29,8 @@ STABLE_FLAGS = re.findall(
     r"\S+",
     """recipe dataset data-dir arch activation method epochs batch-size max-lr seed out device
     precision compile loader workers extra-data extra-share resume weight-averaging weight-decay
-    val-size test-every log-every max-steps checkpoint-minutes""",
+    val-size test-every log-every max-steps checkpoint-minutes schedule momentum cycle-momentum
+    nesterov no-nesterov decay-batchnorm no-decay-batchnorm batchnorm-momentum""",
 )
 
 
@@ -99,6 +100,18 @@ def run_folder(tmp_path_factory):
         ("train --max-lr nan", "--max-lr must be above 0 and finite"),
         ("train --weight-averaging 1", r"--weight-averaging must be in \[0, 1\)"),
         ("train --weight-decay -1", "--weight-decay must not be negative"),
+        ("train --schedule cosine", "unknown schedule 'cosine': choose from one-cycle, linear:"),
+        ("train --schedule one-cycle:0.3", "unknown schedule 'one-cycle:0.3': choose from"),
+        ("train --schedule linear", r"--schedule linear: the peak's place must be in \(0, 1\)"),
+        ("train --schedule linear:0", r"--schedule linear:0: .* in \(0, 1\), as linear:0.5"),
+        ("train --schedule linear:1.5", r"--schedule linear:1.5: .* in \(0, 1\)"),
+        ("train --schedule linear:x", r"--schedule linear:x: .* in \(0, 1\)"),
+        ("train --schedule linear:nan", r"--schedule linear:nan: .* in \(0, 1\)"),
+        ("train --momentum 1", r"--momentum must be in \[0, 1\), got 1"),
+        ("train --momentum 0", "--nesterov needs a --momentum above 0: add --no-nesterov"),
+        ("train --cycle-momentum --schedule linear:0.5", "goes with --schedule one-cycle"),
+        ("train --cycle-momentum --momentum 0.96", "--momentum between 0.05 and 0.95"),
+        ("train --batchnorm-momentum 0", r"--batchnorm-momentum must be in \(0, 1\], got 0"),
         ("train --extra-share 0", r"--extra-share must be in \(0, 1\]"),
         ("train --extra-share 1.1", r"--extra-share must be in \(0, 1\]"),
         ("train --gamma 2", r"--gamma must be in \[0, 1\]"),
@@ -195,7 +208,14 @@ def test_damaged_and_foreign_checkpoints(refused, tmp_path, run_folder):
 
 def test_resume_keeps_the_settings(refused, tmp_path, run_folder):
     shutil.copytree(run_folder, tmp_path / "run")
-    for words in ("--max-lr 0.3", "--steps 2", "--method sat", "--seed 1", "--lam 1"):
+    for words in (
+        "--max-lr 0.3",
+        "--schedule linear:0.5",
+        "--steps 2",
+        "--method sat",
+        "--seed 1",
+        "--lam 1",
+    ):
         assert words.split()[0] in refused("train", "--resume", "run", *words.split())
     (tmp_path / "run" / "config.json").write_text("{")
     assert "config.json" in refused("train", "--resume", "run")
@@ -260,7 +280,7 @@ def test_the_command_of_the_papers_table_4():
     argv = ["--arch", "wrn-28-10", "--extra-data", "ddpm1m"]
     config = default_config(argv)
     assert (config.dataset, config.method) == ("cifar10", "uiat")
-    assert (config.epochs, config.batch_size, config.max_lr) == (400, 512, 0.2)
+    assert (config.epochs, config.batch_size, config.optimizer.max_lr) == (400, 512, 0.2)
     assert (config.activation, config.weight_averaging) == ("silu", 0.995)
     assert (config.extra_share, config.settings.momentum_epoch) == (0.7, 350)
     assert config.settings.attack.eps == 8 / 255

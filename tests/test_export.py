@@ -114,8 +114,8 @@ def test_robustbench_from_a_run(exported, robustbench):
 @pytest.mark.parametrize(
     "arch, activation",
     [("resnet-18", "relu"), ("prn-18", "relu"), ("prn-18", "silu"), ("prn-18-v1", "relu"),
-     ("wrn-16-2", "relu"), ("wrn-16-2", "silu"), ("dm-wrn-16-2", "silu"), ("dm-wrn-10-1", "relu"),
-     ("dm-prn-18", "silu")],
+     ("prn-18-v1-bn", "relu"), ("wrn-16-2", "relu"), ("wrn-16-2", "silu"),
+     ("dm-wrn-16-2", "silu"), ("dm-wrn-10-1", "relu"), ("dm-prn-18", "silu")],
 )  # fmt: skip
 def test_every_net_in_its_robustbench_class(robustbench, arch, activation):
     torch.manual_seed(5)

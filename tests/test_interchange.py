@@ -89,6 +89,7 @@ def published_nets(robustbench):
         "prn-18 no bn": lambda: resnet.PreActResNet(resnet.PreActBlockV2, four, K),
         "prn-18 bn": lambda: resnet.PreActResNet(BothNormalised, four, K, bn_before_fc=True),
         "prn-18-v1": lambda: resnet.PreActResNet(resnet.PreActBlock, four, K),
+        "prn-18-v1-bn": lambda: resnet.PreActResNet(resnet.PreActBlock, four, K, bn_before_fc=True),
         "wrn-16-2": lambda: wide.WideResNet(16, K, 2, sub_block1=True),
         "wrn-16-2 silu": lambda: robust.PreActResNet(K, **groups, activations=("SiLU",) * 3),
         "prn-18 silu": lambda: robust.PreActResNet(K, **stages),
@@ -100,8 +101,8 @@ def published_nets(robustbench):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet-18", "prn-18", "prn-18 no bn", "prn-18 bn", "prn-18-v1", "wrn-16-2", "wrn-16-2 silu",
-     "prn-18 silu", "wrn-10-1 dm", "wrn-16-2 dm", "prn-18 dm"],
+    ["resnet-18", "prn-18", "prn-18 no bn", "prn-18 bn", "prn-18-v1", "prn-18-v1-bn", "wrn-16-2",
+     "wrn-16-2 silu", "prn-18 silu", "wrn-10-1 dm", "wrn-16-2 dm", "prn-18 dm"],
 )  # fmt: skip
 def test_the_nets_that_are_published(robustbench, tmp_path, x, name):
     theirs = settled(published_nets(robustbench)[name]())
@@ -112,6 +113,17 @@ def test_the_nets_that_are_published(robustbench, tmp_path, x, name):
     assert info["arch"] == ("dm-" + arch if kind == "dm" else arch)
     assert info["activation"] == ("silu" if kind in ("dm", "silu") else "relu")
     assert info["normalised"] == (kind == "dm")
+
+
+def test_the_batchnorm_that_a_raw_shortcut_net_ends_in_names_it(robustbench, tmp_path, x):
+    """Either name reads either file: its keys show which it is."""
+    nets = published_nets(robustbench)
+    for held, said in (("prn-18-v1", "prn-18-v1-bn"), ("prn-18-v1-bn", "prn-18-v1")):
+        theirs = settled(nets[held]())
+        torch.save(theirs.state_dict(), tmp_path / "net.pt")
+        assert same_logits(tmp_path / "net.pt", theirs, x, said)["arch"] == held
+        ours = fastuiat.build_model(held, K)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
 class Normalise(nn.Module):

@@ -19,6 +19,8 @@ LEVELS = [
     {"attacks"},
     {"targets"},
     {"methods"},
+    {"origins"},
+    {"presets"},
     {"recipes", "evaluation", "paper"},
     {"training"},
     {"bench", "export"},

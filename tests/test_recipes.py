@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from fastuiat import recipes
@@ -11,11 +14,20 @@ from fastuiat.config import UserError
 
 EPS8 = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10}
 UIAT = {"lam": 3.5, "beta": 1.0, "inverse_eps": 4 / 255, "inverse_alpha": 4 / 255}
+SGD = {
+    "max_lr": 0.1,
+    "schedule": "one-cycle",
+    "momentum": 0.9,
+    "cycle_momentum": False,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "decay_batchnorm": True,
+    "batchnorm_momentum": None,
+}
 PLAIN_RUN = {
     "epochs": 100,
     "batch_size": 128,
-    "max_lr": 0.1,
-    "weight_decay": 5e-4,
+    "optimizer": SGD,
     "arch": "resnet-18",
     "activation": "relu",
     "weight_averaging": 0.0,
@@ -24,12 +36,19 @@ PLAIN_RUN = {
 EXTRA_RUN = {
     "epochs": 400,
     "batch_size": 512,
-    "max_lr": 0.2,
+    "optimizer": SGD | {"max_lr": 0.2, "batchnorm_momentum": 0.01, "decay_batchnorm": False},
     "activation": "silu",
     "weight_averaging": 0.995,
     "extra_data": "ddpm1m",
 }
-SINGLE_RUN = PLAIN_RUN | {"epochs": 30, "max_lr": 0.2, "arch": "prn-18"}
+SINGLE_RUN = PLAIN_RUN | {
+    "epochs": 30,
+    "optimizer": SGD | {"max_lr": 0.2, "schedule": "linear:0.5", "nesterov": False},
+    "arch": "prn-18-v1",
+}
+GRADALIGN_RUN = SINGLE_RUN | {
+    "optimizer": SINGLE_RUN["optimizer"] | {"max_lr": 0.3, "schedule": "linear:0.4"}
+}
 
 # name: (method, run settings, method settings, attack)
 EXPECTED = {
@@ -100,7 +119,13 @@ EXPECTED = {
         UIAT | {"beta": 0.0, "oneoff_epoch": 24},
         {"eps": 8 / 255, "alpha": None},
     ),
-    "table5/gradalign/eps-10": ("gradalign", SINGLE_RUN, {"mu": None}, {"eps": 10 / 255}),
+    "table5/gradalign/eps-10": ("gradalign", GRADALIGN_RUN, {"mu": None}, {"eps": 10 / 255}),
+    "table5/gradalign+uiat/eps-6": (
+        "gradalign+uiat",
+        GRADALIGN_RUN,
+        UIAT | {"beta": 0.0, "oneoff_epoch": 24},
+        {"eps": 6 / 255},
+    ),
     "table6/iat": (
         "iat",
         PLAIN_RUN,
@@ -124,7 +149,8 @@ def test_settings(name):
     assert (config.recipe, config.method) == (name, method)
     assert config.dataset == next((d for d in ("svhn", "cifar100") if d in name), "cifar10")
     for key, value in run.items():
-        assert getattr(config, key) == value, key
+        got = getattr(config, key)
+        assert (dataclasses.asdict(got) if key == "optimizer" else got) == value, key
     for key, value in settings.items():
         assert getattr(config.settings, key) == value, key
     for key, value in attack.items():
@@ -141,7 +167,13 @@ def test_one_recipe_per_row():
 
 def test_flags_choose_layers_and_lengths():
     single = default_config(["--method", "gradalign"])
-    assert (single.epochs, single.max_lr, single.arch) == (30, 0.2, "prn-18")
+    assert (single.epochs, single.optimizer.max_lr, single.arch) == (30, 0.3, "prn-18-v1")
+    plain = default_config(["--method", "rebuffi"])
+    assert plain.weight_averaging == 0.995 and plain.extra_data is None
+    assert plain.optimizer.batchnorm_momentum == 0.01 and not plain.optimizer.decay_batchnorm
+    for method in ("sat", "uiat", "hat"):
+        extra = default_config(["--method", method, "--extra-data", "pool.npz"]).optimizer
+        assert extra.batchnorm_momentum == 0.01 and not extra.decay_batchnorm
     svhn = default_config(["--recipe", "table1/cifar10/uiat", "--dataset", "svhn"])
     assert svhn.settings.lam == 3.0 and svhn.epochs == 30
     # T and T' of another length are not kept: the method derives its own.
@@ -158,6 +190,49 @@ def test_flags_choose_layers_and_lengths():
     assert other.method == "natural"
     with pytest.raises(UserError, match="table5/n-fgsm/eps-8"):
         recipes.get("table5/n-fgsm/eps-12")
+
+
+def origins(capsys, *words: str) -> dict[str, tuple[str, str]]:
+    """(value, source) of each setting, as `fastuiat recipes` says."""
+    main(["recipes", *words, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    return {name: (entry["value"], entry["source"]) for name, entry in said.items()}
+
+
+def test_who_says_so(capsys):
+    """What no paper prints is called ours, and what a paper's code has is called that paper's."""
+    svhn = origins(capsys, "table1/svhn/uiat")
+    assert svhn["momentum-epoch"][0] == "23" and svhn["momentum-epoch"][1].startswith("ours")
+    assert svhn["epochs"] == ("30", "paper, A.2: SVHN")
+    assert svhn["lam"] == ("3.0", "paper, A.2: SVHN")
+    assert origins(capsys, "table1/svhn/uiat-oneoff")["oneoff-epoch"][1].startswith("ours")
+    assert origins(capsys, "table1/cifar10/uiat")["momentum-epoch"] == ("75", "paper, A.2")
+    figure = origins(capsys, "figure2/uiat-oneoff")
+    assert figure["oneoff-epoch"][0] == "160" and figure["oneoff-epoch"][1].startswith("ours")
+    assert figure["epochs"] == ("200", "paper, Figure 2")
+    swept = origins(capsys, "figure7/beta-2")
+    assert swept["beta"][1].startswith("ours") and swept["arch"][1] == "paper, Figure 7"
+    papers = {
+        "rs-fgsm": "Wong et al. 2020",
+        "n-fgsm": "de Jorge et al. 2022",
+        "gradalign": "Andriushchenko and Flammarion 2020",
+    }
+    for base, paper in papers.items():
+        for method in (base, f"{base}+uiat"):
+            row = origins(capsys, f"table5/{method}/eps-8")
+            for name in ("arch", "schedule", "max-lr", "nesterov"):
+                assert row[name][1] == paper, (method, name)
+            assert row["epochs"][1] == papers["n-fgsm"]
+        assert row["oneoff-epoch"][0] == "24" and row["oneoff-epoch"][1].startswith("ours")
+    extra = origins(capsys, "table4/cifar10/prn-18/rebuffi")
+    assert extra["batchnorm-momentum"][1] == extra["decay-batchnorm"][1]
+    assert "Rebuffi" in extra["decay-batchnorm"][1]
+    assert extra["weight-averaging"][1] == "paper, A.2: generated images"
+    for name in ("cycle-momentum", "decay-batchnorm", "batchnorm-momentum"):
+        assert svhn[name][1].startswith("ours")
+    # A T' that the user's length unsets is nobody's but the method's.
+    short = origins(capsys, "table1/svhn/uiat-oneoff", "--epochs", "10")
+    assert short["oneoff-epoch"] == ("None", "default of uiat-oneoff")
 
 
 def test_command_line(refusal, tmp_path, capsys):

@@ -283,7 +283,7 @@ def test_all_methods_are_in_the_preset_under_the_same_budget():
     made = rows.rows_of(preset(), configure)
     assert len(made) == 28 and len({row.config.method for row in made}) == 13
     budgets = {
-        (c.train_size, c.epochs, c.batch_size, c.max_lr, c.arch, c.val_size, c.weight_decay)
+        (c.train_size, c.epochs, c.batch_size, c.optimizer, c.arch, c.val_size)
         for c in (row.config for row in made)
     }
     assert len(budgets) == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastuiat.commands.output import Output, split_output
 from fastuiat.commands.parsing import early, parse
-from fastuiat.config import TrainConfig, UserError
+from fastuiat.config import OptimizerConfig, TrainConfig, UserError
 
 
 def method_settings(cls: Any) -> list[str]:
@@ -95,6 +95,7 @@ def stored_default(folder: Path) -> Any:
         settings = methods.configure(config, stored.pop("settings"))
         for name in ("data_dir", "out", "helper"):
             stored[name] = None if stored[name] is None else Path(stored[name])
+        stored["optimizer"] = OptimizerConfig(**stored["optimizer"])
         return train_class(stored["method"])(**stored, settings=settings)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error

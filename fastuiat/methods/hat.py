@@ -45,7 +45,11 @@ def hat_loss(
 
 @register("hat")
 class HAT(Method):
-    """TRADES plus γ·CE(f(x + h·(x̂ − x)), y_h); y_h is what a naturally trained net sees in x̂."""
+    """TRADES plus γ·CE(f(x + h·(x̂ − x)), y_h); y_h is what a naturally trained net sees in x̂.
+
+    The authors' loop does not clip a normal start (`starting_point`), and leaves PyTorch's cycled
+    momentum on, 0.95 to 0.85 and back, where recipes hold 0.9 (`--cycle-momentum`).
+    """
 
     requires: ClassVar[dict[str, str]] = {"helper": "natural"}
 

@@ -18,18 +18,23 @@ from fastuiat.methods.trades import normal_start
 def mart_loss(
     net: Any, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BCE(f(x̂), y) + β·KL(f(x) ‖ f(x̂))·(1 − p_y(x)), nothing detached, and both logits."""
+    """BCE(f(x̂), y) + β·KL(f(x) ‖ f(x̂))·(1.0000001 − p_y(x)), nothing detached, and both logits."""
     logits = net(x)
     logits_adv = net(x_adv)
     log_p = torch.log_softmax(wide(logits), dim=1).gather(1, y[:, None])[:, 0]
-    doubt = -torch.expm1(log_p)  # 1 − p_y without the cancellation at p_y near 1
+    doubt = 1e-7 - torch.expm1(log_p)  # without the cancellation of 1 − p_y at p_y near 1
     terms = boosted_cross_entropy(logits_adv, y) + beta * kl_between(logits, logits_adv) * doubt
     return terms.mean(), logits, logits_adv
 
 
 @register("mart")
 class MART(Method):
-    """BCE(f(x̂), y) + β·KL(f(x) ‖ f(x̂))·(1 − p_y(x)), x̂ by PGD on CE."""
+    """BCE(f(x̂), y) + β·KL(f(x) ‖ f(x̂))·(1 − p_y(x)), x̂ by PGD on CE.
+
+    BCE and weight have the constants of the authors' code (`boosted_cross_entropy`, `mart_loss`).
+    Two things of it are not here: 1e-12 inside the logarithm of the KL term, which moves what lies
+    near p̂_k = 1e-12 alone, and an unclipped start (`starting_point`).
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -1,8 +1,9 @@
 """State dicts that others publish: unwrapped, recognised, fitted to this folder's nets.
 
 Keys are enough to tell the layouts apart, and shapes to tell depth, width and classes. What no file
-says is the activation, which of two shortcuts a pre-activation ResNet has (prn-18 or prn-18-v1),
-and a normalisation that was done outside the net.
+says is the activation, which of two shortcuts a pre-activation ResNet has (prn-18 or prn-18-v1; the
+BatchNorm before its pooling shows, which makes a prn-18-v1 a prn-18-v1-bn), and a normalisation
+that was done outside the net.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastuiat.config import UserError
 from fastuiat.models import build_model
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.models.normalised import Normalised
-from fastuiat.models.preact_resnet import PreActResNet18, Variant
+from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
 
 NESTS = ("model_state_dict", "state_dict", "net", "model")
 """Where a checkpoint keeps its weights."""
@@ -216,6 +217,8 @@ def load_published(
         values = buffers if mean is None or std is None else {"mean": mean, "std": std}
         weights |= {k: v.view(3, 1, 1) for k, v in values.items()}
     load_weights(net, weights, path, arch, looks)
+    if isinstance(net, PreActResNet18):  # the name of what its keys show, where it has one
+        arch = next((name for name, v in VARIANTS.items() if v == net.variant), arch)
     if not inside and mean is not None and std is not None:
         net = Normalised(net, mean, std)
     elif published.layer_in_front and not inside:

@@ -22,6 +22,14 @@ class Variant:
     """A BatchNorm and activation stand before the pooling."""
 
 
+VARIANTS = {
+    "prn-18": Variant(),
+    "prn-18-v1": Variant(raw_shortcut=True, final_bn=False),
+    "prn-18-v1-bn": Variant(raw_shortcut=True),
+}
+"""Those that are built by a name; others are met in published files only."""
+
+
 class PreActBlock(nn.Module):
     def __init__(
         self, inputs: int, planes: int, stride: int, activation: str, variant: Variant

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastuiat.config import UserError, radius_text
+from fastuiat.config import UserError, of_this_version, radius_text
 
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
 """Entries of config.json that move no number."""
@@ -130,11 +130,11 @@ def read_json(path: Path) -> Any:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names; the method's own stand at the top."""
+    """Nested settings under dotted names; the method's own and the optimiser's stand at the top."""
     result: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            result |= flat(value, "" if name == "settings" else f"{prefix}{name}.")
+            result |= flat(value, "" if name in ("settings", "optimizer") else f"{prefix}{name}.")
         else:
             result[prefix + name] = value
     return result
@@ -201,6 +201,7 @@ def read_run(folder: Path) -> Run:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} holds no settings")
+    config = of_this_version(config)
     environment_file = folder / "environment.json"
     environment = read_json(environment_file) if environment_file.exists() else {}
     if not isinstance(environment, dict):

@@ -12,7 +12,7 @@ from fastuiat.reproduce.rows import Row
 
 SETTINGS = (
     "recipe", "dataset", "method", "arch", "epochs", "batch_size", "train_size", "val_size",
-    "settings",
+    "optimizer", "settings",
 )  # fmt: skip
 """Of a run, by which a line is known to be of a row as it stands now."""
 

@@ -23,7 +23,8 @@ Run = Callable[..., None]
 """`fastuiat WORDS…`, to its end."""
 EVALUATION_BATCH = 200
 IDENTITY = (
-    "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size", "settings"
+    "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size",
+    "optimizer", "settings",
 )  # fmt: skip
 """Settings by which a folder is known to hold a row's run."""
 LOGGED = ("loss", "robust_accuracy", "target_accuracy", "target_confidence")

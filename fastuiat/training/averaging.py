@@ -11,7 +11,8 @@ from torch import nn
 class Averaged:
     """An exponential average of parameters and float buffers of a network.
 
-    After step t (from 0) the decay is min(decay, (1 + t) / (10 + t)).
+    After step t (from 0) the decay is min(decay, (1 + t) / (10 + t)). The public trainer of Rebuffi
+    and HAT averages the parameters alone, and gives both nets the live one's buffers.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

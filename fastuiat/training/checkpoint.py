@@ -87,6 +87,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def net_of(content: dict[str, Any]) -> dict[str, Any]:
+    """What a run's checkpoint says of its net, by the names of now.
+
+    What is prn-18-v1-bn was called prn-18-v1 once.
+    """
+    net = dict(content["net"])
+    if net.get("arch") == "prn-18-v1" and "bn.weight" in content["model"]:
+        net["arch"] = "prn-18-v1-bn"
+    return net
+
+
 def load_checkpoint(
     path: str | Path,
     arch: str | None = None,
@@ -108,7 +119,7 @@ def load_checkpoint(
     content, described = read_safetensors(file) if is_safetensors(file) else (read(file), {})
     info: dict[str, Any] = {"path": str(file), "sha256": sha256_of(file)}
     if content.get("format") == FORMAT:
-        net_info = dict(content["net"])
+        net_info = net_of(content)
         if arch and arch != net_info["arch"]:
             raise UserError(f"{file} is of a {net_info['arch']}, not of a {arch}")
         if activation and activation != net_info["activation"]:

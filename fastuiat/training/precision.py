@@ -187,6 +187,15 @@ class TrainingView:
             if bn == "train":
                 self.shadow.statistics_moved()
 
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Meanwhile no region is compiled, nor one that is used."""
+        compiled, self.regions.compiled = self.regions.compiled, False
+        try:
+            yield
+        finally:
+            self.regions.compiled = compiled
+
     def gradient_metrics(self) -> dict[str, Tensor]:
         """FrozenNet.gradient_metrics of the attacks since the last call."""
         return self.shadow.gradient_metrics()

@@ -17,13 +17,13 @@ import torch
 
 import fastuiat
 from fastuiat import data, methods
-from fastuiat.config import TrainConfig, UserError
+from fastuiat.config import TrainConfig, UserError, of_this_version
 from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.files import write_json
 from fastuiat.models import build_model
 from fastuiat.training import required
-from fastuiat.training.checkpoint import FORMAT, read
+from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.compile import missing_for_compilation
 from fastuiat.training.precision import TrainingView, resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
@@ -206,21 +206,13 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run began with, by their present names; UserError where it is none."""
+    """The settings that a run began with, as they are called now; UserError where there is none."""
     try:
-        return renamed(json.loads((folder / "config.json").read_text()))
+        return of_this_version(json.loads((folder / "config.json").read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no run folder: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
-
-
-def renamed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an older run by their present names."""
-    settings = stored.get("settings") or {}
-    if "inverse_bn" in settings:
-        settings["inverse_forward"] = settings.pop("inverse_bn")
-    return stored
 
 
 def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
@@ -241,7 +233,7 @@ def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
 def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     """The trainer's own checkpoint; UserError on a damaged or foreign one."""
     state = read(path)
-    if state.get("format") != FORMAT or state.get("net") != trainer.net_info:
+    if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
     return state
 

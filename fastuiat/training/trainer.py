@@ -22,7 +22,7 @@ from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
-from fastuiat.training.optim import make_optimizer, one_cycle
+from fastuiat.training.optim import BatchNormMomentum, make_optimizer, set_for_step
 from fastuiat.training.precision import TrainingView
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -73,11 +73,8 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.view = TrainingView(net, device=device, precision=precision, compiled=config.compile)
-        self.optimizer = make_optimizer(
-            net,
-            lr=config.max_lr,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = make_optimizer(net, config.optimizer)
+        self.batchnorm = BatchNormMomentum(self.view, config.optimizer.batchnorm_momentum)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.averaged = Averaged(net, config.weight_averaging) if config.weight_averaging else None
         self.watch = CatastrophicWatch(net_info["num_classes"], device)
@@ -180,13 +177,12 @@ class Trainer:
     @repeatable()
     def take_step(self, batch: Any) -> None:
         """One optimiser step. Nothing here waits for the device."""
-        lr = one_cycle(self.step, self.total_steps, self.config.max_lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_for_step(self.optimizer, self.config.optimizer, self.step, self.total_steps)
         self.net.train()
         if self.scaler.is_enabled():
             self.view.loss_scale = self.scaler.scale(self.one)
-        out = self.method.loss(self.view, batch)
+        with self.batchnorm.during(self.step):
+            out = self.method.loss(self.view, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(out.loss).backward()
         self.scaler.step(self.optimizer)

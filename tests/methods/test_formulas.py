@@ -89,8 +89,8 @@ def mart(net, x, y, start, method):
     terms = []
     for i, label in enumerate(y.tolist()):
         others = max(p_adv[i, k] for k in range(p.shape[1]) if k != label)
-        boosted = -torch.log(p_adv[i, label]) - torch.log(1 - others)
-        terms.append(boosted + 5 * kl(clean, adversarial)[i] * (1 - p[i, label]))
+        boosted = -torch.log(p_adv[i, label]) - torch.log(1.0001 - others + 1e-12)
+        terms.append(boosted + 5 * kl(clean, adversarial)[i] * (1.0000001 - p[i, label]))
     return torch.stack(terms).mean(), x_adv
 
 
@@ -343,3 +343,48 @@ def test_alignment_weight():
     assert alignment_weight(8 / 255) == pytest.approx(0.2)
     assert alignment_weight(16 / 255) == pytest.approx(2.0)
     assert alignment_weight(1e-12) == pytest.approx(0.02)
+
+
+def boosted_by_the_book(logits: Tensor, y: Tensor, slack: float) -> Tensor:
+    """MART's BCE, the constants of its authors' code added where slack is 1e-4."""
+    p = log_softmax(logits).exp()
+    terms = []
+    for row, label in zip(p, y.tolist(), strict=True):
+        others = max(row[k] for k in range(len(row)) if k != label)
+        terms.append(-torch.log(row[label]) - torch.log(1 + slack - others + 1e-12))
+    return torch.stack(terms)
+
+
+MARGINS = (0.0, 3.0, 9.0, 12.0, 15.0, 20.0)
+"""By how much a wrong class leads."""
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-7), (torch.float32, 2e-5)])
+def test_boosted_cross_entropy_of_confident_errors(dtype, tolerance):
+    """Also in fp32, where 1.0001 − p itself would have lost half of its digits."""
+    from fastuiat.losses import boosted_cross_entropy
+
+    exact = torch.tensor([[m, 0.0, -1.0, 0.5] for m in MARGINS], dtype=torch.float64)
+    y = torch.ones(len(MARGINS), dtype=torch.int64)
+    logits, exact = exact.to(dtype).requires_grad_(), exact.requires_grad_()
+    got, wanted = boosted_cross_entropy(logits, y), boosted_by_the_book(exact, y, 1e-4)
+    torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=0)
+    (grad,) = torch.autograd.grad(got.sum(), logits)
+    (want,) = torch.autograd.grad(wanted.sum(), exact)
+    torch.testing.assert_close(grad.double(), want, rtol=0, atol=tolerance)
+    # The wrong class is pulled down by one term, not by both.
+    (plain,) = torch.autograd.grad(boosted_by_the_book(exact[4:5], y[4:5], 0.0).sum(), exact)
+    assert grad[4, 0].item() == pytest.approx(1.0, abs=0.01)
+    assert plain[4, 0].item() == pytest.approx(2.0, abs=0.01)
+
+
+def test_the_weight_of_mart_is_never_zero():
+    """1.0000001 − p_y: of a net that is sure of x and wrong in x̂, in fp32."""
+    from fastuiat.methods.mart import mart_loss
+
+    net = nn.Identity()
+    x = torch.tensor([[40.0, 0.0, 0.0]])
+    y = torch.tensor([0])
+    with_kl = mart_loss(net, x, x.flip(1), y, 1e6)[0] - mart_loss(net, x, x.flip(1), y, 0.0)[0]
+    divergence = kl(x.double(), x.flip(1).double()).item()
+    assert with_kl.item() == pytest.approx(1e6 * 1e-7 * divergence, rel=1e-3)

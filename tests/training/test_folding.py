@@ -13,7 +13,7 @@ from fastuiat.models import build_model
 from fastuiat.training.folding import Folded, Shift, foldable
 from fastuiat.training.precision import TrainingView
 
-ARCHS = ("resnet-18", "prn-18", "prn-18-v1", "wrn-16-2", "dm-prn-18", "dm-wrn-16-2")
+ARCHS = ("resnet-18", "prn-18", "prn-18-v1", "prn-18-v1-bn", "wrn-16-2", "dm-prn-18", "dm-wrn-16-2")
 
 
 def unsettle(net: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 import fastuiat
 from fastuiat import methods
 from fastuiat.attacks import pgd
+from fastuiat.config import OptimizerConfig
 from fastuiat.data import Batch
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.training.optim import make_optimizer
@@ -187,7 +188,7 @@ def train(view, seed: int, x, y, steps: int = 50) -> tuple[float, float]:
     net = view.net.train()
     config = {"attack": {"steps": 3}, "lam": 1.0, "momentum_epoch": 1}
     method = methods.create("uiat", num_classes=K, num_samples=len(x), seed=seed, **config)
-    optimizer = make_optimizer(net, lr=0.05, weight_decay=5e-4)
+    optimizer = make_optimizer(net, OptimizerConfig(max_lr=0.05))
     losses = []
     for step in range(steps):
         rows = torch.randperm(len(x))[:64]

@@ -13,6 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastuiat
+from fastuiat.cli import main
+from fastuiat.config import of_this_version
+from fastuiat.report.runs import read_run
+from fastuiat.training.checkpoint import save_checkpoint
+
 
 def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
@@ -65,13 +71,14 @@ def assert_same_state(a: object, b: object, name: str = "") -> None:
         # One kill in each of the three phases, of 11 steps each.
         (
             "uiat-oneoff",
-            "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 1",
+            "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 1 --schedule linear:0.5 "
+            "--no-nesterov --batchnorm-momentum 0.01 --no-decay-batchnorm",
             (3, 14, 25),
         ),
         # Short: a CPU without bf16 hardware takes seconds for each of these steps.
         (
             "uiat",
-            "--precision bf16 --epochs 1 --batch-size 16 --steps 1 --max-steps 9",
+            "--precision bf16 --epochs 1 --batch-size 16 --steps 1 --max-steps 9 --cycle-momentum",
             (3, 6),
         ),
     ],
@@ -118,3 +125,69 @@ def test_what_moves_no_number_may_change(fastuiat, small_run, tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1 and "--max-lr" in refused.stderr
     assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+def as_it_was(stored: dict) -> dict:
+    """config.json as it was written before the optimiser had settings of its own."""
+    stored = dict(stored)
+    optimizer = stored.pop("optimizer")
+    flat = {name: optimizer[name] for name in ("max_lr", "weight_decay")}
+    # The others had no name, and were these.
+    assert {k: v for k, v in optimizer.items() if k not in flat} == {
+        "schedule": "one-cycle",
+        "momentum": 0.9,
+        "cycle_momentum": False,
+        "nesterov": True,
+        "decay_batchnorm": True,
+        "batchnorm_momentum": None,
+    }
+    return stored | flat
+
+
+def test_a_run_from_before_the_optimizers_settings(tmp_path, monkeypatch, small_run, capsys):
+    """It goes on to the end that it would have had, keeps its settings, and is evaluated."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", *small_run, "--method", "natural", "--epochs", "3", "--weight-decay", "1e-3"]
+    main([*words, "--max-steps", "12", "--out", "whole"])
+    main([*words, "--max-steps", "3", "--out", "old"])
+    config = Path("old/config.json")
+    stored = as_it_was(json.loads(config.read_text())) | {"max_steps": 12}
+    assert (stored["max_lr"], stored["weight_decay"]) == (0.1, 1e-3)
+    config.write_text(json.dumps(stored))
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "old", "--weight-decay", "5e-4"])
+    assert "--weight-decay is 0.001, not 0.0005" in capsys.readouterr().err
+    main(["train", "--resume", "old"])
+    states = [
+        torch.load(f"{name}/checkpoints/last.pt", weights_only=True)["model"]
+        for name in ("whole", "old")
+    ]
+    assert_same_state(*states)
+    assert json.loads(config.read_text()) == stored
+    main(["eval", "old", "--attacks", "clean", "--n", "8"])
+    assert read_run(Path("old")).settings["max_lr"] == 0.1
+    assert read_run(Path("whole")).settings["schedule"] == "one-cycle"
+
+
+def test_a_prn_18_v1_from_when_it_ended_in_a_batchnorm(tmp_path):
+    """Its checkpoint and its run are of what is prn-18-v1-bn now."""
+    net = fastuiat.build_model("prn-18-v1-bn").eval()
+    content = {
+        "net": {
+            "arch": "prn-18-v1",
+            "activation": "relu",
+            "num_classes": 10,
+            "dataset": "cifar10",
+        },
+        "model": net.state_dict(),
+        "averaged": None,
+        "epoch": 1,
+        "step": 2,
+    }
+    save_checkpoint(tmp_path / "old.pt", content)
+    loaded, info = fastuiat.load_checkpoint(tmp_path / "old.pt")
+    x = torch.rand(2, 3, 32, 32)
+    assert info["arch"] == "prn-18-v1-bn" and torch.equal(loaded(x), net(x))
+    old = {"arch": "prn-18-v1", "max_lr": 0.1, "weight_decay": 5e-4}
+    assert of_this_version(old)["arch"] == "prn-18-v1-bn"
+    assert of_this_version({"arch": "prn-18-v1", "optimizer": {}})["arch"] == "prn-18-v1"
