@@ -14,7 +14,8 @@ import torch
 from fastuiat import paper
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
 from fastuiat.bench.suites import epochs
-from fastuiat.bench.suites.epochs import Steps, measure, parts_of, plan_for
+from fastuiat.bench.suites.epoch_steps import Steps, parts_of
+from fastuiat.bench.suites.epochs import measure, plan_for
 from fastuiat.bench.suites.step import Setting
 from fastuiat.bench.suites.tables import TABLE2, TABLE5, show
 from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, QUEUED_S, Plan, WallClock
@@ -206,6 +207,69 @@ def test_rows_that_time_leaves_no_room_for_say_so():
     assert [r["row"] for r in records if r["n"]] == ["natural", "uiat"]
     assert {r["error"] for r in records} == {None, NO_TIME}
     show(TABLE2, records)
+
+
+def test_a_short_budget_shortens_all_rows_before_it_leaves_one_out():
+    """Table 2 whole: seven rows ready after 8 s each, two phases more after 2 s, rounds of 1 s a
+    sample. At 60 s a round of nine is all that fits."""
+
+    class Machine(FakeMachine):
+        def ours(self, part):
+            shared = part.case.phase and part.case.phase.name != "before"
+            self.time -= self.build_s if shared else 0.0
+            return super().ours(part)
+
+        naive = ours
+
+    def measured(until):
+        machine = Machine(lambda name, call: 1.0, build_s=7.0)
+        limits = {"steps_per_epoch": 390, "now": 0.0, "deadline": until, "nets": 1}
+        plan = dataclasses.replace(plan_for(CPU, steps=None, **limits), warmup=0)
+        return on_fake(machine, plan=plan), machine.time
+
+    records, ended = measured(70.0)
+    assert [r["error"] for r in records] == [None] * 10 and {r["n"] for r in records} == {1}
+    assert ended == 7 * 8 + 2 * 1 + 9
+    records, _ = measured(100.0)
+    rows = {r["row"]: r for r in records if "phase_share" not in r}
+    # 33 s more: three rounds of seven samples, and nine samples' time kept for the memory.
+    assert (rows["uiat"]["n"], rows["uiat-oneoff"]["n"]) == (4, 2)
+    assert all(r["ratios"]["uiat"]["median"] == 1 for r in rows.values())
+    records, _ = measured(60.0)
+    assert [r["row"] for r in records if r["error"]] == ["uiat-oneoff"] * 4
+
+
+def test_phases_take_turns_and_the_row_counts_whole_ones():
+    """A machine twice as slow from round to round: only the same round's ratio is right."""
+    rounds = {"natural": [0, 1, 2, 3, 4, 5], "before": [0, 1, 4], "at": [0, 2, 5], "after": [0, 3]}
+
+    def seconds(name, call):
+        row = name.rpartition("/")[2]
+        return SECONDS[name] * 2 ** (rounds[row][call - 1] if call else 0)
+
+    plan = Plan(warmup=0, rounds=6, turns=True)
+    natural, whole, before, at, after = on_fake(
+        FakeMachine(seconds), ["natural", "uiat-oneoff"], plan
+    )
+    assert [r["n"] for r in (natural, whole, before, at, after)] == [6, 2, 3, 3, 2]
+    assert before["samples_s"] == [15.0, 30.0, 240.0] and after["samples_s"] == [12.0, 96.0]
+    assert whole["samples_s"] == pytest.approx(
+        [0.79 * 15 + 0.01 * 17 + 0.2 * 12, 0.79 * 30 + 0.01 * 68 + 0.2 * 96]
+    )
+    mean = 0.79 * 15.0 + 0.01 * 17.0 + 0.2 * 12.0
+    ratio = whole["ratios"]["natural"]
+    assert [ratio[key] for key in ("p20", "median", "p80")] == pytest.approx([mean / 2] * 3)
+    assert before["ratios"]["natural"]["p80"] == 7.5
+
+
+def test_phases_share_what_their_trainers_graphs_hold():
+    held = iter([0, 10, 10, 300, 300, 320, 320, 320])  # before and after each is built
+    with mock.patch.object(epochs, "graph_memory", lambda device: lambda: next(held)):
+        machine = FakeMachine(lambda name, call: SECONDS[name])
+        natural, whole, *parts = on_fake(machine, ["natural", "uiat-oneoff"])
+    assert (natural["peak_bytes"], natural["graph_bytes"]) == (7 + 10, 10)
+    assert [r["peak_bytes"] for r in (whole, *parts)] == [7 + 310] * 4
+    assert whole["graph_bytes"] == 310
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 
 from fastuiat.bench import table
 from fastuiat.bench.baselines import BASELINES
-from fastuiat.bench.memory import peak_memory
+from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.passes import inventory, total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.replay import replay
@@ -143,6 +143,7 @@ def measure(
         clock=clock or clock_for(setting.device),
         plan=plan,
         peak=peak_memory(setting.device),
+        graphs=graph_memory(setting.device),
         done=done,
     )
     forward = pass_flops(case)
