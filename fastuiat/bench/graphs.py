@@ -1,8 +1,8 @@
 """Many calls as one CUDA graph: a launch from Python takes longer than a small kernel itself.
 
-A replay goes around copies of the inputs that together exceed the last cache, so that no call finds
-its own there. Inputs too small for that have the cache washed before each replay, outside of what is
-timed, and each copy has one call in it.
+A replay goes around copies of the inputs that together exceed the last cache, so that no call
+finds its own there. Where copies would have to be too many for that, the cache is washed before
+each replay, outside of what is timed, and a replay calls once with each copy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,11 +109,12 @@ def cuda_graphs(device: torch.device) -> Graphs:
     cache = cache_bytes(device)
     with torch.cuda.device(device):
         free, _ = torch.cuda.mem_get_info()
+    # To be read, not written: what is written would have to go back to memory in the next replay.
     other = torch.zeros(2 * cache // 4, device=device)
     return Graphs(
         record=Recorder,
         warm=warm_up,
-        wash=other.amax,  # read, not written: what is dirty would be written back by what comes next
+        wash=other.amax,
         cache_bytes=cache,
         room_bytes=free // ROOM,
     )
@@ -132,11 +134,12 @@ def warm_up(call: Call) -> float:
         call()
         stream.synchronize()
         seconds = time.perf_counter() - began
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says that it does not see every wait
+            torch.cuda.set_sync_debug_mode("error")
         try:
             call()
         finally:
-            torch.cuda.set_sync_debug_mode(before)
+            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream().wait_stream(stream)
     return seconds
