@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
-from table_machine import CPU, SECONDS, FakeMachine, on_fake
 
 from fastuiat.bench.suites import epochs
 from fastuiat.bench.suites.epochs import plan_for
 from fastuiat.bench.suites.tables import TABLE2, show
 from fastuiat.bench.timing import NO_TIME, Plan
+
+sys.path.insert(0, str(Path(__file__).parent))
+from table_machine import CPU, SECONDS, FakeMachine, on_fake
 
 
 def test_steps_go_on_until_the_spread_is_calm():

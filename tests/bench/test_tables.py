@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from table_machine import CASE, CPU, SECONDS, SETTING, WAIT, FakeMachine, on_fake
 
 from fastuiat import paper
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
@@ -22,6 +23,9 @@ from fastuiat.cli import main
 from fastuiat.data import Batch
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.targets import OneOffTarget
+
+sys.path.insert(0, str(Path(__file__).parent))
+from table_machine import CASE, CPU, SECONDS, SETTING, WAIT, FakeMachine, on_fake
 
 
 def test_times_ratios_and_phases_are_found_exactly():
