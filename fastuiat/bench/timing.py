@@ -235,16 +235,17 @@ class _Run:
         """Of all that still take part."""
         self.sample_s: dict[str, float] = {}
         """What a sample takes of the budget: the last one, before it what the warm-up tells."""
-        self.ready_s: list[float] = []
-        """Seconds until a provider was ready, of those that had nothing to share with others."""
+        self.ready_s: dict[bool, list[float]] = {False: [], True: []}
+        """Seconds until each was ready; apart, those that shared what was there already."""
 
     def is_too_late_for(self, provider: Provider) -> bool:
         if self.plan.until is None:
             return False
-        if fellow := self._fellow(provider):
+        fellow = self._fellow(provider)
+        known = self.ready_s[fellow is not None]
+        ready = sum(known) / len(known) if known else 0.0
+        if fellow and not known:
             ready = (1 + self.plan.warmup) * self.results[fellow].warm_s
-        else:
-            ready = sum(self.ready_s) / len(self.ready_s) if self.ready_s else 0.0
         usual = sum(self.sample_s.values()) / len(self.calls) if self.calls else 0.0
         a_round = sum(self.sample_s.values()) + usual
         return self.clock.now() + ready + a_round > self.plan.until
@@ -260,8 +261,7 @@ class _Run:
         shares, began = self._fellow(provider) is not None, self.clock.now()
         result = self.results[provider.name]
         self._attempt(result, partial(_warm, provider, result, self.clock, self.plan))
-        if not shares:
-            self.ready_s.append(self.clock.now() - began)
+        self.ready_s[shares].append(self.clock.now() - began)
         if provider.name in self.calls:
             result.repeats = _repeats(result, self.plan)
             self.sample_s[provider.name] = result.repeats * result.warm_s

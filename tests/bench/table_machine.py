@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 from fastuiat.bench.feed import Feed, Source
-from fastuiat.bench.suites import epochs
+from fastuiat.bench.suites import epoch_steps, epochs
 from fastuiat.bench.suites.epoch_steps import Steps
 from fastuiat.bench.suites.epochs import measure
 from fastuiat.bench.suites.step import Setting
@@ -81,7 +81,7 @@ def on_fake(machine, names=(), plan=None, table=TABLE2, case=CASE):
     """Without counting operations, and without the memory's call, which would move the clock."""
     with (
         mock.patch.object(epochs, "peak_memory", lambda device: lambda call: 7),
-        mock.patch.object(epochs, "operations", lambda part: 27_000),
+        mock.patch.object(epoch_steps, "operations", lambda part: 27_000),
     ):
         return measure(
             table,

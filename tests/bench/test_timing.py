@@ -209,6 +209,14 @@ def test_parts_of_a_row_share_what_was_slow_to_build():
     plan = Plan(warmup=0, rounds=1, until=60.0)
     measured = interleaved([first, second, other], clock=machine.clock, plan=plan)
     assert [m.error for m in measured] == [None, None, NO_TIME]
+    machine.time = 0.0
+    slow = [
+        dataclasses.replace(machine.provider(name, lambda i: 1.0, build_s=20.0), turn="row")
+        for name in "pqr"
+    ]
+    # The second was ready after 21 s: at 42 s the third would be at 63 s, and a round at 66 s.
+    measured = interleaved(slow, clock=machine.clock, plan=dataclasses.replace(plan, until=65.0))
+    assert [m.error for m in measured] == [None, None, NO_TIME]
 
 
 def test_one_long_build_does_not_shut_out_quick_ones():

@@ -8,10 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fastuiat.bench.feed import Feed
+from fastuiat.bench.passes import total_flops
 from fastuiat.bench.suites.step import Setting
 from fastuiat.bench.suites.tables import Row, Table
 from fastuiat.bench.timing import Call, Provider
-from fastuiat.bench.workload import Case, Phase, make_trainer, naive_step, phases
+from fastuiat.bench.workload import (
+    Case,
+    Phase,
+    floor_inventory,
+    make_trainer,
+    naive_inventory,
+    naive_step,
+    phases,
+)
 from fastuiat.data import Batch
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.training.trainer import Trainer
@@ -37,6 +46,8 @@ class Steps:
     setting: Setting
     feed: Feed
     waits: dict[str, list[float]] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    """Operations of a step. They are counted as it is built: that takes seconds of the budget."""
     _trainers: dict[Row, Trainer] = field(default_factory=dict)
 
     def providers(self, parts: Sequence[Part]) -> list[Provider]:
@@ -50,6 +61,8 @@ class Steps:
         ]
 
     def build(self, part: Part) -> Call:
+        if part.name not in self.flops:
+            self.flops[part.name] = operations(part)
         take = self.naive(part) if part.row.provider == "naive" else self.ours(part)
         waits = self.waits[part.name] = []
 
@@ -84,6 +97,12 @@ class Steps:
 
     def forget(self) -> None:
         self._trainers.clear()
+
+
+def operations(part: Part) -> int:
+    """Floating-point operations of a step."""
+    count = naive_inventory if part.row.provider == "naive" else floor_inventory
+    return total_flops(count(part.case))
 
 
 def remember_all(trainer: Trainer) -> None:

@@ -29,7 +29,6 @@ import torch
 
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
 from fastuiat.bench.memory import graph_memory, peak_memory
-from fastuiat.bench.passes import total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.suites.epoch_steps import Part, Steps, parts_of
 from fastuiat.bench.suites.step import Setting, costs
@@ -45,7 +44,7 @@ from fastuiat.bench.timing import (
     release,
     spread,
 )
-from fastuiat.bench.workload import Case, floor_inventory, naive_inventory, pass_flops
+from fastuiat.bench.workload import Case, pass_flops
 
 
 def measure(
@@ -162,7 +161,8 @@ class Results:
     def records(self, row: Row) -> list[dict[str, Any]]:
         """Its own, then those of its phases, where it has any."""
         parts, measured = self.parts(row), self.of(row)
-        flops = [None if m.error else operations(p) for p, m in zip(parts, measured, strict=True)]
+        counted = self.steps.flops
+        flops = [None if m.error else counted[p.name] for p, m in zip(parts, measured, strict=True)]
         waits = [self.waited(m) for m in measured]
         if parts[0].case.phase is None:
             return [self.record(parts[0].case, row, measured[0], flops[0], waits[0])]
@@ -274,12 +274,6 @@ class Results:
             "arch": arch,
             "epoch_s": self.table.paper_epoch_s(row, arch) if same else None,
         }
-
-
-def operations(part: Part) -> int:
-    """Floating-point operations of a step."""
-    count = naive_inventory if part.row.provider == "naive" else floor_inventory
-    return total_flops(count(part.case))
 
 
 def mixed(shares: Sequence[float], samples: Sequence[Sequence[float]]) -> list[float]:
