@@ -118,6 +118,15 @@ def peak(row: Row, r: Record) -> str:
     return percent(r.get("peak_share"))
 
 
+def copy_share(row: Row, r: Record) -> str:
+    return percent(r.get("copy_share"))
+
+
+def timed_by(row: Row, r: Record) -> str:
+    """Older records, which do not say it, were all timed by calls."""
+    return r.get("timed", "calls")
+
+
 def ratios(names: Mapping[str, str]) -> Columns:
     columns: Columns = {}
     for name, heading in names.items():
@@ -148,6 +157,9 @@ SUITES: dict[str, Columns] = {
         "n": count,
         "÷ eager": of("ratio_median", ".2f"),
         "GB/s": of("bytes_per_s", ".3g", 1e9),
+        "of a copy's": copy_share,
+        "timed by": timed_by,
+        "a call from Python": seconds_of("call_s"),
     },
     "loader": {
         "case": case,

@@ -40,6 +40,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = ("A100", "H100", "H200", "RTX 4090")
 """The GPUs whose bounds stand beside every case."""
 COPY_BYTES = 256 << 20
+COPY_S = 5e-3
+"""A sample on a GPU has so many copies that the launch of the first does not count."""
 ENOUGH_S = 0.008
 """A matrix product that takes so long fills the machine; a longer one is sooner interrupted."""
 LARGEST = 4096
@@ -103,8 +105,9 @@ def copy_bandwidth(device: torch.device, clock: Clock) -> float:
     """Bytes per second, read and written, that a copy reaches here: what shares refer to."""
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    plan = Plan(rounds=5, min_sample_s=COPY_S)
     (m,) = interleaved(
-        [Provider("copy", lambda: lambda: target.copy_(source))], clock=clock, plan=Plan(rounds=5)
+        [Provider("copy", lambda: lambda: target.copy_(source))], clock=clock, plan=plan
     )
     return 2 * COPY_BYTES / m.spread.median
 

@@ -1,8 +1,9 @@
-"""How much memory a call allocates."""
+"""How much memory a call takes: what it allocates, and what its recorded graphs hold."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
+COMMON_POOL = (0, 0)
+"""The name that PyTorch's allocator gives the pool of all that is not recorded."""
 
 
 def peak_memory(device: torch.device) -> Callable[[Call], int | None]:
@@ -26,6 +29,25 @@ def _cuda_peak(call: Call) -> int | None:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def graph_memory(device: torch.device) -> Callable[[], int]:
+    """A meter of the bytes that all recorded graphs hold on the device.
+
+    Replays write into pools of their own, which stay reserved while the graph lives; no tensor
+    lives there between them, so no peak of what is allocated counts them. A recording's copies of
+    its arguments lie outside of these pools, and are not counted.
+    """
+    return functools.partial(_pool_bytes, device) if device.type == "cuda" else lambda: 0
+
+
+def _pool_bytes(device: torch.device) -> int:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != COMMON_POOL
+    )
 
 
 def _cpu_peak(call: Call) -> int | None:

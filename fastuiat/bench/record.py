@@ -69,6 +69,7 @@ def make_record(
         "error": measured.error,
         "compile_s": measured.compile_s if spread else None,
         "peak_bytes": measured.peak_bytes,
+        "graph_bytes": measured.graph_bytes,
         "samples_s": measured.samples,
         **more,
         "config": config,

@@ -1,8 +1,9 @@
 """Interleaved timing of several providers of the same work, in one process.
 
 A round calls every provider once, so that whatever disturbs the machine meets all of them; each
-round begins with another one. Ratios are made inside a round and only then summarised. The first
-call, which compiles, and the warm-up stay outside the rounds.
+round begins with another one. Parts of one row may take turns: then a round calls one of them, the
+first round all. Ratios are made inside a round and only then summarised. The first call, which
+compiles, and the warm-up stay outside the rounds.
 """
 
 from __future__ import annotations
@@ -104,20 +105,30 @@ class Provider:
 
     name: str
     build: Callable[[], Call]
+    before: Call | None = None
+    """Done before every call of a sample, outside of its time."""
+    turn: str | None = None
+    """Providers of one name here are parts of a row: they share what is slow to build, and take
+    turns where the plan says so."""
 
 
 @dataclass
 class Measurement:
-    """What one provider took. Without `error`, `samples` holds one value for each round."""
+    """What one provider took. Without `error`, one sample for each of its rounds."""
 
     name: str
     samples: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    """The round of each sample."""
     build_s: float = 0.0
     first_s: float = 0.0
     """Seconds of the first call, in which torch.compile compiles."""
     warm_s: float = 0.0
     """Seconds of the last call before the rounds."""
     peak_bytes: int | None = None
+    """The most that one more call holds beyond what was there before it, `graph_bytes` included."""
+    graph_bytes: int = 0
+    """What its recorded graphs hold between calls."""
     error: str | None = None
     repeats: int = 1
     """Calls in one sample."""
@@ -132,8 +143,10 @@ class Measurement:
         return max(0.0, self.first_s - self.spread.median) if self.samples else 0.0
 
     def ratio_to(self, other: Measurement) -> Spread:
-        """This provider's time over the other's, round by round: 2 is twice as slow."""
-        return spread([a / b for a, b in zip(self.samples, other.samples, strict=True)])
+        """This provider's time over the other's, in the rounds of both: 2 is twice as slow."""
+        theirs = dict(zip(other.rounds, other.samples, strict=True))
+        pairs = zip(self.rounds, self.samples, strict=True)
+        return spread([own / theirs[turn] for turn, own in pairs if turn in theirs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +162,13 @@ class Plan:
     budget_s: float | None = None
     """Begin no round later than this after the first began; warm-up does not count."""
     until: float | None = None
-    """The moment of the clock to be done by, as far as what came before tells. No provider is begun
-    to be built that would leave no time for some rounds if it took as long as those before it on
-    the average (its row says so); no round is begun that would end later if it took as long as the
-    last one (and as long again for the memory). One round is always done."""
+    """The moment of the clock to be done by, as far as what came before tells. A provider is left
+    out, and its row says so, only where its building, should it take as long as that of those
+    before it on the average, and one round of all that there are would end later. No round is begun
+    that would end later if it took as long as before (and as long again for the memory). One round
+    is always done."""
+    turns: bool = False
+    """After the first round, which calls all, providers of one `turn` have one call a round."""
     min_sample_s: float = 0.0
     """Repeat a call inside a sample until it lasts so long, and divide."""
 
@@ -163,8 +179,6 @@ and a host that does not run ahead, as it does in training."""
 
 
 OUT_OF_MEMORY = "out of memory"
-RESERVED_ROUNDS = 5
-"""For which building leaves time, if as many are planned."""
 NO_TIME = "no time left to measure it: give --budget more seconds, or ask for less"
 
 
@@ -183,79 +197,143 @@ def interleaved(
     clock: Clock,
     plan: Plan,
     peak: Callable[[Call], int | None] | None = None,
+    graphs: Callable[[], int] = lambda: 0,
     done: Callable[[str], object] = lambda event: None,
 ) -> list[Measurement]:
     """Measure the providers in rounds; one that raises gets an error, the others go on.
 
-    `peak` measures the memory of one more call, after the rounds. `done` hears of progress.
+    `peak` measures the memory of one more call, after the rounds; `graphs` tells what all recorded
+    graphs hold at the moment. `done` hears of progress.
     """
-    results = {p.name: Measurement(p.name) for p in providers}
-    calls: dict[str, Call] = {}
-    taken: list[float] = []
+    run = _Run(providers, clock, plan, with_peak=peak is not None)
     for provider in providers:
-        asked = clock.now()
-        rounds = min(plan.rounds, RESERVED_ROUNDS) * sum(results[n].warm_s for n in calls)
-        usual = sum(taken) / len(taken) if taken else 0.0
-        if plan.until is not None and asked + usual + rounds >= plan.until:
-            results[provider.name].error = NO_TIME
+        if run.is_too_late_for(provider):
+            run.results[provider.name].error = NO_TIME
             continue
         done(f"{provider.name}: building and warming up")
-        _attempt(calls, results[provider.name], partial(_warm, provider, results, clock, plan))
-        taken.append(clock.now() - asked)
-    for name in calls:
-        results[name].repeats = _repeats(results[name], plan)
-    ended = [clock.now()]
-    for turn in range(max(plan.rounds, plan.max_rounds or 0)):
-        if not calls or _is_enough(plan, [results[n] for n in calls], ended, peak is not None):
-            break
-        done(f"round {turn + 1}")
-        for name in _rotated(list(calls), turn):
-            sample = partial(_sample, calls[name], results[name], clock)
-            _attempt(calls, results[name], sample)
-        ended.append(clock.now())
-    for name in list(calls):
-        if peak is not None and (plan.until is None or clock.now() < plan.until):
-            with contextlib.suppress(Exception):  # a time without its memory is still a time
-                results[name].peak_bytes = peak(calls[name])
-    calls.clear()
+        held = graphs()
+        run.prepare(provider)
+        run.results[provider.name].graph_bytes = max(0, graphs() - held)
+    run.all_rounds(done)
+    if peak is not None:
+        run.read_memory(peak)
+    run.calls.clear()
     release()
-    return [results[p.name] for p in providers]
+    return list(run.results.values())
 
 
-def _is_enough(
-    plan: Plan, measured: list[Measurement], ended: list[float], with_peak: bool
-) -> bool:
-    """Whether to begin no further round; `ended` is when the rounds began and each has ended."""
-    turn, now = len(ended) - 1, ended[-1]
-    if not turn:
-        return False
-    if plan.budget_s is not None and now - ended[0] >= plan.budget_s:
-        return True
-    last = now - ended[-2]
-    if plan.until is not None and now + last * (2 if with_peak else 1) > plan.until:
-        return True
-    return turn >= plan.rounds and all(m.spread.width <= plan.width for m in measured)
+class _Run:
+    """What is under way while providers are interleaved."""
+
+    def __init__(
+        self, providers: Sequence[Provider], clock: Clock, plan: Plan, with_peak: bool
+    ) -> None:
+        self.clock, self.plan, self.with_peak = clock, plan, with_peak
+        self.providers = {p.name: p for p in providers}
+        self.results = {p.name: Measurement(p.name) for p in providers}
+        self.calls: dict[str, Call] = {}
+        """Of all that still take part."""
+        self.sample_s: dict[str, float] = {}
+        """What a sample takes of the budget: the last one, before it what the warm-up tells."""
+        self.ready_s: dict[bool, list[float]] = {False: [], True: []}
+        """Seconds until each was ready; apart, those that shared what was there already."""
+
+    def is_too_late_for(self, provider: Provider) -> bool:
+        if self.plan.until is None:
+            return False
+        fellow = self._fellow(provider)
+        known = self.ready_s[fellow is not None]
+        ready = sum(known) / len(known) if known else 0.0
+        if fellow and not known:
+            ready = (1 + self.plan.warmup) * self.results[fellow].warm_s
+        usual = sum(self.sample_s.values()) / len(self.calls) if self.calls else 0.0
+        a_round = sum(self.sample_s.values()) + usual
+        return self.clock.now() + ready + a_round > self.plan.until
+
+    def _fellow(self, provider: Provider) -> str | None:
+        """A provider that takes turns with it and stands ready."""
+        turn = provider.turn
+        fellows = [n for n in self.calls if turn is not None and self.providers[n].turn == turn]
+        return fellows[-1] if fellows else None
+
+    def prepare(self, provider: Provider) -> None:
+        """Build it and warm it up."""
+        shares, began = self._fellow(provider) is not None, self.clock.now()
+        result = self.results[provider.name]
+        self._attempt(result, partial(_warm, provider, result, self.clock, self.plan))
+        self.ready_s[shares].append(self.clock.now() - began)
+        if provider.name in self.calls:
+            result.repeats = _repeats(result, self.plan)
+            self.sample_s[provider.name] = result.repeats * result.warm_s
+
+    def all_rounds(self, done: Callable[[str], object]) -> None:
+        began = self.clock.now()
+        for turn in range(max(self.plan.rounds, self.plan.max_rounds or 0)):
+            names = self._called_in(turn)
+            if not names or (turn and self._is_enough(turn, names, began)):
+                break
+            done(f"round {turn + 1}")
+            for name in _rotated(names, turn):
+                asked = self.clock.now()
+                sample = partial(_sample, self.calls[name], self.providers[name], turn)
+                self._attempt(self.results[name], partial(sample, self.results[name], self.clock))
+                if name in self.calls:
+                    self.sample_s[name] = self.clock.now() - asked
+
+    def _called_in(self, turn: int) -> list[str]:
+        """Whom a round calls: of those that take turns, the next one."""
+        if not self.plan.turns or turn == 0:
+            return list(self.calls)
+        names = []
+        for name in self.calls:
+            group = self.providers[name].turn
+            fellows = [n for n in self.calls if group and self.providers[n].turn == group]
+            if not fellows or fellows[(turn - 1) % len(fellows)] == name:
+                names.append(name)
+        return names
+
+    def _is_enough(self, turn: int, names: list[str], began: float) -> bool:
+        """Whether to begin no further round, which would call `names`."""
+        plan, now = self.plan, self.clock.now()
+        if plan.budget_s is not None and now - began >= plan.budget_s:
+            return True
+        ahead = sum(self.sample_s[n] for n in names)
+        if self.with_peak:
+            ahead += sum(self.sample_s.values())
+        if plan.until is not None and now + ahead > plan.until:
+            return True
+        spreads = [self.results[n].spread for n in self.calls]
+        return turn >= plan.rounds and all(s.width <= plan.width for s in spreads)
+
+    def read_memory(self, peak: Callable[[Call], int | None]) -> None:
+        for name, call in self.calls.items():
+            if self.plan.until is not None and self.clock.now() >= self.plan.until:
+                break
+            with contextlib.suppress(Exception):  # a time without its memory is still a time
+                most = peak(call)
+                if most is not None:
+                    self.results[name].peak_bytes = most + self.results[name].graph_bytes
+
+    def _attempt(self, result: Measurement, work: Callable[[], Call]) -> None:
+        """Run one piece of a provider's work; where it raises, the provider is out."""
+        try:
+            self.calls[result.name] = work()
+        except Exception as error:
+            result.error = describe(error)
+            result.samples.clear()
+            result.rounds.clear()
+            self.calls.pop(result.name, None)
+            self.sample_s.pop(result.name, None)
+        if result.error:
+            release()
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
-    first = turn % len(names) if names else 0
+    first = turn % len(names)
     return names[first:] + names[:first]
 
 
-def _attempt(calls: dict[str, Call], result: Measurement, work: Callable[[], Call]) -> None:
-    """Run one piece of a provider's work; where it raises, the provider is out."""
-    try:
-        calls[result.name] = work()
-    except Exception as error:
-        result.error = describe(error)
-        result.samples.clear()
-        calls.pop(result.name, None)
-    if result.error:
-        release()
-
-
-def _warm(provider: Provider, results: dict[str, Measurement], clock: Clock, plan: Plan) -> Call:
-    result = results[provider.name]
+def _warm(provider: Provider, result: Measurement, clock: Clock, plan: Plan) -> Call:
     made: list[Call] = []
     result.build_s = clock.seconds(lambda: made.append(provider.build()))
     result.warm_s = result.first_s = clock.seconds(made[0])
@@ -270,13 +348,20 @@ def _repeats(result: Measurement, plan: Plan) -> int:
     return max(1, math.ceil(plan.min_sample_s / last)) if plan.min_sample_s and last else 1
 
 
-def _sample(call: Call, result: Measurement, clock: Clock) -> Call:
+def _sample(call: Call, provider: Provider, turn: int, result: Measurement, clock: Clock) -> Call:
     def work() -> None:
         for _ in range(result.repeats):
             call()
 
-    seconds = clock.seconds(call if result.repeats == 1 else work)
+    if provider.before is None:
+        seconds = clock.seconds(call if result.repeats == 1 else work)
+    else:
+        seconds = 0.0
+        for _ in range(result.repeats):
+            provider.before()
+            seconds += clock.seconds(call)
     result.samples.append(seconds / result.repeats)
+    result.rounds.append(turn)
     return call
 
 

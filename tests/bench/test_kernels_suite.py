@@ -25,7 +25,7 @@ def test_every_variant_of_every_operation_is_a_case():
 
 
 @pytest.mark.parametrize("name", ["sign_step", "bank_step"])
-def test_eager_and_inductor_rows(name):
+def test_eager_and_inductor_rows(name, capsys):
     case = suite.cases((name,), ("small",), every_dtype=False)[0]
     plan = Plan(rounds=2, min_sample_s=1e-4)
     eager, inductor = suite.measure(case, CPU, plan=plan, bandwidth=1e9)
@@ -34,8 +34,10 @@ def test_eager_and_inductor_rows(name):
         assert r["error"] is None
         assert r["bytes_per_s"] == pytest.approx(r["bytes_moved"] / r["median_s"])
         assert r["copy_share"] == pytest.approx(r["bytes_per_s"] / 1e9)
+        assert r["timed"] == "calls" and r["call_s"] == r["median_s"] and not r["replay_error"]
     assert eager["ratio_median"] == 1.0
     suite.show([eager, inductor])
+    assert "Python" not in capsys.readouterr().out
 
 
 def test_a_loss_is_timed_with_its_gradients():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,94 +14,18 @@ import torch
 
 from fastuiat import paper
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
-from fastuiat.bench.suites import epochs
-from fastuiat.bench.suites.epochs import Steps, measure, parts_of, plan_for
-from fastuiat.bench.suites.step import Setting
+from fastuiat.bench.suites.epoch_steps import Steps, parts_of
+from fastuiat.bench.suites.epochs import plan_for
 from fastuiat.bench.suites.tables import TABLE2, TABLE5, show
-from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, QUEUED_S, Plan, WallClock
+from fastuiat.bench.timing import OUT_OF_MEMORY, QUEUED_S, Plan
 from fastuiat.bench.workload import Case
 from fastuiat.cli import main
 from fastuiat.data import Batch
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.targets import OneOffTarget
 
-CPU = torch.device("cpu")
-SETTING = Setting(device=CPU, precision="fp32", compiled=False)
-CASE = Case(arch="wrn-10-1", batch_size=4)
-WAIT = 0.25
-
-
-class FakeMachine(Steps):
-    """Steps that take the seconds they are told to, on a clock that only they move."""
-
-    def __init__(self, seconds, *, build_s: float = 0.0, fails=None) -> None:
-        self.time, self.build_s, self.fails = 0.0, build_s, fails or (lambda name, built: None)
-        self.seconds, self.calls, self.built, self.log = seconds, {}, [], []
-        self.clock = WallClock(now=lambda: self.time)
-        super().__init__(SETTING, Feed(self, CPU, now=lambda: self.time))
-
-    # What a loader is asked for.
-    num_samples = 50_000
-
-    def epoch(self, epoch: int, start_step: int = 0):
-        zeros = torch.zeros(4, dtype=torch.int64)
-        while True:
-            self.time += WAIT
-            yield Batch(torch.zeros(4, 3, 32, 32), zeros, zeros, epoch, 0)
-
-    def close(self) -> None:
-        self.log.append("closed")
-
-    # What measuring asks it for.
-    def ours(self, part):
-        self.time += self.build_s
-        self.built.append(part.name)
-        resident = self.built[self.built.index("|") + 1 :] if "|" in self.built else self.built
-        if error := self.fails(part.name, resident):
-            raise error
-        self.calls[part.name] = 0
-
-        def take(batch: Batch) -> None:
-            assert batch.epoch == part.case.epoch
-            call = self.calls[part.name]
-            self.calls[part.name] = call + 1
-            self.log.append(part.name)
-            self.time += self.seconds(part.name, call) - WAIT
-
-        return take
-
-    naive = ours
-
-    def forget(self) -> None:
-        self.built.append("|")
-
-
-SECONDS = {
-    "natural": 2.0,
-    "trades": 20.0,
-    "uiat": 16.0,
-    "uiat-oneoff/before": 15.0,
-    "uiat-oneoff/at": 17.0,
-    "uiat-oneoff/after": 12.0,
-}
-
-
-def on_fake(machine, names=(), plan=None, table=TABLE2, case=CASE):
-    """Without counting operations, and without the memory's call, which would move the clock."""
-    with (
-        mock.patch.object(epochs, "peak_memory", lambda device: lambda call: 7),
-        mock.patch.object(epochs, "operations", lambda part: 27_000),
-    ):
-        return measure(
-            table,
-            table.chosen(names),
-            case,
-            SETTING,
-            source=Source(),
-            plan=plan or Plan(warmup=1, rounds=3),
-            steps=machine,
-            clock=machine.clock,
-        )
+sys.path.insert(0, str(Path(__file__).parent))
+from table_machine import CASE, CPU, SECONDS, SETTING, WAIT, FakeMachine, on_fake
 
 
 def test_times_ratios_and_phases_are_found_exactly():
@@ -172,40 +97,6 @@ def test_an_epoch_that_was_measured_whole_is_not_extrapolated():
     )
     assert not record["extrapolated"] and record["epoch_s"] == 6.0
     assert record["epoch_images"] == 40_000
-
-
-def test_steps_go_on_until_the_spread_is_calm():
-    plan = plan_for(CPU, steps=None, steps_per_epoch=390, now=0.0, deadline=None, nets=1)
-    calm = on_fake(FakeMachine(lambda name, call: 2.0), ["natural"], plan)
-    assert calm[0]["n"] == 5
-    # Call 0 compiles and 1 warms up; three rounds of 4 s, then of 2 s: the 80th percentile of n
-    # lies at 0.8·(n − 1), and is 2 s as soon as that is not above n − 4.
-    late = on_fake(FakeMachine(lambda name, call: 4.0 if call < 5 else 2.0), ["natural"], plan)
-    assert late[0]["n"] == 16 and late[0]["median_s"] == 2.0
-    never = on_fake(FakeMachine(lambda name, call: 2.0 + call % 2), ["natural"], plan)
-    assert never[0]["n"] == 390 and not never[0]["error"]
-
-
-def test_the_budget_is_shared_among_the_nets_and_ends_the_rounds():
-    plan = plan_for(CPU, steps=None, steps_per_epoch=390, now=100.0, deadline=400.0, nets=3)
-    assert plan.until == 200.0
-    machine = FakeMachine(lambda name, call: 5.0 + call % 2)  # never calm
-    machine.time = 100.0
-    (record,) = on_fake(machine, ["natural"], plan)
-    # Two calls before the rounds, one round as reserve for the memory's call.
-    assert machine.time <= 200.0 and 12 <= record["n"] <= 16
-    exact = plan_for(CPU, steps=7, steps_per_epoch=390, now=0.0, deadline=None, nets=1)
-    assert exact.rounds == 7 and exact.max_rounds is None and exact.until is None
-
-
-def test_rows_that_time_leaves_no_room_for_say_so():
-    """Built first is what ratios refer to, though it stands last."""
-    machine = FakeMachine(lambda name, call: 1.0, build_s=40.0)
-    plan = Plan(warmup=0, rounds=5, until=120.0)
-    records = on_fake(machine, ["natural", "trades", "iat", "uiat"], plan)
-    assert [r["row"] for r in records if r["n"]] == ["natural", "uiat"]
-    assert {r["error"] for r in records} == {None, NO_TIME}
-    show(TABLE2, records)
 
 
 @pytest.mark.parametrize(

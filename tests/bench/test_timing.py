@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from fastuiat.bench.memory import peak_memory
+from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.timing import NO_TIME, Plan, Provider, WallClock, interleaved, spread
 
 CPU = torch.device("cpu")
@@ -128,18 +130,93 @@ def test_after_the_end_one_round_is_done_and_no_memory_read():
     assert len(m.samples) == 1 and m.peak_bytes is None and m.error is None
 
 
-def test_what_cannot_be_begun_in_time_is_a_row_that_says_so():
+def test_what_is_left_out_would_not_fit_even_one_round():
+    """All rows are shortened before one is left out."""
     machine = FakeMachine()
     providers = [machine.provider(name, lambda i: 10.0, build_s=20.0) for name in "abcd"]
-    plan = Plan(warmup=1, rounds=2, until=159.0)
-    # Each takes 40 s to be ready. At 80 s a third one would be ready at 120 s, and two rounds of
-    # those there are end at 160 s.
-    a, b, c, d = interleaved(providers, clock=machine.clock, plan=plan)
-    assert a.samples == b.samples == [10.0, 10.0]
-    assert c.error == d.error == NO_TIME and c.samples == []
+    # Each takes 40 s to be ready. At 80 s a third one would be ready at 120 s, and one round of
+    # three ends at 150 s; a fourth one would be ready at 160 s.
+    measured = interleaved(providers, clock=machine.clock, plan=Plan(rounds=5, until=150.0))
+    assert [m.samples for m in measured] == [[10.0]] * 3 + [[]]
+    assert measured[3].error == NO_TIME and machine.time == 150.0
     machine.time = 0.0
-    *_, c, d = interleaved(providers, clock=machine.clock, plan=Plan(warmup=1, rounds=2, until=161))
-    assert c.samples == [10.0] and d.error == NO_TIME, "the third made a round longer"
+    measured = interleaved(providers, clock=machine.clock, plan=Plan(rounds=5, until=149.0))
+    assert [m.error for m in measured] == [None, None, NO_TIME, NO_TIME]
+    assert [len(m.samples) for m in measured[:2]] == [3, 3]
+
+
+def test_long_samples_count_in_what_a_round_takes():
+    """Each is ready after 2 s, and its sample lasts 10 s by repetition."""
+    machine = FakeMachine()
+    providers = [machine.provider(name, lambda i: 1.0) for name in "abc"]
+    plan = Plan(rounds=5, until=30.0, min_sample_s=10.0)
+    # At 4 s: ready at 6 s, and a round of three at 36 s.
+    measured = interleaved(providers, clock=machine.clock, plan=plan)
+    assert [m.error for m in measured] == [None, None, NO_TIME] and machine.time == 24.0
+
+
+def in_turns(machine, names="xyz", **times):
+    return [
+        dataclasses.replace(machine.provider(name, lambda i: 2.0, **times), turn="row")
+        for name in names
+    ]
+
+
+def test_parts_of_a_row_take_turns_after_the_first_round():
+    machine = FakeMachine()
+    providers = [machine.provider("a", lambda i: 1.0), *in_turns(machine)]
+    plan = Plan(warmup=0, rounds=6, turns=True)
+    a, x, y, z = interleaved(providers, clock=machine.clock, plan=plan)
+    assert "".join(machine.calls) == "axyz" + "axyz" + "xa" + "ay" + "za" + "ax" + "ya"
+    assert (a.rounds, x.rounds) == ([0, 1, 2, 3, 4, 5], [0, 1, 4])
+    assert (y.rounds, z.rounds) == ([0, 2, 5], [0, 3])
+    machine = FakeMachine()
+    providers = [machine.provider("a", lambda i: 1.0), *in_turns(machine)]
+    measured = interleaved(providers, clock=machine.clock, plan=Plan(warmup=0, rounds=6))
+    assert [m.rounds for m in measured] == [[0, 1, 2, 3, 4, 5]] * 4
+
+
+def test_a_ratio_is_made_in_the_rounds_that_both_were_in():
+    """A machine that slows down from call to call of a: the ratio does not see it."""
+    machine = FakeMachine()
+    a = machine.provider("a", lambda i: 2.0**i)
+    # y is called in rounds 0, 2 and 4, when a takes 2, 8 and 32 s.
+    x, y = (
+        dataclasses.replace(machine.provider(name, times), turn="row")
+        for name, times in (("x", lambda i: 1.0), ("y", lambda i: 6.0 * 4 ** max(0, i - 1)))
+    )
+    plan = Plan(warmup=0, rounds=5, turns=True)
+    first, _, y = interleaved([a, x, y], clock=machine.clock, plan=plan)
+    assert y.rounds == [0, 2, 4] and y.samples == [6.0, 24.0, 96.0]
+    assert y.ratio_to(first).median == y.ratio_to(first).p20 == 3.0
+    assert first.ratio_to(y).n == 3
+
+
+def test_turns_make_room_for_more_rounds():
+    machine = FakeMachine()
+    plan = Plan(warmup=0, rounds=50, until=30.0, turns=True)
+    measured = interleaved(in_turns(machine), clock=machine.clock, plan=plan)
+    # Warm at 6 s, round one ends at 12 s, then nine of 2 s.
+    assert [len(m.samples) for m in measured] == [4, 4, 4] and machine.time == 30.0
+
+
+def test_parts_of_a_row_share_what_was_slow_to_build():
+    """Else a row whose first part is ready might be given up for the sake of its second."""
+    machine = FakeMachine()
+    first = dataclasses.replace(machine.provider("x", lambda i: 1.0, build_s=50.0), turn="row")
+    second = dataclasses.replace(machine.provider("y", lambda i: 1.0), turn="row")
+    other = machine.provider("b", lambda i: 1.0, build_s=50.0)
+    plan = Plan(warmup=0, rounds=1, until=60.0)
+    measured = interleaved([first, second, other], clock=machine.clock, plan=plan)
+    assert [m.error for m in measured] == [None, None, NO_TIME]
+    machine.time = 0.0
+    slow = [
+        dataclasses.replace(machine.provider(name, lambda i: 1.0, build_s=20.0), turn="row")
+        for name in "pqr"
+    ]
+    # The second was ready after 21 s: at 42 s the third would be at 63 s, and a round at 66 s.
+    measured = interleaved(slow, clock=machine.clock, plan=dataclasses.replace(plan, until=65.0))
+    assert [m.error for m in measured] == [None, None, NO_TIME]
 
 
 def test_one_long_build_does_not_shut_out_quick_ones():
@@ -147,7 +224,7 @@ def test_one_long_build_does_not_shut_out_quick_ones():
     long = machine.provider("long", lambda i: 1.0, build_s=60.0)
     quick = [machine.provider(name, lambda i: 1.0, build_s=2.0) for name in "abc"]
     plan = Plan(warmup=0, rounds=1, until=104.0)
-    # At 64 s the average is 32 s, at 67 s it is 22: 101 s with the rounds, and 92.
+    # At 64 s the average is 32 s, at 67 s it is 22: 99 s with a round of three, and 93 of four.
     measured = interleaved([*quick[:1], long, *quick[1:]], clock=machine.clock, plan=plan)
     assert [m.error for m in measured] == [None] * 4 and machine.time < 104.0
 
@@ -171,6 +248,20 @@ def test_short_calls_are_repeated_inside_a_sample():
     )
     assert m.samples == [0.25] * 3 and m.repeats == 4
     assert len(machine.calls) == 2 + 3 * 4
+
+
+def test_what_is_done_before_a_call_is_not_timed():
+    machine = FakeMachine()
+    step = machine.provider("step", lambda i: 2.0)
+
+    def wash() -> None:
+        machine.calls.append("wash")
+        machine.time += 100.0
+
+    plan = Plan(warmup=1, rounds=2, min_sample_s=3.0)
+    (m,) = interleaved([dataclasses.replace(step, before=wash)], clock=machine.clock, plan=plan)
+    assert m.samples == [2.0, 2.0] and m.repeats == 2
+    assert machine.calls == ["step"] * 2 + ["wash", "step"] * 4
 
 
 def test_peak_memory_of_a_call():
@@ -200,3 +291,38 @@ def test_peak_memory_is_of_one_more_call_after_the_rounds():
         peak=peak,
     )
     assert m.peak_bytes == 123 and seen == [5] and m.samples == [1.0] * 3
+
+
+def test_what_graphs_hold_is_part_of_the_peak():
+    """Each provider's own: what was added while it was built and warmed up."""
+    machine = FakeMachine()
+    held = {"a": 0, "b": 0}
+    (m, n, o) = interleaved(
+        [
+            machine.provider("a", lambda i: held.update(a=100) or 1.0),
+            machine.provider("b", lambda i: held.update(b=40) or 1.0),
+            machine.provider("c", lambda i: 1.0),
+        ],
+        clock=machine.clock,
+        plan=Plan(rounds=1),
+        peak=lambda call: 5,
+        graphs=lambda: sum(held.values()),
+    )
+    assert (m.graph_bytes, n.graph_bytes, o.graph_bytes) == (100, 40, 0)
+    assert (m.peak_bytes, n.peak_bytes, o.peak_bytes) == (105, 45, 5)
+
+
+def test_graph_pools_in_a_snapshot(monkeypatch):
+    """Segments as torch.cuda.memory_snapshot gives them; (0, 0) is the pool of everything else."""
+    segments = [
+        {"device": 0, "total_size": 1000, "allocated_size": 900, "segment_pool_id": (0, 0)},
+        {"device": 0, "total_size": 200, "allocated_size": 0, "segment_pool_id": (0, 1)},
+        {"device": 0, "total_size": 30, "allocated_size": 0, "segment_pool_id": (0, 2)},
+        {"device": 1, "total_size": 4, "allocated_size": 0, "segment_pool_id": (0, 1)},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    assert graph_memory(torch.device("cuda", 0))() == 230
+    assert graph_memory(torch.device("cuda", 1))() == 4
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert graph_memory(torch.device("cuda"))() == 230
+    assert graph_memory(CPU)() == 0

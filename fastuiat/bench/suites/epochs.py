@@ -9,10 +9,12 @@ Records. Every row of a table is one record: case `ARCH/bBATCH/METHOD`, provider
 for 50,000 images, the incomplete last batch dropped; `extrapolated` where n is less than an epoch.
 A method whose work changes in the course of a run has one more record for each phase, written
 behind its row's: case `ARCH/bBATCH/METHOD/PHASE`, with `phase_share`, its part of all epochs. Its
-row's samples are the weighted sums of what the phases took in one round, so all else follows as
-for any row. `ratios` holds, by the name of what it refers to, the `median`, `p20` and `p80` of this
-row's time over that row's and, as `paper`, the same of the paper's values; `paper` holds its net
-and, where net and batch are the paper's, its `epoch_s`.
+row's samples are the weighted sums of one sample of each phase, so all else follows as for any row;
+where phases take turns, such a sample spans as many rounds as there are phases, and n is less than
+that of other rows. `ratios` holds, by the name of what it refers to, the `median`, `p20` and `p80`
+of this row's time over that row's (of a phase's over the same round's, where there are phases) and,
+as `paper`, the same of the paper's values; `paper` holds its net and, where net and batch are the
+paper's, its `epoch_s`.
 """
 
 from __future__ import annotations
@@ -20,125 +22,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
-from fastuiat.bench.memory import peak_memory
-from fastuiat.bench.passes import total_flops
+from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.record import make_record
+from fastuiat.bench.suites.epoch_steps import Part, Steps, parts_of
 from fastuiat.bench.suites.step import Setting, costs
 from fastuiat.bench.suites.tables import Row, Table
 from fastuiat.bench.timing import (
     OUT_OF_MEMORY,
     QUEUED_S,
-    Call,
     Clock,
     Measurement,
     Plan,
-    Provider,
     clock_for,
     interleaved,
     release,
+    spread,
 )
-from fastuiat.bench.workload import (
-    Case,
-    Phase,
-    floor_inventory,
-    make_trainer,
-    naive_inventory,
-    naive_step,
-    pass_flops,
-    phases,
-)
-from fastuiat.data import Batch
-from fastuiat.memory import ProbabilityMemory
-from fastuiat.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is timed as one provider: a row, or a phase of it."""
-
-    row: Row
-    case: Case
-
-    @property
-    def name(self) -> str:
-        phase = self.case.phase
-        return f"{self.row.name}/{phase.name}" if phase else self.row.name
-
-
-@dataclass
-class Steps:
-    """The steps of a net's rows, and what each has waited for its batches, call by call."""
-
-    setting: Setting
-    feed: Feed
-    waits: dict[str, list[float]] = field(default_factory=dict)
-    _trainers: dict[Row, Trainer] = field(default_factory=dict)
-
-    def providers(self, parts: Sequence[Part]) -> list[Provider]:
-        return [Provider(part.name, functools.partial(self.build, part)) for part in parts]
-
-    def build(self, part: Part) -> Call:
-        take = self.naive(part) if part.row.provider == "naive" else self.ours(part)
-        waits = self.waits[part.name] = []
-
-        def step() -> None:
-            batch, waited = self.feed.next(part.case.epoch)
-            waits.append(waited)
-            try:
-                take(batch)
-            except Exception:
-                self._trainers.pop(part.row, None)  # a failed row leaves its room to the others
-                raise
-
-        return step
-
-    def ours(self, part: Part) -> Callable[[Batch], object]:
-        """The trainer's step. The phases of a row share a trainer: a batch's epoch tells them."""
-        if part.row not in self._trainers:
-            trainer = make_trainer(
-                dataclasses.replace(part.case, phase=None),
-                self.setting.device,
-                precision=self.setting.precision,
-                compiled=self.setting.compiled,
-                loader=self.feed.loader,
-            )
-            remember_all(trainer)
-            self._trainers[part.row] = trainer
-        return self._trainers[part.row].take_step
-
-    def naive(self, part: Part) -> Callable[[Batch], object]:
-        step = naive_step(part.case, self.setting.device)
-        return lambda batch: step(batch.x.contiguous(), batch.y, batch.index)
-
-    def forget(self) -> None:
-        self._trainers.clear()
-
-
-def remember_all(trainer: Trainer) -> None:
-    """P as it stands late in a run: every sample has been met."""
-    method = trainer.method
-    for module in method.modules():
-        if isinstance(module, ProbabilityMemory):
-            module.probs.fill_(1 / module.probs.shape[1])
-            module.seen.fill_(True)
-    # Loading a state is what tells targets to look at their memory again.
-    method.load_state_dict(method.state_dict())
-
-
-def parts_of(table: Table, rows: Sequence[Row], case: Case) -> list[Part]:
-    """The rows' phases, in building order. `case` gives all but the method."""
-    whole: list[Phase | None] = [None]
-    return [
-        Part(row, dataclasses.replace(case, method=row.method, phase=phase))
-        for row in table.in_building_order(rows)
-        for phase in phases(dataclasses.replace(case, method=row.method)) or whole
-    ]
+from fastuiat.bench.workload import Case, pass_flops
 
 
 def measure(
@@ -171,6 +77,7 @@ def measure(
             clock=clock,
             plan=plan,
             peak=peak_memory(setting.device),
+            graphs=graph_memory(setting.device),
             done=done,
         )
         steps.forget()
@@ -219,10 +126,20 @@ class Results:
         return parts_of(self.table, [row], self.case)
 
     def of(self, row: Row) -> list[Measurement]:
-        return [self.measured[p.name] for p in self.parts(row) if p.name in self.measured]
+        """The row's own, or those of its phases. They share a trainer, and so what it holds."""
+        own = [self.measured[p.name] for p in self.parts(row) if p.name in self.measured]
+        held = sum(m.graph_bytes for m in own)
+        return [
+            dataclasses.replace(
+                m,
+                peak_bytes=None if m.peak_bytes is None else m.peak_bytes - m.graph_bytes + held,
+                graph_bytes=held,
+            )
+            for m in own
+        ]
 
     def whole(self, row: Row) -> Measurement:
-        """The row itself: where it has phases, their mean round by round."""
+        """The row itself: where it has phases, their mean, one sample of each at a time."""
         measured, parts = self.of(row), self.parts(row)
         if parts[0].case.phase is None:
             return measured[0]
@@ -231,11 +148,12 @@ class Results:
         error = failed.error if failed else None
         if failed and any(m.error != error for m in measured):
             error = f"{failed.name}: {error}"
-        rounds = [] if failed else zip(*(m.samples for m in measured), strict=True)
+        samples = [] if failed else mixed(shares, [m.samples for m in measured])
         return Measurement(
             row.provider,
-            samples=[sum(a * s for a, s in zip(shares, one, strict=True)) for one in rounds],
+            samples=samples,
             peak_bytes=max((m.peak_bytes for m in measured if m.peak_bytes), default=None),
+            graph_bytes=measured[0].graph_bytes,
             error=error,
             repeats=min(m.repeats for m in measured),
         )
@@ -243,7 +161,8 @@ class Results:
     def records(self, row: Row) -> list[dict[str, Any]]:
         """Its own, then those of its phases, where it has any."""
         parts, measured = self.parts(row), self.of(row)
-        flops = [None if m.error else operations(p) for p, m in zip(parts, measured, strict=True)]
+        counted = self.steps.flops
+        flops = [None if m.error else counted[p.name] for p, m in zip(parts, measured, strict=True)]
         waits = [self.waited(m) for m in measured]
         if parts[0].case.phase is None:
             return [self.record(parts[0].case, row, measured[0], flops[0], waits[0])]
@@ -258,6 +177,7 @@ class Results:
             self.whole(row),
             weighted(shares, flops),
             weighted(shares, waits),
+            over=list(zip(shares, measured, strict=True)),
             phases={
                 p.case.phase.name: a for p, a in zip(parts, shares, strict=True) if p.case.phase
             },
@@ -281,8 +201,10 @@ class Results:
         m: Measurement,
         flops: float | None,
         wait_s: float | None,
+        over: Sequence[tuple[float, Measurement]] = (),
         **more: Any,
     ) -> dict[str, Any]:
+        """`over`: the phases of a row that has some, and their weights."""
         from fastuiat.bench.floors import peak_flops
 
         naive = row.provider == "naive"
@@ -312,18 +234,31 @@ class Results:
             **cost,
             peak_flops_per_s=peak,
             peak_share=rate * 1e12 / peak if rate and peak else None,
-            ratios={name: self.ratio(name, row, m) for name in self.table.references},
+            ratios={
+                name: self.ratio(name, row, over or [(1.0, m)]) for name in self.table.references
+            },
             paper=self.paper(row),
             note=self.setting.notes(case)[row.provider],
             **more,
         )
 
-    def ratio(self, name: str, row: Row, m: Measurement) -> dict[str, float | None]:
-        """This time over that of the row that `name` refers to, by rounds, and the paper's."""
+    def ratio(
+        self, name: str, row: Row, over: Sequence[tuple[float, Measurement]]
+    ) -> dict[str, float | None]:
+        """This time over that of the row that `name` refers to, by rounds, and the paper's.
+
+        A row with phases is over nothing but what was called in the same rounds as they.
+        """
         reference, arch = self.table.reference(name, row), self.table.paper_arch(self.case.arch)
         by_paper = self.table.paper_epoch_s(row, arch) / self.table.paper_epoch_s(reference, arch)
-        other = self.whole(reference) if self.of(reference) else None
-        ours = m.ratio_to(other) if other and m.samples and other.samples else None
+        beside = [m for m in self.of(reference) if len(self.parts(reference)) == 1]
+        theirs = {r: s for m in beside for r, s in zip(m.rounds, m.samples, strict=True)}
+        by_round = [
+            [s / theirs[r] for r, s in zip(m.rounds, m.samples, strict=True) if r in theirs]
+            for _, m in over
+        ]
+        values = mixed([share for share, _ in over], by_round)
+        ours = spread(values) if values else None
         return {
             "median": ours.median if ours else None,
             "p20": ours.p20 if ours else None,
@@ -341,10 +276,11 @@ class Results:
         }
 
 
-def operations(part: Part) -> int:
-    """Floating-point operations of a step."""
-    count = naive_inventory if part.row.provider == "naive" else floor_inventory
-    return total_flops(count(part.case))
+def mixed(shares: Sequence[float], samples: Sequence[Sequence[float]]) -> list[float]:
+    """The weighted sums of one sample of each phase, while every phase has one left."""
+    return [
+        sum(a * s for a, s in zip(shares, one, strict=True)) for one in zip(*samples, strict=False)
+    ]
 
 
 def weighted(shares: Sequence[float], values: Sequence[float | None]) -> float | None:
@@ -370,8 +306,8 @@ def plan_for(
 
     Rows that it has no room for are rows without a time (Plan.until). Rounds go on, at least one,
     until it would be exceeded: exactly `steps` where given, else from five on until every row's
-    spread is under 3% or there are as many as an epoch has steps. On CUDA a round has several steps
-    of a row.
+    spread is under 3% or there are as many as an epoch has steps; then phases take turns. On CUDA a
+    round has several steps of a row.
     """
     share = None if deadline is None else (deadline - now) / nets
     limits: dict[str, Any] = {"warmup": 1}
@@ -381,4 +317,4 @@ def plan_for(
         limits["until"] = now + share
     if steps is not None:
         return Plan(rounds=steps, **limits)
-    return Plan(rounds=5, max_rounds=steps_per_epoch, width=0.03, **limits)
+    return Plan(rounds=5, max_rounds=steps_per_epoch, width=0.03, turns=True, **limits)

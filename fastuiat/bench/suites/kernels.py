@@ -2,21 +2,28 @@
 
 eager: its plain PyTorch reference. inductor: the same, compiled. triton: the kernel, on a GPU. The
 bytes are those that the operation must move at least, so GB/s of different providers compare.
+
+On a GPU a sample is a replay of many calls (bench/graphs.py), and what a call from Python takes is
+told beside it: `call_s`, a median. A provider that cannot be recorded is timed call by call, as all
+are on a CPU; `timed` says which, `replay_error` why, and `graph_calls` how many calls a replay has.
+`ratio_median` is of two providers timed alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from fastuiat.bench import table
 from fastuiat.bench.floors import copy_bandwidth as copy_bandwidth
+from fastuiat.bench.graphs import Graphs, Pool, cuda_graphs, make_pool, replayed
 from fastuiat.bench.machine import cache_bytes
 from fastuiat.bench.memory import peak_memory
 from fastuiat.bench.record import make_record
@@ -24,6 +31,7 @@ from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, cloc
 from fastuiat.config import UserError
 from fastuiat_kernels import SIZES, SPECS, KernelSpec, Variant
 
+Function = Callable[..., Any]
 MIN_SAMPLE_S = 5e-3
 """Far above what a clock or a launch queue can blur."""
 POOL_BYTES = 1 << 30
@@ -87,24 +95,116 @@ def with_gradients(function: Callable[..., Any], names: tuple[str, ...]) -> Call
     return run
 
 
-def providers(case: KernelCase, device: torch.device) -> list[Provider]:
-    pool = input_pool(case, device)
-    gradients = case.variant.gradients
+REPLAYS = " replayed"
+"""Behind a provider's name: the same, by replays."""
 
-    def around(function: Callable[..., object]) -> Call:
-        inputs: Iterator[dict[str, Any]] = itertools.cycle(pool)
-        call = with_gradients(function, gradients) if gradients else function
-        return lambda: call(**next(inputs))
 
-    reference, op = case.variant.reference, case.variant.op
-    compiled = functools.partial(torch.compile, reference, fullgraph=True, dynamic=False)
-    result = [
-        Provider("eager", lambda: around(reference)),
-        Provider("inductor", lambda: around(compiled())),
-    ]
-    if device.type == "cuda":
-        result.append(Provider("triton", lambda: around(op)))
-    return result
+@dataclass
+class Ways:
+    """The providers of a case. With `graphs`, each is there twice: call by call, and by replays."""
+
+    case: KernelCase
+    device: torch.device
+    graphs: Graphs | None
+    calls: dict[str, int] = field(default_factory=dict)
+    """In a replay of each that could be recorded."""
+
+    def providers(self) -> list[Provider]:
+        first = self.case.inputs(self.device)
+        gradients = self.case.variant.gradients
+
+        def whole(function: Function) -> Function:
+            return with_gradients(function, gradients) if gradients else function
+
+        functions: dict[str, Callable[[], Function]] = {
+            "eager": lambda: whole(self.case.variant.reference),
+            "inductor": functools.cache(lambda: whole(compiled(self.case.variant.reference))),
+        }
+        if self.device.type == "cuda":
+            functions["triton"] = lambda: whole(self.case.variant.op)
+        if self.graphs is None:
+            inputs: Sequence[dict[str, Any]] = input_pool(self.case, self.device)
+            return [Provider(n, functools.partial(around, f, inputs)) for n, f in functions.items()]
+        pool = make_pool(first, self.case.variant.bytes_moved(first), self.graphs)
+        before = self.graphs.wash if pool.washed else None
+        return [
+            provider
+            for name, function in functions.items()
+            for provider in (
+                Provider(name, functools.partial(around, function, pool.inputs)),
+                Provider(
+                    name + REPLAYS,
+                    functools.partial(self.replayed, name, function, pool),
+                    before=before,
+                ),
+            )
+        ]
+
+    def replayed(self, name: str, function: Callable[[], Function], pool: Pool) -> Call:
+        assert self.graphs is not None
+        call, self.calls[name] = replayed(function(), pool, self.graphs)
+        return call
+
+
+def compiled(reference: Function) -> Function:
+    return torch.compile(reference, fullgraph=True, dynamic=False)
+
+
+def around(function: Callable[[], Function], pool: Sequence[dict[str, Any]]) -> Call:
+    inputs, call = itertools.cycle(pool), function()
+    return lambda: call(**next(inputs))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a provider took, call by call and, where it could be recorded, by replays."""
+
+    called: Measurement
+    replayed: Measurement | None
+    """Of one call."""
+    graph_calls: int | None
+
+    @classmethod
+    def of(cls, called: Measurement, replays: Measurement | None, calls: int | None) -> Timed:
+        if replays is None or calls is None:
+            return cls(called, replays, None)
+        one = dataclasses.replace(
+            replays,
+            samples=[seconds / calls for seconds in replays.samples],
+            repeats=replays.repeats * calls,
+        )
+        return cls(called, one, calls if one.samples else None)
+
+    @property
+    def by_replays(self) -> bool:
+        return self.graph_calls is not None
+
+    @property
+    def best(self) -> Measurement:
+        """By replays if it may be; memory is that of a call."""
+        if self.replayed is None or not self.by_replays:
+            return self.called
+        return dataclasses.replace(
+            self.replayed, name=self.called.name, peak_bytes=self.called.peak_bytes
+        )
+
+    def ratio_to(self, other: Timed) -> float | None:
+        """Of two that were timed alike: by replays if both were."""
+        if self.by_replays and other.by_replays:
+            return self.best.ratio_to(other.best).median
+        if self.called.samples and other.called.samples:
+            return self.called.ratio_to(other.called).median
+        return None
+
+    def fields(self) -> dict[str, Any]:
+        failed = self.replayed.error if self.replayed and not self.by_replays else None
+        return {
+            "timed": "replays" if self.by_replays else "calls",
+            "graph_calls": self.graph_calls,
+            "replay_error": failed,
+            "call_s": self.called.spread.median if self.called.samples else None,
+            "compile_s": self.called.compile_s if self.called.samples else None,
+        }
 
 
 def measure(
@@ -114,12 +214,16 @@ def measure(
     plan: Plan,
     bandwidth: float,
     clock: Clock | None = None,
+    graphs: Graphs | None = None,
     done: Callable[[str], object] = lambda event: None,
 ) -> list[dict[str, Any]]:
     """Records of one case, a provider each. `bandwidth` is that of a copy, bytes per second."""
+    if graphs is None and device.type == "cuda":
+        graphs = cuda_graphs(device)
+    ways = Ways(case, device, graphs)
     with torch.no_grad():
-        measured = interleaved(
-            providers(case, device),
+        every = interleaved(
+            ways.providers(),
             clock=clock or clock_for(device),
             plan=plan,
             peak=peak_memory(device),
@@ -127,44 +231,51 @@ def measure(
         )
         moved = case.variant.bytes_moved(case.inputs(device))
     torch.compiler.reset()
-    eager = next((m for m in measured if m.name == "eager" and m.samples), None)
+    by_name = {m.name: m for m in every}
+    timed = {
+        name: Timed.of(m, by_name.get(name + REPLAYS), ways.calls.get(name))
+        for name, m in by_name.items()
+        if not name.endswith(REPLAYS)
+    }
     config = {"kernel": case.spec.name, "variant": case.variant.name, "size": case.size}
     return [
         make_record(
             suite="kernels",
             case=case.name,
-            measured=m,
+            measured=t.best,
             device=device,
             config=config | {"dtype": dtype_name(case.dtype)},
             bytes_moved=moved,
             copy_bytes_per_s=bandwidth,
-            **rates(m, moved, bandwidth, eager),
+            **rates(t.best, moved, bandwidth),
+            ratio_median=t.ratio_to(timed["eager"]),
+            **t.fields(),
         )
-        for m in measured
+        for t in timed.values()
     ]
 
 
-def rates(
-    m: Measurement, moved: int, bandwidth: float, eager: Measurement | None
-) -> dict[str, Any]:
+def rates(m: Measurement, moved: int, bandwidth: float) -> dict[str, Any]:
     if not m.samples:
-        return {"bytes_per_s": None, "copy_share": None, "ratio_median": None}
+        return {"bytes_per_s": None, "copy_share": None}
     rate = moved / m.spread.median
-    ratio = m.ratio_to(eager).median if eager else None
-    return {"bytes_per_s": rate, "copy_share": rate / bandwidth, "ratio_median": ratio}
+    return {"bytes_per_s": rate, "copy_share": rate / bandwidth}
 
 
 def show(records: Sequence[dict[str, Any]]) -> None:
-    """All cases as one table."""
-    headings = (
+    """All cases as one table; where there are replays, with what a call from Python takes."""
+    headings = [
         "case", "provider", "median", "20–80%", "n", "÷ eager", "GB/s", "of a copy's", "compile"
-    )  # fmt: skip
+    ]  # fmt: skip
+    on_gpu = any(r["timed"] == "replays" or r["replay_error"] for r in records)
+    if on_gpu:
+        headings += ["timed by", "a call from Python"]
     rows = []
     for r in records:
         span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
         share = r["copy_share"]
         rows.append(
-            (
+            [
                 r["case"],
                 r["provider"],
                 table.seconds(r["median_s"]),
@@ -174,10 +285,16 @@ def show(records: Sequence[dict[str, Any]]) -> None:
                 table.number(r["bytes_per_s"] and r["bytes_per_s"] / 1e9, ".2f"),
                 table.NONE if share is None else f"{100 * share:.0f}%",
                 table.seconds(r["compile_s"]) if r["provider"] == "inductor" else table.NONE,
-            )
+                *([r["timed"], table.seconds(r["call_s"])] if on_gpu else []),
+            ]
         )
     first = records[0]
     notes = [f"{r['case']} {r['provider']}: {r['error']}" for r in records if r["error"]]
+    notes += [
+        f"{r['case']} {r['provider']}: timed by calls, for its replay failed: {r['replay_error']}"
+        for r in records
+        if r["replay_error"] and not r["error"]
+    ]
     copy = first["copy_bytes_per_s"] / 1e9
     notes.append(f"bytes: what the operation must move at least; a copy moves {copy:.1f} GB/s here")
     table.show(f"kernels on {first['device']}", headings, rows, notes)

@@ -19,7 +19,7 @@ import torch
 from fastuiat.bench import profile, table
 from fastuiat.bench.baselines import BASELINES
 from fastuiat.bench.events import named_kernels
-from fastuiat.bench.memory import peak_memory
+from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.passes import Op, inventory, total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.replay import replay
@@ -155,6 +155,7 @@ def measure(
             clock=clock or clock_for(setting.device),
             plan=plan,
             peak=peak_memory(setting.device),
+            graphs=graph_memory(setting.device),
             done=done,
         )
     forward = pass_flops(case)

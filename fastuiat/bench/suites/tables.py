@@ -129,7 +129,7 @@ def show(table: Table, records: Sequence[Mapping[str, Any]]) -> None:
         headings += [f"÷ {name}", "paper's"]
     printed.show(title, headings, [times(table, r) for r in records], time_notes(records))
     headings = ["what it takes", "passes", "TFLOP/s", "of peak", "data wait", "memory", "compile"]
-    notes = ["memory: of one step, beyond what was held before; compile: the first call's surplus"]
+    notes = ["memory: a step's, its recorded graphs included; compile: the first call's surplus"]
     notes += [f"{r['row']}: {r['note']}" for r in records if r["provider"] == "naive"]
     if ours := next((r for r in records if r["provider"] != "naive"), None):
         batches = f"{ours['config']['data']}, {ours['config']['loader']} loader"
@@ -148,6 +148,9 @@ def time_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(r["extrapolated"] for r in records):
         images = f"{first['epoch_images']:,}"
         notes.append(f"~ extrapolated: an epoch of {images} images at the median of n samples")
+    turns = [r for r in records if r["config"].get("phases") and not r["error"]]
+    if any(r["n"] < max(other["n"] for other in records) for r in turns):
+        notes.append("phases took turns: n of their row counts samples of all of them")
     if paper_net != net:
         notes.append(f"the paper has no {net}: its ratios here are those of {paper_net}")
     return notes
