@@ -16,6 +16,7 @@ from fastuiat.bench.gpu import stages as table
 from fastuiat.bench.gpu.stages import STAGES, TRAINED, Place, train_figures
 from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
+from fastuiat.reproduce.rows import PRESETS, Options
 
 sys.path.insert(0, str(Path(__file__).parent))
 from quick_stages import (
@@ -59,15 +60,18 @@ def test_runs_that_are_too_large_stay_behind_and_the_summary_says_so(out, machin
         touch small/seed-0/config.json large/seed-0/config.json
         head -c 300000 /dev/urandom > large/seed-0/last.pt
         echo '{json.dumps(document)}' > {TRAINED}.json
+        echo a row > {TRAINED}.jsonl
     """
     call(out, [shell("train", script, figures=train_figures)])
     kept = members(out / "train.tar.gz")
-    assert sorted(kept) == [f"{TRAINED}.json", "small/seed-0/config.json"]
+    names = [f"{TRAINED}.json", f"{TRAINED}.jsonl", "small/seed-0/config.json"]
+    assert sorted(kept) == names
     assert state_of(out)["stages"]["train"]["figures"] == "small pgd 50.0; large pgd 50.0"
     assert "kept here: of train, large/seed-0\n" in (out / "summary.txt").read_text()
     machine("second")
-    call(out, [shell("train", script), shell("more", "ls $2/train")])
-    assert b"cifar10-20-before-1.json" in members(out / "logs.tar.gz")["more.log"]
+    call(out, [shell("train", "exit 1"), shell("more", "ls $2/train")])
+    there = members(out / "logs.tar.gz")["more.log"].decode().splitlines()[1:]
+    assert there == [f"{TRAINED}.json", f"{TRAINED}.jsonl", "small"]
 
 
 def test_caches_travel(out, machine):
@@ -206,10 +210,13 @@ def test_the_stages_are_the_ones_that_are_promised(tmp_path):
             python, m, _, *words = make(place)
             assert (python, m) == (sys.executable, "-m")
             if words[0] == "bench":
-                suite, *flags = [word for word in words[1:] if word != "--profile"]
+                suite, *flags = words[1:]
                 options = parse(SUITES[suite][0], flags, prog="fastuiat bench")
                 assert options.json == place.records and options.device == "cuda"
                 assert 0 < options.budget <= 100
+            if words[0] == "reproduce":
+                options = parse(Options, words[1:], prog="fastuiat reproduce")
+                assert options.table in PRESETS and options.record.parent == options.out
     without_train = [stage for stage in STAGES if stage.name != "train"]
     first = sum(stage.share for stage in without_train[:4])
     assert first / sum(stage.share for stage in without_train) > 0.8

@@ -23,7 +23,6 @@ from typing import Any
 import fastuiat
 from fastuiat.bench.gpu.packing import LIMIT, Unit, by_folder, pack, unpack
 from fastuiat.bench.gpu.results import json_lines
-from fastuiat.bench.gpu.stages import TRAINED
 from fastuiat.bench.gpu.summary import KILLED, RUNNING, lines_of, name_for, source_name
 from fastuiat.config import UserError
 from fastuiat.files import write_atomically, write_json
@@ -132,8 +131,8 @@ class Report:
         if not any(self.caches.iterdir()):
             unpack(self.out / "caches.tar.gz", self.caches)
         runs = self.work / "train"
-        if not runs.exists() and unpack(self.out / "train.tar.gz", runs):
-            keep_lost_rows(runs)
+        if not runs.exists():
+            unpack(self.out / "train.tar.gz", runs)
 
     def begin(self, stage: str, seconds: float) -> None:
         self.stages[stage] = {"verdict": RUNNING, "time": now(), "allotted": round(seconds)}
@@ -230,25 +229,6 @@ def newest(lines: list[str]) -> list[str]:
             break
         kept.append(f"{line}\n")
     return kept[::-1]
-
-
-def keep_lost_rows(runs: Path) -> None:
-    """Where a run has stayed behind on a machine before, the table that has it gets another name,
-    for it is made anew."""
-    path = runs / f"{TRAINED}.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        measured = {(row["row"].replace("/", "-"), seed) for row in rows for seed in row["seeds"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-    if all((runs / row / f"seed-{seed}" / "config.json").exists() for row, seed in measured):
-        return
-    number = 1
-    while (runs / f"{TRAINED}-before-{number}.json").exists():
-        number += 1
-    for suffix in (".json", ".md"):
-        if (runs / f"{TRAINED}{suffix}").exists():
-            os.replace(runs / f"{TRAINED}{suffix}", runs / f"{TRAINED}-before-{number}{suffix}")
 
 
 def read_state(path: Path, advice: str) -> dict[str, Any]:
