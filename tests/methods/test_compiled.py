@@ -17,8 +17,18 @@ from fastuiat.training import regions
 from fastuiat.training.precision import TrainingView
 
 
-@pytest.mark.parametrize("name", ["gradalign+uiat", "hat", "iat", "rebuffi", "mart"])
-def test_compiled_agrees_with_eager(name, create, make_net, make_batch, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in ("gradalign+uiat", "hat", "iat", "rebuffi", "mart")),
+        ("uiat", {"inverse_forward": "eval"}),
+        *(
+            (name, {"inverse_forward": "attached"})
+            for name in ("gradalign+uiat", "iat", "uiat", "uiat-oneoff")
+        ),
+    ],
+)
+def test_compiled_agrees_with_eager(name, settings, create, make_net, make_batch, monkeypatch):
     monkeypatch.setattr(regions, "BACKEND", "aot_eager")
     torch._dynamo.reset()
 
@@ -26,7 +36,7 @@ def test_compiled_agrees_with_eager(name, create, make_net, make_batch, monkeypa
         return TrainingView(net, device=torch.device("cpu"), precision="fp32", compiled=True)
 
     net, twin = make_net(torch.float32), make_net(torch.float32)
-    method = create(name, attack={"eps": "8/255"}, epochs=4)
+    method = create(name, attack={"eps": "8/255"}, epochs=4, **settings)
     compiled = copy.deepcopy(method)
     compiled.helpers = {role: view_of(helper) for role, helper in method.helpers.items()}
     view = view_of(twin)
