@@ -120,6 +120,12 @@ def run_folder(tmp_path_factory):
         ("train --workers 0", "--workers must be above 0"),
         ("train --momentum-epoch 101", "--momentum-epoch 101 is outside"),
         ("train --method uiat-oneoff --epochs 3 --oneoff-epoch 4", "--oneoff-epoch 4 is outside"),
+        ("train --inverse-forward half", "--inverse-forward.*eval.*train.*attached"),
+        ("train --inverse-bn eval", "--inverse-bn is --inverse-forward now: eval, train or attach"),
+        (
+            "train --method sat --inverse-forward eval",
+            "no flag --inverse-forward with --method sat",
+        ),
         ("train --bogus 3", "no flag --bogus with --method uiat"),
         ("train --method sat --lam 3", "no flag --lam with --method sat.*--eps"),
         ("train --method natural --eps 8/255", "no flag --eps with --method natural"),

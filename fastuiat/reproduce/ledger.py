@@ -38,7 +38,8 @@ class Ledger:
     def __init__(self, path: Path, table: str) -> None:
         self.path, self.table = path, table
         self.lines: dict[tuple[str, int], dict[str, Any]] = {}
-        for number, text in enumerate(self._texts(), 1):
+        whole, self._cut = self._read()
+        for number, text in enumerate(whole, 1):
             try:
                 line = json.loads(text)
                 key = line["row"], line["seed"]
@@ -47,11 +48,14 @@ class Ledger:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}, is no record of a run") from error
 
-    def _texts(self) -> list[str]:
+    def _read(self) -> tuple[list[str], int]:
+        """The whole lines, and how many bytes follow of one that a killed process had begun."""
         try:
-            return self.path.read_text().splitlines()
+            content = self.path.read_bytes()
+            end = content.rfind(b"\n") + 1
+            return content[:end].decode().splitlines(), len(content) - end
         except FileNotFoundError:
-            return []
+            return [], 0
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path} cannot be read: {error}") from error
 
@@ -75,8 +79,11 @@ class Ledger:
         line = {"table": self.table, "row": row.name, "seed": seed, "settings": settings_of(row)}
         line |= content
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(self.path, "ab") as file:
+            if self._cut:
+                file.truncate(file.seek(0, os.SEEK_END) - self._cut)
+                self._cut = 0
+            file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.lines[row.name, seed] = line

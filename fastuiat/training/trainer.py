@@ -127,6 +127,8 @@ class Trainer:
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.summed = state["summed"]
         self.validated_epoch = state["validated_epoch"]
+        if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
+            self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
         self.view.refresh()
         return state["metrics_offset"]
 

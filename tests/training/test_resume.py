@@ -169,6 +169,57 @@ def test_a_run_from_before_the_optimizers_settings(tmp_path, monkeypatch, small_
     assert read_run(Path("whole")).settings["schedule"] == "one-cycle"
 
 
+@pytest.mark.parametrize("reading", ["eval", "train"])
+def test_a_run_from_when_the_inverse_forward_was_a_mode(
+    reading, tmp_path, monkeypatch, small_run, capsys
+):
+    """Its `inverse_bn` is the reading, and it ends in the bits that it would have ended in."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", *small_run, "--method", "uiat", "--steps", "1", "--epochs", "2"]
+    words += ["--momentum-epoch", "1", "--inverse-forward", reading]
+    main([*words, "--max-steps", "6", "--out", "whole"])
+    main([*words, "--max-steps", "2", "--out", "old"])
+    config = Path("old/config.json")
+    stored = as_it_was(json.loads(config.read_text())) | {"max_steps": 6}
+    stored["settings"]["inverse_bn"] = stored["settings"].pop("inverse_forward")
+    config.write_text(json.dumps(stored))
+    for wrong, said in (
+        (["--inverse-bn", reading], "--inverse-bn is --inverse-forward now: eval, train or attach"),
+        (["--inverse-forward", "attached"], f"--inverse-forward is {reading}, not attached"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["train", "--resume", "old", *wrong])
+        assert said in capsys.readouterr().err
+    main(["train", "--resume", "old"])
+    states = [
+        torch.load(f"{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "old")
+    ]
+    for name in ("model", "method"):
+        assert_same_state(states[0][name], states[1][name])
+
+
+def test_a_run_that_ended_before_its_last_validation_is_not_finished(
+    tmp_path, monkeypatch, small_run, capsys
+):
+    """As one killed between its last step and the end of its last epoch leaves it."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", *small_run, "--method", "natural", "--epochs", "2"]
+    main([*words, "--out", "whole"])
+    main([*words, "--out", "cut"])
+    last = Path("cut/checkpoints/last.pt")
+    state = torch.load(last, weights_only=True)
+    log = Path("cut/metrics.jsonl").read_bytes()
+    end = log.rindex(b'{"kind": "epoch"')
+    torch.save(state | {"validated_epoch": 1, "metrics_offset": end}, last)
+    capsys.readouterr()
+    main(["train", "--resume", "cut"])
+    assert "is finished" not in capsys.readouterr().out
+    assert metrics(Path("cut")) == metrics(Path("whole"))
+    main(["train", "--resume", "cut"])
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_a_prn_18_v1_from_when_it_ended_in_a_batchnorm(tmp_path):
     """Its checkpoint and its run are of what is prn-18-v1-bn now."""
     net = fastuiat.build_model("prn-18-v1-bn").eval()
