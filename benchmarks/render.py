@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +34,16 @@ from fastuiat.bench.comparison import (
 from fastuiat.bench.gpu import recorded
 from fastuiat.bench.record import read_records
 from fastuiat.config import UserError
+from fastuiat.reproduce.recorded import baseline_of, curves_of, gain, table_of
 from fastuiat.reproduce.table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "benchmarks/README.md", "kernels/README.md")
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "benchmarks/fashion-mnist-small/README.md",
+    "kernels/README.md",
+)
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
 Columns = dict[str, Callable[[Row, Record], str]]
@@ -204,27 +209,9 @@ SUITES: dict[str, Columns] = {
 
 
 EVIDENCE = "fashion-mnist-small"
-SHORT = ("sat", "trades", "mart", "hat", "iat", "uiat", "uiat-oneoff", "n-fgsm", "n-fgsm+uiat")
-"""Methods in the short table."""
 
 
-def baseline_of(row: str) -> str:
-    """What a row is set beside: its own method without UIAT, else SAT, at the same radius."""
-    eps, method = row.split("/")
-    return f"{eps}/{method.removesuffix('+uiat') if '+' in method else 'sat'}"
-
-
-def difference(entry: Any, other: Any, column: str) -> str:
-    """Mean ± spread of what the row has more than the other, over the seeds that both have."""
-    both = entry["seeds"].keys() & other["seeds"].keys()
-    gains = [entry["seeds"][s][column] - other["seeds"][s][column] for s in both]
-    if not gains:
-        return table.NONE
-    spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
-    return f"{statistics.fmean(gains):+.1f}{spread}"
-
-
-def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
+def evidence(results: Path) -> str:
     """Accuracies of every row, its gain over its baseline, and the time of an epoch."""
     file = results / f"{EVIDENCE}.json"
     if not file.exists():
@@ -237,14 +224,13 @@ def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, entry in rows.items():
         eps, method = name.split("/")
-        if methods and method not in methods:
-            continue
         values = [cell(entry["ours"].get(c), 1) for c in document["columns"]]
         other = baseline_of(name)
         gains = [""] * 2
         if other != name and other in rows:
             its = other.split("/")[1]
-            gains = [f"{its} {difference(entry, rows[other], c)}" for c in ("pgd", "autoattack")]
+            both = entry["seeds"], rows[other]["seeds"]
+            gains = [f"{its} {gain(*both, c)}" for c in ("pgd", "autoattack")]
         fewer = len(entry["seeds"]) < seeds
         label = f"{method} (of {len(entry['seeds'])} seeds)" if fewer else method
         radius = f"{eps.removeprefix('eps-')}/255"
@@ -253,8 +239,8 @@ def evidence(results: Path, methods: Sequence[str] | None = None) -> str:
     jobs = ", ".join(sorted({str(one["jobs"]) for one in document["made"]}))
     said = (
         f"Accuracies in percent, mean ± standard deviation over {seeds} seeds (first test images: "
-        f"{images}). The time is of training alone, {jobs} runs at a time on all cores, and of HAT "
-        "without its helper."
+        f"{images}); a difference is bold where it is above twice its spread. The time is of "
+        f"training alone, {jobs} runs at a time on all cores, and of HAT without its helper."
     )
     origins = [provenance(one["device"], [one]) for one in document["made"]]
     return "\n".join([*lines, "", f"{said} n counts trainings.", *origins, ""])
@@ -304,8 +290,11 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,
     f"{EVIDENCE}-validation": validation,
     f"{EVIDENCE}-epochs": lambda results: validation(results, "epochs"),
-    f"{EVIDENCE}-short": lambda results: evidence(results, SHORT),
     "gpu": recorded.table_of,
+    "cifar10-small": lambda results: table_of(results / "cifar10-small.jsonl", "cifar10-small"),
+    "cifar10-small-curves": lambda results: curves_of(
+        results / "cifar10-small.jsonl", "cifar10-small"
+    ),
 }
 """Those that are made of no bench's records."""
 

@@ -289,3 +289,10 @@ def of_this_version(stored: dict[str, Any]) -> dict[str, Any]:
     if settings.get("arch") == "prn-18-v1":
         settings["arch"] = "prn-18-v1-bn"
     return settings | {"optimizer": dataclasses.asdict(optimizer)}
+
+
+def changed_since(stored: dict[str, Any]) -> str | None:
+    """What of a run's mathematics is another now than when its config.json was written, if any."""
+    if stored.get("method") == "mart" and "optimizer" not in stored:
+        return "MART's loss has had its authors' constants since it was begun"
+    return None

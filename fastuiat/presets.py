@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastuiat.origins import Layer
+from fastuiat.targets import InverseConfig
 
 
 def fashion_mnist_small() -> dict[str, Layer]:
@@ -84,12 +85,16 @@ def cifar10_small() -> dict[str, Layer]:
 
 
 def cifar10_20() -> dict[str, Layer]:
-    """All of CIFAR-10 in 20 epochs of the paper's net: minutes on a GPU."""
+    """All of CIFAR-10 in 20 epochs of the paper's net: minutes on a GPU.
+
+    `uiat` takes the default reading, the rows behind it the others.
+    """
     run = {"dataset": "cifar10", "arch": "resnet-18", "epochs": 20, "batch_size": 128}
     rows: list[tuple[str, str, dict[str, Any]]] = [
         (method, method, {}) for method in ("sat", "uiat", "uiat-oneoff", "trades")
     ]
-    rows += [(f"uiat-{r}", "uiat", {"inverse_forward": r}) for r in READINGS]
+    others = [r for r in READINGS if r != InverseConfig().inverse_forward]
+    rows += [(f"uiat-{r}", "uiat", {"inverse_forward": r}) for r in others]
     return {
         f"cifar10-20/{name}": Layer(
             "ours: cifar10-20",

@@ -66,8 +66,8 @@ class InverseConfig:
     inverse_alpha: Radius = 4 / 255
     """Step size of z, in pixel units."""
     inverse_forward: InverseForward = "train"
-    """Where p comes from, which the paper leaves open: `eval`, the forward that moves z; `train`,
-    one more, with batch statistics and tracked; `attached`, that one with its gradient."""
+    """The forward that gives p, which the paper leaves open. eval: with running statistics, of uiat
+    the one that moves z; train: with the batch's, tracked; attached: that, with its gradient."""
 
     def __post_init__(self) -> None:
         for name in ("inverse_eps", "inverse_alpha"):
@@ -159,7 +159,8 @@ class Target(nn.Module):
 
     @property
     def bn(self) -> BatchNormMode:
-        """BatchNorm of a forward that gives p and nothing else."""
+        """BatchNorm of a forward that gives p as a constant, as for samples that T' did not visit
+        in every reading."""
         return "eval" if self.config.inverse_forward == "eval" else "train"
 
     def predicted(self, model: Any, x: Tensor) -> Pull:

@@ -12,6 +12,7 @@ from fastuiat import recipes, reproduce
 from fastuiat.config import UserError
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.ledger import Ledger, first_difference
+from fastuiat.reproduce.recorded import curves_of, gain, table_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_reproduce import configure, runs, small
@@ -100,16 +101,90 @@ def test_settings_that_came_later_count_as_they_were():
 def test_a_line_that_was_cut_off_is_finished_with(tmp_path):
     """A process killed while it wrote leaves half a line: it is no run, and stays no obstacle."""
     path = tmp_path / "runs.jsonl"
-    whole = json.dumps({"table": "t", "row": "a", "seed": 0})
-    path.write_text(whole + "\n" + whole[:20])
-    ledger = Ledger(path, "t")
-    assert list(ledger.lines) == [("a", 0)]
+    whole = run_of("sat", 0, 40, 30)
+    path.write_text(whole + "\n" + whole[:20])  # and a blank line, as a merge by hand leaves one
+    ledger, beside = Ledger(path, "small"), Ledger(path, "small")
+    assert list(ledger.lines) == [("pgd-5/sat", 0)]
     (row,) = rows.rows_of(Options(table="table6", rows=("iat",)), configure)
-    ledger.add(row, 1, {})
-    assert set(Ledger(path, "t").lines) == {("a", 0), ("iat", 1)}
-    path.write_text("not a run\n" + whole + "\n")
-    with pytest.raises(UserError, match="line 1, is no record of a run"):
-        Ledger(path, "t")
+    content = {name: {} for name in ("accuracies", "n", "curve", "made")}
+    ledger.add(row, 1, content)
+    beside.add(row, 1, content)  # by another process, which had read the file before
+    beside.add(row, 2, content)
+    assert set(Ledger(path, "small").lines) == {("pgd-5/sat", 0), ("iat", 1), ("iat", 2)}
+    assert len(list(filter(None, path.read_text().splitlines()))) == 3
+    for damaged in ("not a run\n", "[]\n", '{"table": "small", "row": "a", "seed": 0}\n'):
+        path.write_text(whole + damaged)
+        with pytest.raises(UserError, match="line 2, is no record of a run"):
+            Ledger(path, "small")
     assert Ledger(tmp_path / "none.jsonl", "t").lines == {}
     with pytest.raises(UserError, match="cannot be read"):
         Ledger(tmp_path, "t")
+
+
+def run_of(row: str, seed: int, natural: float, pgd: float, device: str = "a CPU") -> str:
+    line = {
+        "table": "small",
+        "row": f"pgd-5/{row}",
+        "seed": seed,
+        "settings": {"method": row.removesuffix("-eval")},
+        "accuracies": {"natural": natural, "pgd": pgd},
+        "n": {"natural": 9, "pgd": 7},
+        "curve": [
+            {"epoch": e, "val_natural": natural / 200 * e, "val_robust": pgd / 200 * e}
+            for e in (1, 2)
+        ],
+        "made": {
+            "device": device,
+            "cpu": {"features": ["avx2"]},
+            "versions": {"torch": "9.9", "fastuiat": "0.1"},
+            "commit": "abcdef0123456789",
+            "precision": "fp32",
+            "time": f"2026-02-0{seed + 1}T04:05:06+00:00",
+        },
+    }
+    return json.dumps(line) + "\n"
+
+
+def test_a_record_as_a_table(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(
+        "".join(
+            [
+                *(run_of("sat", seed, 40 + seed, 30) for seed in (0, 1, 2)),
+                *(run_of("uiat-eval", seed, 42 + seed, 20 + 2 * seed) for seed in (0, 1)),
+                run_of("n-fgsm+uiat", 0, 50, 35, device="another"),
+                run_of("n-fgsm", 0, 49, 34),
+            ]
+        )
+    )
+    text = table_of(path, "small")
+    lines = text.splitlines()
+    assert lines[0] == (
+        "| row | seeds | natural | PGD-20 | beside | natural, gain | PGD-20, gain | "
+        "paper: natural | paper: PGD-20 |"
+    )
+    assert "| pgd-5/sat | 3 | 41.0 ± 1.0 | 30.0 ± 0.0 | – | – | – | 83.80 | 51.40 |" in lines
+    # +2, +2 by seed; −10 and −8: both are above twice their spread.
+    assert (
+        "| pgd-5/uiat-eval | 2 | 42.5 ± 0.7 | 21.0 ± 1.4 | pgd-5/sat | **+2.0 ± 0.0** | "
+        "**-9.0 ± 1.4** | 85.01 | 54.63 |" in lines
+    )
+    assert "| pgd-5/n-fgsm+uiat | 1 | 50.0 | 35.0 | pgd-5/n-fgsm † | +1.0 | +1.0 | – | – |" in lines
+    assert "natural 9, pgd 7." in text
+    assert "Made on a CPU (avx2), fp32; fastuiat 0.1, torch 9.9 at abcdef0123; 6 runs; " in text
+    assert "Made on another (avx2), fp32" in text and "1 runs; 2026-02-01." in text
+    curves = curves_of(path, "small").splitlines()
+    assert "| pgd-5/uiat-eval | natural | 21 | 42 |" in curves
+    assert "| pgd-5/uiat-eval | PGD-10 | 11 | 21 |" in curves
+    assert table_of(tmp_path / "none", "small") == curves_of(tmp_path / "none", "small")
+    assert table_of(path, "another table") == "Not measured yet.\n"
+
+
+def test_a_gain_is_shown_above_twice_its_spread():
+    def runs(*values: float) -> dict[int, dict[str, float]]:
+        return {seed: {"pgd": value} for seed, value in enumerate(values)}
+
+    assert gain(runs(3, 5), runs(1, 2), "pgd") == "**+2.5 ± 0.7**"
+    assert gain(runs(2, 5), runs(1, 2), "pgd") == "+2.0 ± 1.4"
+    assert gain(runs(2), runs(1, 2), "pgd") == "+1.0"
+    assert gain(runs(), runs(1, 2), "pgd") == "–"

@@ -260,7 +260,7 @@ def universal(step: NaiveStep, x: Tensor, x_adv: Tensor, y: Tensor, beta: float)
     return predicted(net, x_inv)
 
 
-@baseline("uiat", 28, "no public code: f(x̌) has a forward of its own beside the inverse loss's")
+@baseline("uiat", 28, "no public code: f(x̌) once more, in train mode, after it has moved z")
 def uiat(step: NaiveStep, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
     x_adv = pgd(step, x, y)
     p = GAMMA * step.memory[index] + (1 - GAMMA) * universal(step, x, x_adv, y, BETA)

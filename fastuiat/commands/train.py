@@ -26,7 +26,7 @@ def method_settings(cls: Any) -> list[str]:
 
 def parse_training(default: Any, argv: list[str]) -> Any:
     """The settings of `train`; an unknown flag is answered with those that the method has."""
-    if early(argv, "--inverse-bn") is not None:
+    if early([word.replace("_", "-") for word in argv], "--inverse-bn") is not None:
         raise UserError("--inverse-bn is --inverse-forward now: eval, train or attached")
     try:
         return parse(

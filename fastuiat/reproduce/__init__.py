@@ -116,6 +116,8 @@ class Table:
     def make(self, task: tuple[Row, int]) -> Outcome:
         """Train and evaluate a row with a seed."""
         row, seed = task
+        if self.ledger:
+            self.ledger.read()  # somebody else may have made it meanwhile
         if known := self.on_record(row, seed):
             return known
         folder = self.out / row.name.replace("/", "-") / f"seed-{seed}"

@@ -1,7 +1,11 @@
-"""Finished runs on file, a JSON object a line: a table's content when its folders are gone."""
+"""Finished runs on file, a JSON object a line: a table's content when its folders are gone.
+
+Several processes may fill one file: each reads it anew where it matters, and writes under a lock.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -11,10 +15,14 @@ from fastuiat.config import UserError
 from fastuiat.reproduce.rows import Row
 
 SETTINGS = (
-    "recipe", "dataset", "method", "arch", "epochs", "batch_size", "train_size", "val_size",
-    "optimizer", "settings",
+    "recipe", "dataset", "method", "arch", "activation", "epochs", "batch_size", "train_size",
+    "val_size", "extra_data", "extra_share", "weight_averaging", "optimizer", "settings",
 )  # fmt: skip
 """Of a run, by which a line is known to be of a row as it stands now."""
+NEEDED = ("table", "row", "seed", "settings", "accuracies", "n", "curve", "made")
+Line = dict[str, Any]
+Lines = dict[tuple[str, int], Line]
+"""By row and seed; of two lines of one run the first counts."""
 
 
 def settings_of(row: Row) -> dict[str, Any]:
@@ -32,34 +40,46 @@ def first_difference(line: Any, now: Any, name: str = "") -> str | None:
     return None if line == now else f"{name} {line}, not {now}"
 
 
+def whole_lines(content: bytes) -> bytes:
+    """Without the line that a killed process had begun."""
+    return content[: content.rfind(b"\n") + 1]
+
+
 class Ledger:
-    """The runs on a file, by row and seed."""
+    """The runs of a table on a file. UserError where the file is none of runs."""
 
     def __init__(self, path: Path, table: str) -> None:
         self.path, self.table = path, table
-        self.lines: dict[tuple[str, int], dict[str, Any]] = {}
-        whole, self._cut = self._read()
-        for number, text in enumerate(whole, 1):
-            try:
-                line = json.loads(text)
-                key = line["row"], line["seed"]
-                if line["table"] == table:
-                    self.lines[key] = line
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number}, is no record of a run") from error
+        self.lines: Lines = {}
+        self.read()
 
-    def _read(self) -> tuple[list[str], int]:
-        """The whole lines, and how many bytes follow of one that a killed process had begun."""
+    def read(self) -> None:
+        """What is on the file by now."""
         try:
             content = self.path.read_bytes()
-            end = content.rfind(b"\n") + 1
-            return content[:end].decode().splitlines(), len(content) - end
         except FileNotFoundError:
-            return [], 0
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path} cannot be read: {error}") from error
+            content = b""
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
+        self.lines = self._parsed(whole_lines(content))
 
-    def find(self, row: Row, seed: int, points: dict[str, int]) -> dict[str, Any] | None:
+    def _parsed(self, content: bytes) -> Lines:
+        lines: Lines = {}
+        for number, text in enumerate(content.splitlines(), 1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+                missing = [name for name in NEEDED if name not in line]
+            except (ValueError, TypeError):
+                missing = list(NEEDED)
+            if missing:
+                raise UserError(f"{self.path}, line {number}, is no record of a run")
+            if line["table"] == self.table:
+                lines.setdefault((line["row"], line["seed"]), line)
+        return lines
+
+    def find(self, row: Row, seed: int, points: dict[str, int]) -> Line | None:
         """The line of a run; UserError where it has other settings, or was measured on others.
 
         `points` are the test images of each column.
@@ -68,22 +88,28 @@ class Ledger:
         if line is None:
             return None
         difference = first_difference(line["settings"], settings_of(row))
-        difference = difference or first_difference(line["n"], points, "n")
+        if difference is None and line["n"] != points:
+            difference = first_difference(line["n"], points, "n") or "fewer columns"
         if difference:
             run = f"{row.name}, seed {seed},"
             raise UserError(f"{self.path} has {run} with {difference}: choose another --record")
         return line
 
     def add(self, row: Row, seed: int, content: dict[str, Any]) -> None:
-        """Append a run and wait until it is on the disk."""
+        """Append a run, unless somebody else has, and wait until it is on the disk."""
         line = {"table": self.table, "row": row.name, "seed": seed, "settings": settings_of(row)}
-        line |= content
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            if self._cut:
-                file.truncate(file.seek(0, os.SEEK_END) - self._cut)
-                self._cut = 0
-            file.write(json.dumps(line).encode() + b"\n")
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            there = file.read()
+            whole = whole_lines(there)
+            self.lines = self._parsed(whole)
+            if (row.name, seed) in self.lines:
+                return
+            if whole != there:
+                file.truncate(len(whole))
+            file.write(json.dumps(line | content).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines[row.name, seed] = line
+        self.lines[row.name, seed] = line | content

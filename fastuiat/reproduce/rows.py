@@ -60,7 +60,7 @@ PRESETS = {
         ("natural", "pgd", "autoattack"), n={"natural": 10_000, "pgd": 10_000, "autoattack": 1000}
     ),
 }
-"""Recipes of ours that are trained and measured together; recipes.py says how and why so."""
+"""Recipes of ours that are trained and measured together; presets.py says how and why so."""
 WORTH_COMPILING = 2000
 """Steps of a run below which compiling takes longer than it saves."""
 

@@ -24,7 +24,7 @@ Run = Callable[..., None]
 EVALUATION_BATCH = 200
 IDENTITY = (
     "recipe", "dataset", "method", "arch", "epochs", "seed", "batch_size", "train_size",
-    "optimizer", "settings",
+    "extra_data", "weight_averaging", "optimizer", "settings",
 )  # fmt: skip
 """Settings by which a folder is known to hold a row's run."""
 LOGGED = ("loss", "robust_accuracy", "target_accuracy", "target_confidence")
@@ -121,10 +121,10 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:
-    """What the run was made on and when, kept in its folder when it is made."""
+    """What the run was made on and when, kept in its folder when it is made; and its precision."""
     path = folder / "made.json"
     if not path.exists():
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(path, describe(device) | {"jobs": jobs, "time": now})
     found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return found | {"precision": stored_config(folder)["precision"]}

@@ -106,8 +106,8 @@ class BatchNormMomentum:
 
     So the running statistics begin as a batch's, not as 0 and 1, which a momentum of 0.01 would
     keep in them for hundreds of steps; as in the trainer of Rebuffi et al. (2021) and of HAT with
-    generated images, every training forward of that step takes part. A compiled region holds the
-    momentum as a constant, so the first step runs eager and the regions are made in the second.
+    generated images, every training forward of that step overwrites them. A compiled region holds
+    the momentum as a constant, so the first step runs eager and the regions are made in the second.
     """
 
     def __init__(self, view: TrainingView, value: float | None) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import fastuiat
 from fastuiat import data, methods
-from fastuiat.config import TrainConfig, UserError, of_this_version
+from fastuiat.config import TrainConfig, UserError, changed_since, of_this_version
 from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.files import write_json
@@ -205,14 +205,33 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
         raise UserError(f"{folder} cannot be written: {error}") from error
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run began with, as they are called now; UserError where there is none."""
+def stored_json(folder: Path) -> dict[str, Any]:
+    """config.json as it was written; UserError where there is none."""
+    path = folder / "config.json"
     try:
-        return of_this_version(json.loads((folder / "config.json").read_text()))
+        stored = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no run folder: it has no config.json") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no settings")
+    return stored
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The settings that a run began with, as they are called now; UserError where there is none."""
+    stored = stored_json(folder)
+    try:
+        return of_this_version(stored)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
+
+
+def refuse_other_mathematics(folder: Path) -> None:
+    """UserError on a run whose rest would be trained by another loss than it began with."""
+    if change := changed_since(stored_json(folder)):
+        raise UserError(f"{folder} cannot go on: {change}; train it anew")
 
 
 def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
@@ -222,8 +241,8 @@ def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
         if name not in FREE_ON_RESUME and wanted.get(name) != value:
             new = wanted.get(name)
             while isinstance(value, dict) and isinstance(new, dict):
-                name = next(k for k in value if new.get(k) != value[k])
-                value, new = value[name], new.get(name)
+                name = next(k for k in value | new if value.get(k) != new.get(k))
+                value, new = value.get(name), new.get(name)
             flag = name.replace("_", "-")
             raise UserError(
                 f"--resume keeps the run's settings, but --{flag} is {value}, not {new}"
@@ -301,6 +320,7 @@ def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = 
         say(f"{folder} is finished: step {trainer.step}")
         trainer.loader.close()
         return trainer
+    refuse_other_mathematics(folder)
     provide_required(trainer, settled, progress, say)
     say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
     os.makedirs(folder / "checkpoints", exist_ok=True)

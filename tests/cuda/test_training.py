@@ -33,13 +33,19 @@ def steps(trainer, count):
 
 
 @pytest.mark.parametrize(
-    ("method", "compiled"),
-    [*((name, False) for name in methods.names()), ("uiat", True), ("trades", True)],
+    ("method", "compiled", "settings"),
+    [
+        *((name, False, {}) for name in methods.names()),
+        ("uiat", True, {}),
+        ("trades", True, {}),
+        *(("uiat", compiled, {"inverse_forward": "attached"}) for compiled in (False, True)),
+        ("uiat", False, {"inverse_forward": "eval"}),
+    ],
 )
-def test_first_step_is_the_cpus(method, compiled):
+def test_first_step_is_the_cpus(method, compiled, settings):
     """To half a percent: ten sign steps amplify rounding (weights changed by 2e-7 of themselves
     move UIAT's loss by 1e-4)."""
-    case = Case(method=method, **SMALL)
+    case = Case(method=method, settings=settings, **SMALL)
     here = make_trainer(case, CPU, precision="fp32", compiled=False)
     there = make_trainer(case, CUDA, precision="fp32", compiled=compiled)
     # Each was drawn on its own device.
@@ -64,9 +70,19 @@ def test_two_trainers_agree_to_the_bit(method):
     assert all(torch.equal(a, b) for a, b in zip(*map(state_of, trainers), strict=True))
 
 
-@pytest.mark.parametrize("method", ["uiat", "trades", "gradalign+uiat", "hat", "rebuffi"])
-def test_replays_change_no_bit(method, monkeypatch, caplog):
-    case = Case(method=method, **SMALL)
+ATTACHED = {"inverse_forward": "attached"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        *((name, {}) for name in ("uiat", "trades", "gradalign+uiat", "hat", "rebuffi")),
+        ("uiat", ATTACHED),
+        ("n-fgsm+uiat", ATTACHED),
+    ],
+)
+def test_replays_change_no_bit(method, settings, monkeypatch, caplog):
+    case = Case(method=method, settings=settings, **SMALL)
 
     def run(recorded):
         if not recorded:
@@ -90,9 +106,11 @@ def metrics(folder):
 
 
 def test_a_killed_run_ends_in_the_same_bits(tmp_path, small_run):
-    """Compiled and recorded, as on the CPU plainly in tests/training/test_resume.py."""
+    """Compiled and recorded, as on the CPU plainly in tests/training/test_resume.py; with the
+    first step eager, for BatchNorm's momentum is another in it."""
     words = [word for word in small_run if word != "--no-compile"]
     words += ["--method", "uiat", "--epochs", "4", "--log-every", "1", "--device", "cuda"]
+    words += ["--batchnorm-momentum", "0.01"]
 
     def launch(*more):
         command = [sys.executable, "-m", "fastuiat", "train", *more, "--quiet"]

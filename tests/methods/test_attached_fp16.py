@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastuiat import methods
+from fastuiat import memory, methods
 from fastuiat.data import Batch
 from fastuiat.training import regions
 from fastuiat.training.precision import TrainingView
@@ -33,7 +33,7 @@ class TwoLayers(nn.Module):
 
 
 def gradients(net: nn.Module, batch: Batch, reading: str, precision: str, compiled: bool) -> Tensor:
-    """All of the weights' gradients of a uiat step, unscaled."""
+    """All of the weights' gradients of a second uiat step, unscaled, P mixed with in both."""
     net = copy.deepcopy(net)
     method = methods.create(
         "uiat",
@@ -42,12 +42,17 @@ def gradients(net: nn.Module, batch: Batch, reading: str, precision: str, compil
         image_shape=(3, SIDE, SIDE),
         attack={"steps": 1, "eps": 0.2, "alpha": 0.2},
         inverse_forward=reading,
+        momentum_epoch=1,
+        gamma=0.5,
     )
     view = TrainingView(net, device=CPU, precision=precision, compiled=compiled)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=precision == "fp16")
     if scaler.is_enabled():
         view.loss_scale = scaler.scale(torch.ones(()))
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    assert method.target.memory.probs.dtype == torch.float16
+    method.loss(view, batch)
+    method.target.memory.probs[:, 0] += 0.25  # something to be mixed with that p is not
     scaler.scale(method.loss(view, batch).loss).backward()
     scaler.unscale_(optimizer)
     return torch.cat([p.grad.flatten() for p in net.parameters()])
@@ -56,6 +61,7 @@ def gradients(net: nn.Module, batch: Batch, reading: str, precision: str, compil
 @pytest.mark.parametrize("compiled", [False, True])
 def test_both_sides_of_the_kl_keep_their_gradient(compiled, monkeypatch):
     monkeypatch.setattr(regions, "BACKEND", "aot_eager")
+    monkeypatch.setattr(memory, "HALF_PRECISION_BYTES", 0)
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = TwoLayers()

@@ -15,9 +15,10 @@ import torch
 
 import fastuiat
 from fastuiat.cli import main
-from fastuiat.config import of_this_version
+from fastuiat.config import TrainConfig, UserError, of_this_version
 from fastuiat.report.runs import read_run
 from fastuiat.training.checkpoint import save_checkpoint
+from fastuiat.training.run import refuse_changes
 
 
 def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -197,6 +198,41 @@ def test_a_run_from_when_the_inverse_forward_was_a_mode(
     ]
     for name in ("model", "method"):
         assert_same_state(states[0][name], states[1][name])
+
+
+def test_a_run_whose_loss_is_another_now_is_refused(tmp_path, monkeypatch, small_run, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(
+        ["train", *small_run, "--method", "mart", "--steps", "1", "--max-steps", "1", "--out", "m"]
+    )
+    config = Path("m/config.json")
+    now = json.loads(config.read_text())
+    config.write_text(json.dumps(as_it_was(now) | {"max_steps": 3}))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "m"])
+    assert "MART's loss has had its authors' constants since" in capsys.readouterr().err
+    config.write_text(json.dumps(now | {"max_steps": 3}))
+    main(["train", "--resume", "m"])
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"settings": 3}', '{"max_lr": "x"}'])
+def test_settings_that_are_damaged_are_one_line(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.json").write_text(content)
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "run"])
+    said = capsys.readouterr().err
+    assert said.startswith("fastuiat: run") and said.count("\n") == 1
+
+
+def test_a_setting_that_a_run_lacks_is_named(tmp_path):
+    config = TrainConfig()
+    stored = config.to_json()
+    del stored["optimizer"]["nesterov"]
+    with pytest.raises(UserError, match="--nesterov is None, not True"):
+        refuse_changes(stored, config)
 
 
 def test_a_run_that_ended_before_its_last_validation_is_not_finished(

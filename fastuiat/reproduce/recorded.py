@@ -1,0 +1,131 @@
+"""A record of runs as a table in Markdown: mean and spread, what is gained, and what is shown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastuiat import paper
+from fastuiat.bench.compare_tables import software, span
+from fastuiat.reproduce.ledger import Ledger
+from fastuiat.reproduce.table import cell, mean_and_spread
+
+Line = dict[str, Any]
+Accuracies = Mapping[Any, Mapping[str, float]]
+"""By seed and column, in percent."""
+NONE = "–"
+HEADINGS = {"natural": "natural", "pgd": "PGD-20", "autoattack": "AutoAttack"}
+
+
+def baseline_of(row: str) -> str:
+    """The row that a row is set beside: its own method without UIAT, else SAT, alike trained."""
+    scale, _, method = row.rpartition("/")
+    plain = method.removesuffix("+uiat") if "+" in method else "sat"
+    return f"{scale}/{plain}" if scale else plain
+
+
+def gain(mine: Accuracies, other: Accuracies, column: str) -> str:
+    """Mean ± spread of what a row has more than another, seed by seed.
+
+    Bold where it is shown: above twice the spread, of two seeds or more.
+    """
+    both = sorted(mine.keys() & other.keys())
+    gains = [mine[seed][column] - other[seed][column] for seed in both]
+    if not gains:
+        return NONE
+    mean, spread = mean_and_spread(gains)
+    if spread is None:
+        return f"{mean:+.1f}"
+    text = f"{mean:+.1f} ± {spread:.1f}"
+    return f"**{text}**" if abs(mean) > 2 * spread else text
+
+
+def table_of(path: Path, table: str) -> str:
+    """Every row on the record, beside SAT (or its method without UIAT) and the paper's Table 1."""
+    lines = Ledger(path, table).lines
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    methods: dict[str, str] = {}
+    places: dict[tuple[str, int], tuple[str, str]] = {}
+    for (row, seed), line in lines.items():
+        rows.setdefault(row, {})[seed] = line["accuracies"]
+        methods[row] = line["settings"]["method"]
+        places[row, seed] = line["made"]["device"], line["made"]["precision"]
+    if not rows:
+        return "Not measured yet.\n"
+    columns = [c for c in HEADINGS if c in next(iter(lines.values()))["accuracies"]]
+    heads = ["row", "seeds", *(HEADINGS[c] for c in columns), "beside"]
+    heads += [f"{HEADINGS[c]}, gain" for c in columns]
+    heads += [f"paper: {HEADINGS[c]}" for c in columns]
+    text = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row, runs in rows.items():
+        cells = [row, str(len(runs))]
+        for column in columns:
+            mean, spread = mean_and_spread([run[column] for run in runs.values()])
+            cells.append(cell({"mean": mean, "stdev": spread}, 1))
+        other = baseline_of(row)
+        beside = rows.get(other, {}) if other != row else {}
+        elsewhere = any(places[row, s] != places[other, s] for s in runs if s in beside)
+        cells.append(other + " †" * elsewhere if beside else NONE)
+        cells += [gain(runs, beside, column) for column in columns]
+        text.append("| " + " | ".join([*cells, *papers(methods[row], columns)]) + " |")
+    points = ", ".join(f"{c} {n}" for c, n in next(iter(lines.values()))["n"].items())
+    said = (
+        f"Accuracies in percent, mean ± sample standard deviation over seeds; first test images: "
+        f"{points}. A gain is made seed by seed, and bold where it is above twice its spread; "
+        "† where both were not trained on one kind of machine in one precision."
+    )
+    return "\n".join([*text, "", said, *made_on(list(lines.values())), ""])
+
+
+def papers(method: str, columns: list[str]) -> list[str]:
+    """The paper's values of the method on CIFAR-10 with resnet-18, at its own scale."""
+    printed = paper.tables()["table1"]
+    values = printed.rows.get(f"cifar10/{method}")
+    if values is None:
+        return [NONE] * len(columns)
+    by_column = dict(zip(printed.columns, values, strict=True))
+    return [f"{by_column[c]:.2f}" for c in columns]
+
+
+def made_on(lines: list[Line]) -> list[str]:
+    """Each machine, precision and source once: hardware, versions, number of runs, dates."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        made = line["made"]
+        versions = ", ".join(f"{name} {v}" for name, v in software(made).items() if v)
+        features = ", ".join((made.get("cpu") or {}).get("features") or [])
+        commit = (made.get("commit") or "")[:10]
+        where = f"{made['device']} ({features})" if not made.get("gpu") else made["device"]
+        changed = " with changes" if made.get("dirty") else ""
+        key = f"{where}, {made['precision']}; {versions} at {commit}{changed}"
+        groups.setdefault(key, []).append(made["time"][:10])
+    return [
+        f"Made on {key}; {len(times)} runs; {span(min(times), max(times))}."
+        for key, times in groups.items()
+    ]
+
+
+def curves_of(path: Path, table: str) -> str:
+    """Validation accuracies by epoch, a row a line, means over the seeds.
+
+    PGD-10 in steps of the training attack's size, of single-step methods of a quarter of eps.
+    """
+    lines = Ledger(path, table).lines
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    for (row, _), line in lines.items():
+        rows.setdefault(row, []).append(line["curve"])
+    if not rows:
+        return "Not measured yet.\n"
+    epochs = max(len(curve) for curves in rows.values() for curve in curves)
+    heads = ["row", "accuracy", *map(str, range(1, epochs + 1))]
+    text = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    kinds = {"val_natural": "natural", "val_robust": "PGD-10", "target_accuracy": "of p, training"}
+    for row, curves in rows.items():
+        for kind, name in kinds.items():
+            if kind in curves[0][0]:
+                epochs_of = zip(*curves, strict=True)
+                means = [statistics.fmean(end[kind] for end in ends) for ends in epochs_of]
+                text.append(f"| {row} | {name} | {' | '.join(f'{100 * m:.0f}' for m in means)} |")
+    return "\n".join([*text, ""])
