@@ -39,11 +39,11 @@ bench: .venv/ready
 # All that a GPU has to show, in BUDGET seconds; called again it goes on. No .venv and no network: a
 # lent machine has a Python with PyTorch, and with what its stages import, and nothing else.
 gpu: BUDGET := 540
-gpu: OUT := gpu-report
-gpu: PYTHON := python3
+gpu: OUT ?= gpu-report
+gpu: PYTHON ?= python3
 gpu:
-	@$(PYTHON) -c 'import importlib.util as u, sys; lack = [n for n in sys.argv[1:] if not u.find_spec(n)]; sys.exit(f"make gpu: {sys.executable} lacks {chr(32).join(lack)}" if lack else 0)' torch numpy rich safetensors tyro
-	PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastuiat bench gpu --budget $(BUDGET) --out $(OUT)
+	@$(PYTHON) -c 'import importlib.util as u, sys; lack = [n for n in sys.argv[1:] if not u.find_spec(n)]; sys.exit(f"make gpu: {sys.executable} lacks {chr(32).join(lack)}" if lack else 0)' torch numpy rich safetensors tyro docstring_parser typeguard
+	@PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastuiat bench gpu --budget $(BUDGET) --out $(OUT)
 
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 

@@ -132,8 +132,8 @@ def step(options: StepOptions) -> None:
                 names=options.providers,
                 done=done,
                 profiled=options.profile,
+                keep=recorder.write,
             )
-        recorder.write(records)
         suite.show(records, explain=phase is None or phase is chosen[0])
         profile.show(records)
     recorder.close()

@@ -26,7 +26,7 @@ Inputs = dict[str, Any]
 
 MIN_CALLS = 128
 """In a graph, so that what its own launch takes is spread over many; fewer where it is long."""
-LONG_S = 0.02
+LONG_S = 0.1
 """A graph that takes so long needs no more calls."""
 MAX_COPIES = 1024
 """A call of a loss in eager mode is 40 launches, and each is a node that has to be recorded."""

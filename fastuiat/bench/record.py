@@ -16,7 +16,7 @@ import torch
 
 from fastuiat.bench.floors import fields
 from fastuiat.bench.machine import describe
-from fastuiat.bench.timing import Measurement
+from fastuiat.bench.timing import Interruption, Measurement
 from fastuiat.config import UserError
 
 FORMAT = "fastuiat-bench-1"
@@ -102,14 +102,18 @@ class Recorder:
             raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
-        if self._file is None:
-            return
+        """Keep them; then KeyboardInterrupt where Ctrl-C had ended their measuring."""
+        if self._file is not None:
+            self._append(self._file, records)
+        Interruption.heed()
+
+    def _append(self, file: int, records: Iterable[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         try:
             # One call: a kill leaves all of it or nothing.
-            if os.write(self._file, lines.encode()) < len(lines.encode()):
+            if os.write(file, lines.encode()) < len(lines.encode()):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
+            os.fsync(file)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
 

@@ -180,6 +180,20 @@ and a host that does not run ahead, as it does in training."""
 
 OUT_OF_MEMORY = "out of memory"
 NO_TIME = "no time left to measure it: give --budget more seconds, or ask for less"
+STOPPED = "stopped before it was measured"
+
+
+class Interruption:
+    """Ctrl-C while something is measured: what was measured is written down before it counts."""
+
+    pending = False
+
+    @classmethod
+    def heed(cls) -> None:
+        """KeyboardInterrupt where there was one since the last time: call it when all is kept."""
+        pending, cls.pending = cls.pending, False
+        if pending:
+            raise KeyboardInterrupt
 
 
 def describe(error: BaseException) -> str:
@@ -203,20 +217,27 @@ def interleaved(
     """Measure the providers in rounds; one that raises gets an error, the others go on.
 
     `peak` measures the memory of one more call, after the rounds; `graphs` tells what all recorded
-    graphs hold at the moment. `done` hears of progress.
+    graphs hold at the moment. `done` hears of progress. Ctrl-C ends it early, and is an
+    Interruption to be heeded once the results are written down.
     """
     run = _Run(providers, clock, plan, with_peak=peak is not None)
-    for provider in providers:
-        if run.is_too_late_for(provider):
-            run.results[provider.name].error = NO_TIME
-            continue
-        done(f"{provider.name}: building and warming up")
-        held = graphs()
-        run.prepare(provider)
-        run.results[provider.name].graph_bytes = max(0, graphs() - held)
-    run.all_rounds(done)
-    if peak is not None:
-        run.read_memory(peak)
+    try:
+        for provider in providers:
+            if run.is_too_late_for(provider):
+                run.results[provider.name].error = NO_TIME
+                continue
+            done(f"{provider.name}: building and warming up")
+            held = graphs()
+            run.prepare(provider)
+            run.results[provider.name].graph_bytes = max(0, graphs() - held)
+        run.all_rounds(done)
+        if peak is not None:
+            run.read_memory(peak)
+    except KeyboardInterrupt:
+        Interruption.pending = True
+        for result in run.results.values():
+            if not result.samples and not result.error:
+                result.error = STOPPED
     run.calls.clear()
     release()
     return list(run.results.values())

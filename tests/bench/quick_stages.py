@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tarfile
 import tempfile
 from pathlib import Path
@@ -35,6 +36,10 @@ RECORD = {
 }
 
 
+AT_ONCE = {"stop": signal.SIGKILL, "grace": 0.0}
+"""How a script is ended at its share."""
+
+
 def line(**more) -> str:
     return json.dumps(RECORD | more)
 
@@ -45,7 +50,7 @@ def shell(name: str, script: str, share: float = 1.0, **more) -> Stage:
     def command(place: Place) -> list[str]:
         return ["sh", "-c", script, name, str(place.records), str(place.work)]
 
-    return Stage(name, share, (command,), **{"least": 0.5, **more})
+    return Stage(name, share, (command,), **{"least": 0.5, **AT_ONCE, **more})
 
 
 def said(record: str) -> str:

@@ -17,7 +17,18 @@ from fastuiat.bench.gpu.stages import Place, Stage
 from fastuiat.config import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from quick_stages import HARDWARE, be_machine, call, line, members, said, shell, state_of, verdicts
+from quick_stages import (
+    AT_ONCE,
+    HARDWARE,
+    be_machine,
+    call,
+    line,
+    members,
+    said,
+    shell,
+    state_of,
+    verdicts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +140,7 @@ def test_what_a_stage_leaves_over_the_next_have(out):
 
 def test_the_commands_of_a_stage_share_its_time(out):
     hangs, passes = shell("s", "sleep 50"), shell("s", said(line()))
-    stage = Stage("s", 0.03, (*hangs.commands, *passes.commands), least=2.0)
+    stage = Stage("s", 0.03, (*hangs.commands, *passes.commands), least=2.0, **AT_ONCE)
     call(out, [stage, shell("rest", "")])
     entry = state_of(out)["stages"]["s"]
     assert entry["codes"] == [None, 0] and entry["verdict"] == "cut off"
@@ -279,3 +290,59 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     before = sorted(tmp_path.rglob("*"))
     assert answer in refusal("bench", "gpu", *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_had_failed_comes_behind_what_was_not_tried(out):
+    stages = [shell("bad", "exit 1"), shell("never", "exit 0", least=1000.0)]
+    call(out, stages)
+    assert verdicts(out) == {"bad": "failed", "never": "not run"}
+    call(out, [shell("bad", "exit 0"), shell("never", f"{said(line(case='tried'))}")])
+    tried = [json.loads(text)["case"] for text in (out / "records.jsonl").read_text().splitlines()]
+    assert verdicts(out) == {"bad": "passed", "never": "passed"} and tried == ["tried"]
+    times = {name: entry["time"] for name, entry in state_of(out)["stages"].items()}
+    assert times["never"] <= times["bad"]
+
+
+def test_a_row_without_what_it_is_for_is_no_pass(out):
+    lost = line(profile=None, profile_error="no CUPTI")
+    replay = line(case="sign_step", provider="triton", replay_error="it waits")
+    calls = line(case="sign_step", provider="eager", replay_error="it waits")
+    again = f"{said(line())}; {said(line(profile={'rows': []}))}"
+    call(
+        out,
+        [
+            shell("step", f"{said(line())}; {said(lost)}"),
+            shell("operations", said(replay)),
+            shell("eager", said(calls)),
+            shell("profiled", again),
+            shell("warned", "echo out of memory; seq 100; exit 1"),
+            Stage(
+                "both",
+                0.03,
+                (*shell("s", "sleep 50").commands, *shell("s", "echo so; exit 4").commands),
+                least=2.0,
+                **AT_ONCE,
+            ),
+        ],
+    )
+    assert verdicts(out) == {
+        "step": "failed",
+        "operations": "failed",
+        "eager": "passed",
+        "profiled": "passed",
+        "warned": "failed",
+        "both": "failed",
+    }
+    entries = state_of(out)["stages"]
+    assert entries["step"]["note"] == "no CUPTI" and entries["operations"]["note"] == "it waits"
+    assert entries["both"]["note"] == "exit code 4: so"
+
+
+def test_a_bench_is_asked_to_stop_before_it_is_killed(out):
+    """SIGINT, and time to write down what it has."""
+    tell = said(line(case="kept")).replace("$1", "$records")
+    script = f"records=$1; stop() {{ {tell}; exit 130; }}; trap stop INT; sleep 50 & wait"
+    asked = {"stop": signal.SIGINT, "grace": 3.0}
+    call(out, [shell("step", script, 0.05, least=3.0, **asked), shell("rest", "")])
+    assert verdicts(out) == {"step": "cut off", "rest": "passed"}
+    assert json.loads((out / "records.jsonl").read_text())["case"] == "kept"

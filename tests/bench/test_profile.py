@@ -115,7 +115,8 @@ def test_a_compiled_step_names_its_kernels(capsys, tmp_path, monkeypatch):
     words = ["bench", "step", "--arch", "wrn-10-1", "--batch-size", "16", "--method", "natural"]
     main([*words, "--providers", "fastuiat", "--repeats", "3", "--profile", "--json", "x.jsonl"])
     assert config.cpp.enable_kernel_profile is False
-    (record,) = map(json.loads, Path("x.jsonl").read_text().splitlines())
+    before, record = map(json.loads, Path("x.jsonl").read_text().splitlines())
+    assert "profile" not in before and before["median_s"] == record["median_s"]
     assert record["error"] is None and "profile_error" not in record
     rows, layers = record["profile"]["rows"], record["profile"]["layers"]
     assert record["profile_sum_s"] == pytest.approx(sum(r["seconds"] for r in rows))
@@ -164,7 +165,7 @@ def test_a_profiler_that_fails_leaves_the_row(monkeypatch, capsys):
     assert records[1]["profile"] is None and records[1]["profile_sum_s"] is None
     assert records[1]["profile_error"] == "RuntimeError: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
     profile.show(records)
-    assert "no profile of fastuiat: RuntimeError: CUPTI" in capsys.readouterr().out
+    assert "profile of fastuiat failed: RuntimeError: CUPTI" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_is_not_profiled(monkeypatch):
@@ -506,4 +507,7 @@ def test_tiny_rows_are_gathered_and_none_is_lost():
 def test_a_sum_that_is_not_the_step_says_so():
     record = {"profile_sum_s": 1.02, "median_s": 1.0}
     assert profile.agreement(record).endswith("measured without a profiler 1 s: +2.0%")
-    assert "not quiet" in profile.agreement({"profile_sum_s": 0.9, "median_s": 1.0})
+    record |= {"profile_sum_s": 0.9, "profile": {"busy_s": 0.8, "launched_busy_s": 0.7}}
+    said = profile.agreement(record)
+    assert "-10.0%" in said and "not quiet" in said
+    assert "working 800 ms of it, 700 ms launched one by one" in said

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from fastuiat.bench.memory import graph_memory, peak_memory
-from fastuiat.bench.timing import NO_TIME, Plan, Provider, WallClock, interleaved, spread
+from fastuiat.bench.record import Recorder
+from fastuiat.bench.timing import (
+    NO_TIME,
+    STOPPED,
+    Interruption,
+    Plan,
+    Provider,
+    WallClock,
+    interleaved,
+    spread,
+)
 
 CPU = torch.device("cpu")
 
@@ -326,3 +336,34 @@ def test_graph_pools_in_a_snapshot(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert graph_memory(torch.device("cuda"))() == 230
     assert graph_memory(CPU)() == 0
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    """It ends the rounds, not what has been measured; and counts once that is written down."""
+    calls = {"quick": 0}
+
+    def quick():
+        calls["quick"] += 1
+        if calls["quick"] == 4:  # in the second round, where the other comes first
+            raise KeyboardInterrupt
+
+    providers = [Provider("quick", lambda: quick), Provider("other", lambda: lambda: None)]
+    first, other = interleaved(providers, clock=WallClock(), plan=Plan(rounds=9))
+    assert (len(first.samples), len(other.samples)) == (1, 2) and not first.error
+    recorder = Recorder(tmp_path / "kept.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        recorder.write([{"median_s": first.spread.median}])
+    recorder.close()
+    assert (tmp_path / "kept.jsonl").read_text().count("\n") == 1
+    Interruption.heed()  # once is enough
+
+
+def test_ctrl_c_while_a_row_is_built_says_so():
+    def build():
+        raise KeyboardInterrupt
+
+    providers = [Provider("stopped", build), Provider("never", lambda: lambda: None)]
+    measured = interleaved(providers, clock=WallClock(), plan=Plan())
+    assert [m.error for m in measured] == [STOPPED, STOPPED]
+    with pytest.raises(KeyboardInterrupt):
+        Interruption.heed()

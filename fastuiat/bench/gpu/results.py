@@ -82,7 +82,7 @@ def said_of_tests(tests: dict[str, Any]) -> str:
 
 def kinds_of(record: dict[str, Any]) -> str:
     """Where the time of a step goes, if it was profiled: the kinds that have most of it."""
-    if record.get("profile_error"):
+    if record.get("profile_error") and not record.get("profile"):
         return f", no profile: {record['profile_error']}"
     shares: dict[str, float] = {}
     for row in (record.get("profile") or {}).get("rows", []):
@@ -151,9 +151,25 @@ FIGURES: dict[str, Callable[[Records], str]] = {
 }
 
 
+def newest(records: Records) -> Records:
+    """The last of each case, provider and configuration: a row comes again with its profile."""
+    names = ("suite", "case", "row", "provider", "config")
+    last = {tuple(str(r.get(name)) for name in names): r for r in records}
+    return list(last.values())
+
+
+def errors_of(records: Records) -> list[str]:
+    """Why rows lack what they are there for: a time, a profile, a kernel's replays."""
+    said = []
+    for r in newest(records):
+        replay = r.get("replay_error") if r["provider"] == "triton" else None
+        said += [str(e) for e in (r.get("error"), r.get("profile_error"), replay) if e]
+    return said
+
+
 def figures(records: Records) -> str:
     """Of every suite that has records, and how many rows have none of their own."""
-    said = []
+    said, records = [], newest(records)
     for suite in dict.fromkeys(r["suite"] for r in records):
         own = [r for r in records if r["suite"] == suite]
         try:

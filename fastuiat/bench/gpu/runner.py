@@ -33,6 +33,8 @@ LEAST_BUDGET = 60.0
 RESERVE = 6.0
 """Seconds of the budget for the last writing."""
 POLL = 0.1
+LAST_LINES = 40
+"""Of a log, in which a stage that failed says why."""
 PROMPT = "$ "
 """Before a command in a log."""
 SAVE_EVERY = 20.0
@@ -167,6 +169,8 @@ class Runner:
                 self.conclude(stage, entry)
             else:
                 waiting.append(stage)
+        # What has failed at this commit already comes behind what has not been tried.
+        waiting.sort(key=lambda stage: self.kept.stages[stage.name]["verdict"] == FAILED)
         for i, stage in enumerate(waiting):
             seconds = self.share(waiting[i:])
             if seconds is None:
@@ -228,18 +232,19 @@ class Runner:
     def watch(self, stage: Stage, command: list[str], limit: float) -> int | None:
         """The command's exit code; None where it was ended at its limit."""
         place = self.place(stage, limit)
-        until = time.monotonic() + limit - stage.grace
+        grace = min(stage.grace, limit / 4)
+        until = time.monotonic() + limit - grace
         with open(place.log, "ab") as log:
             log.write(f"{PROMPT}{' '.join(command)}\n".encode())
             log.flush()
-            words = [sys.executable, "-IS", keeper.__file__, str(int(stage.stop)), str(stage.grace)]
+            words = [sys.executable, "-IS", keeper.__file__, str(int(stage.stop)), str(grace)]
             process = subprocess.Popen(
                 [*words, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.kept.work,
-                env=environment(self.kept),
+                env=environment(self.kept) | stage.environment(place),
                 start_new_session=True,
             )
             assert process.stdin is not None
@@ -252,7 +257,7 @@ class Runner:
             finally:
                 process.stdin.close()  # the keeper ends what still runs
                 with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
-                    process.wait(stage.grace + GONE)
+                    process.wait(grace + GONE)
             return None
 
     def save_now_and_then(self, stage: Stage) -> None:
@@ -268,6 +273,8 @@ def environment(kept: Report) -> dict[str, str]:
     told = {
         "PYTHONPATH": os.pathsep.join([*own, *([given] if given else [])]),
         "PYTHONUNBUFFERED": "1",
+        # Else a second session of the profiler may see nothing of the device (kineto#1554).
+        "TEARDOWN_CUPTI": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(kept.caches / "inductor"),
         "TRITON_CACHE_DIR": str(kept.caches / "triton"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(kept.work / "hypothesis"),
@@ -280,7 +287,7 @@ def entry_of(stage: Stage, place: Place, codes: Sequence[int | None]) -> dict[st
     """Verdict, figures and a word of explanation, from exit codes, records, tests and log."""
     log = results.tail(place.log)
     records = list(results.json_lines(place.records))
-    errors = [str(r["error"]) for r in records if r.get("error")]
+    errors = results.errors_of(records)
     tests = results.tests_of(place.outcomes, stage.tests) if stage.tests else None
     entry: dict[str, Any] = {"codes": list(codes)}
     if tests:
@@ -290,7 +297,8 @@ def entry_of(stage: Stage, place: Place, codes: Sequence[int | None]) -> dict[st
     elif records:
         entry["figures"] = results.figures(records)
     bad = [code for code in codes if code]
-    words = "\n".join([log, *errors, *results.reasons(place.outcomes)])
+    last = "\n".join(log.splitlines()[-LAST_LINES:])  # a warning before it decides nothing
+    words = "\n".join([last, *errors, *results.reasons(place.outcomes)])
     failed = bool(tests and tests["failed"])
     if not bad and None not in codes and not errors and not failed:
         return {"verdict": PASSED, **entry}
@@ -301,7 +309,7 @@ def entry_of(stage: Stage, place: Place, codes: Sequence[int | None]) -> dict[st
     if lacks and not (tests and tests["passed"]):
         return {"verdict": MISSING, "note": lacks, **entry}
     no_time = not bad and not failed and all(error.endswith(NO_TIME) for error in errors)
-    if None in codes or no_time:
+    if not bad and (None in codes or no_time):
         return {"verdict": CUT, **entry}
     note = lacks or next(iter(errors), None)
     if not note and bad and not failed:

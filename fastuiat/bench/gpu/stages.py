@@ -73,14 +73,21 @@ class Stage:
     """Packages that it imports beside those that fastuiat itself does; `a|b` is either."""
     tests: str | None = None
     """The folder of tests that it runs."""
-    stop: int = signal.SIGKILL
-    """The signal that ends it at its share, before SIGKILL does."""
-    grace: float = 0.0
+    stop: int = signal.SIGINT
+    """The signal that ends it at its share, before SIGKILL does: a bench then writes down what it
+    has measured."""
+    grace: float = 8.0
     """Seconds between the two, of its own share."""
     obstacle: Callable[[Place], str | None] = lambda place: None
     """Why it has nothing to do here, if so."""
     figures: Callable[[Place], str] | None = None
     """By default those of its records or tests."""
+
+    def environment(self, place: Place) -> dict[str, str]:
+        """Processes of tests share the cores, which each would take for its own."""
+        if self.tests is None:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, cores() // workers(place)))}
 
     def missing(self) -> str | None:
         """The first package that it needs and that is not here."""
@@ -113,6 +120,13 @@ def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def workers(place: Place) -> int:
+    """Processes of tests at a time."""
+    if not has("xdist"):
+        return 1
+    return max(1, min(4, cores() // 2, (place.memory_bytes or PER_PROCESS * 4) // PER_PROCESS))
+
+
 def pytest_of(folder: str) -> Command:
     """The folder's tests: by several processes where xdist is here, for compiling is the CPU's
     work; and none of them takes all of the stage's time."""
@@ -121,9 +135,8 @@ def pytest_of(folder: str) -> Command:
         words = ["-p", "no:cacheprovider", "-p", "fastuiat.bench.gpu.outcomes", "--tb=short"]
         words += ["--continue-on-collection-errors"]
         words += ["--outcomes", str(place.outcomes), f"--junitxml={place.junit}"]
-        workers = min(4, cores() // 2, (place.memory_bytes or PER_PROCESS * 4) // PER_PROCESS)
-        if workers > 1 and has("xdist"):
-            words += ["-n", str(workers), "--dist", "worksteal"]
+        if (count := workers(place)) > 1:
+            words += ["-n", str(count), "--dist", "worksteal"]
         if has("pytest_timeout"):
             words += [f"--timeout={max(30.0, 0.75 * place.seconds):.0f}"]
         return [sys.executable, "-m", "pytest", str(place.root / folder), *words]
@@ -144,8 +157,7 @@ def tests_in(name: str, folder: str, share: float, needs: Sequence[str]) -> Stag
         (pytest_of(folder),),
         needs=("pytest", *needs),
         tests=folder,
-        stop=signal.SIGINT,  # pytest then writes its report, once xdist has ended its processes
-        grace=10.0,
+        grace=10.0,  # pytest writes its report, once xdist has ended its processes
         obstacle=no_checkout,
     )
 
@@ -171,7 +183,8 @@ def train_figures(place: Place) -> str:
 def loader(place: Place) -> list[str]:
     """Those that are here: an FFCV that is not would be a failed row."""
     providers = [*(["ffcv"] if has("ffcv") else []), "resident", "torchvision"]
-    return bench("loader", "--providers", *providers, budget=part(0.5))(place)
+    # The budget begins behind the first round, and torchvision's epoch is as long as all others.
+    return bench("loader", "--providers", *providers, budget=part(0.2))(place)
 
 
 STEP = ("step", "--method", "uiat", "--profile", "--arch")
@@ -181,6 +194,9 @@ AUTOATTACK = (
     *("--package-batch-sizes", "512", "--share", "0.1"),
 )
 """A tenth of each attack's iterations: ten times as many take minutes by the package."""
+
+ROUNDS = ("--steps", "12")
+"""Else a table goes on until every row is calm, which the launches of an eager one never are."""
 
 STAGES = (
     tests_in("kernels", "tests/kernels/launched", 0.24, ["hypothesis"]),
@@ -193,6 +209,7 @@ STAGES = (
             bench(*STEP, "resnet-18", budget=part(0.25)),
             bench(*STEP, "wrn-28-10", budget=part(0.25)),
         ),
+        least=90.0,
     ),
     Stage(
         "train",
@@ -209,20 +226,20 @@ STAGES = (
     Stage(
         "table2-resnet-18",
         0.25,
-        (bench("table2", "--archs", "resnet-18", budget=all_but(20)),),
+        (bench("table2", "--archs", "resnet-18", *ROUNDS, budget=all_but(20)),),
         least=60.0,
     ),
-    Stage("operations", 0.04, (bench("kernels", budget=part(0.05)),)),
+    Stage("operations", 0.04, (bench("kernels", budget=part(0.05)),), least=45.0),
     Stage(
         "table2-wrn",
         0.06,
-        (bench("table2", "--archs", "wrn-28-10", "wrn-34-10", budget=all_but(25)),),
+        (bench("table2", "--archs", "wrn-28-10", "wrn-34-10", *ROUNDS, budget=all_but(25)),),
         least=60.0,
     ),
     Stage(
         "table5",
         0.05,
-        (bench("table5", "--archs", "prn-18", budget=all_but(20)),),
+        (bench("table5", "--archs", "prn-18", *ROUNDS, budget=all_but(20)),),
         least=60.0,
     ),
     Stage(
@@ -233,6 +250,7 @@ STAGES = (
             bench(*AUTOATTACK, "--compile", "off", "--providers", "fastuiat", budget=part(0.3)),
         ),
         needs=("pyautoattack|autoattack",),
+        least=120.0,
     ),
-    Stage("loader", 0.02, (loader,)),
+    Stage("loader", 0.02, (loader,), least=60.0),
 )

@@ -140,10 +140,12 @@ def measure(
     clock: Clock | None = None,
     done: Callable[[str], object] = lambda event: None,
     profiled: bool = False,
+    keep: Callable[[list[dict[str, Any]]], object] = lambda records: None,
 ) -> list[dict[str, Any]]:
     """Records of one case, a provider each; `profiled`: fastuiat's with where its time goes.
 
-    Nothing is kept when it returns.
+    `keep` is handed what was measured before anything is profiled, and fastuiat's record once more
+    with its profile. Nothing else is kept when it returns.
     """
     ways = StepProviders(case, setting, keep=profiled)
     if setting.device.type == "cuda":
@@ -178,15 +180,18 @@ def measure(
         )
         for m in measured
     ]
+    keep(records)
     if ways.step is not None and reference is not None:
         done("fastuiat: profile")
-        records[measured.index(reference)] |= profile.fields(
+        own = records[measured.index(reference)]
+        own |= profile.fields(
             ways.step,
             setting.device,
             precision=setting.precision,
             ops=ways.floor,
             queued=reference.repeats,
         )
+        keep([own])
     ways.step = None
     # What was compiled is keyed by code, and its eight entries would soon be used up.
     torch.compiler.reset()

@@ -5,7 +5,9 @@ interpreted, in a process of their own; where there is a GPU, pytest finds them 
 """
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -14,3 +16,15 @@ if not INTERPRETED:
     collect_ignore = ["test_accesses.py"]
     if not torch.cuda.is_available():
         collect_ignore_glob = ["*"]
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_left_to_others() -> Iterator[None]:
+    """After an illegal access every later test of the process fails: it ends behind the one that
+    made it, and xdist goes on in a fresh one."""
+    yield
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(3)
