@@ -42,7 +42,7 @@ gpu: BUDGET := 540
 gpu: OUT ?= gpu-report
 gpu: PYTHON ?= python3
 gpu:
-	@$(PYTHON) -c 'import importlib.util as u, sys; lack = [n for n in sys.argv[1:] if not u.find_spec(n)]; sys.exit(f"make gpu: {sys.executable} lacks {chr(32).join(lack)}" if lack else 0)' torch numpy rich safetensors tyro docstring_parser typeguard
+	@$(PYTHON) scripts/needs.py 'make gpu' torch torchvision numpy rich +safetensors +tyro
 	@PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastuiat bench gpu --budget $(BUDGET) --out $(OUT)
 
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
