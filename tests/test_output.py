@@ -153,6 +153,7 @@ def test_reproduce(tmp_path, capsys, monkeypatch):
         reproduce, "evaluate_row", lambda row, folder, points, *_: dict.fromkeys(points, 50.0)
     )
     monkeypatch.setattr(reproduce, "seconds_per_epoch", lambda *_: None)
+    monkeypatch.setattr(reproduce, "curve", lambda *_: [])
     monkeypatch.setattr(reproduce, "made", lambda *_: {"device": "a CPU", "time": "2026-02-03"})
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "table1", "--dataset", "digits", "--arch", "wrn-10-1", "--n", "8"]

@@ -8,6 +8,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from fastuiat.bench.gpu.runner import GpuOptions, run
 from fastuiat.bench.gpu.stages import Place, Stage
 from fastuiat.bench.record import config_hash
@@ -79,3 +81,19 @@ def be_machine(folder: Path, monkeypatch) -> None:
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """machine(NAME): from now on this is another machine."""
+
+    def be(name: str) -> None:
+        be_machine(tmp_path / f"tmp-{name}", monkeypatch)
+
+    be("first")
+    return be
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "report"

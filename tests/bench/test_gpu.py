@@ -20,31 +20,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from quick_stages import (
     AT_ONCE,
     HARDWARE,
-    be_machine,
     call,
     line,
+    machine,
     members,
+    out,
     said,
     shell,
     state_of,
     verdicts,
 )
 
-
-@pytest.fixture(autouse=True)
-def machine(tmp_path, monkeypatch):
-    """machine(NAME): from now on this is another machine."""
-
-    def be(name: str) -> None:
-        be_machine(tmp_path / f"tmp-{name}", monkeypatch)
-
-    be("first")
-    return be
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "report"
+__all__ = ["machine", "out"]  # fixtures
 
 
 def test_each_stage_comes_to_a_row_and_the_others_go_on(out, capsys):
@@ -323,6 +310,7 @@ def test_a_row_without_what_it_is_for_is_no_pass(out):
                 least=2.0,
                 **AT_ONCE,
             ),
+            shell("rest", ""),
         ],
     )
     assert verdicts(out) == {
@@ -332,6 +320,7 @@ def test_a_row_without_what_it_is_for_is_no_pass(out):
         "profiled": "passed",
         "warned": "failed",
         "both": "failed",
+        "rest": "passed",
     }
     entries = state_of(out)["stages"]
     assert entries["step"]["note"] == "no CUPTI" and entries["operations"]["note"] == "it waits"

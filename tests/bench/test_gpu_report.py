@@ -22,31 +22,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from quick_stages import (
     CONFIG,
     RECORD,
-    be_machine,
     call,
     line,
+    machine,
     members,
+    out,
     said,
     shell,
     state_of,
     verdicts,
 )
 
-
-@pytest.fixture(autouse=True)
-def machine(tmp_path, monkeypatch):
-    """machine(NAME): from now on this is another machine."""
-
-    def be(name: str) -> None:
-        be_machine(tmp_path / f"tmp-{name}", monkeypatch)
-
-    be("first")
-    return be
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "report"
+__all__ = ["machine", "out"]  # fixtures
 
 
 def test_runs_that_are_too_large_stay_behind_and_the_summary_says_so(out, machine, monkeypatch):

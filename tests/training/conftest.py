@@ -64,3 +64,20 @@ def trained(digits: tuple[Tensor, Tensor]) -> dict[str, Any]:
     with torch.no_grad():
         assert (net(x).argmax(dim=1) == y).float().mean() > 0.95
     return {"net": net, "x": x, "y": y}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The graphs made of regions, traced but not compiled; making one anew is an error."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr("fastuiat.training.regions.BACKEND", backend)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield graphs

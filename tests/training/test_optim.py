@@ -225,23 +225,6 @@ def by_the_book(name: str, small_net: Any, steps: int) -> list[nn.Module]:
 TRACKED = OptimizerConfig(batchnorm_momentum=0.01, weight_decay=0.0)
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Graphs made of the regions; making one anew is an error."""
-    from torch._dynamo.backends.debugging import aot_eager
-
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return aot_eager(graph, inputs)
-
-    monkeypatch.setattr("fastuiat.training.regions.BACKEND", backend)
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield graphs
-
-
 def assert_same_buffers(got: nn.Module, wanted: nn.Module, tolerance: float) -> None:
     for (name, a), b in zip(got.named_buffers(), wanted.buffers(), strict=True):
         if a.is_floating_point():

@@ -137,22 +137,6 @@ def batch_of(epoch: int, step: int, first: int) -> Batch:
     return Batch(images(100 * epoch + step), labels(), index, epoch, step)
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Regions that are traced but not compiled on, and the number of graphs made."""
-    from torch._dynamo.backends.debugging import aot_eager
-
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return aot_eager(graph, inputs)
-
-    monkeypatch.setattr("fastuiat.training.regions.BACKEND", backend)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield graphs
-
-
 @pytest.mark.parametrize("name", methods.names())
 def test_each_region_compiles_once(name, counted, small_net):
     """Over epochs, an evaluation between them, and a state loaded; the one-off epoch T' apart."""
