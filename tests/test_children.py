@@ -88,9 +88,17 @@ def states(tmp_path):
     return [file.read_text() for file in tmp_path.glob("waits-*")]
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell starts what it puts into the background with Ctrl-C ignored, these tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_all_and_begins_no_other(tmp_path, signum):
+def test_a_signal_stops_all_and_begins_no_other(tmp_path, signum, heeds_ctrl_c):
     many = Children(2)
     thread = once_begun(tmp_path, 2, lambda: os.kill(os.getpid(), signum))
     with pytest.raises(KeyboardInterrupt):
