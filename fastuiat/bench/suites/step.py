@@ -130,6 +130,14 @@ class StepProviders:
         self.flops["convolutions"] = total_flops(ops)
         return replay(ops, self.setting.device)
 
+    def profile(self, *, queued: int) -> dict[str, Any]:
+        """What fastuiat's record says of where its step goes; `queued` steps make a sample."""
+        assert self.step is not None
+        setting = self.setting
+        return profile.fields(
+            self.step, setting.device, precision=setting.precision, ops=self.floor, queued=queued
+        )
+
 
 def measure(
     case: Case,
@@ -184,13 +192,7 @@ def measure(
     if ways.step is not None and reference is not None:
         done("fastuiat: profile")
         own = records[measured.index(reference)]
-        own |= profile.fields(
-            ways.step,
-            setting.device,
-            precision=setting.precision,
-            ops=ways.floor,
-            queued=reference.repeats,
-        )
+        own |= ways.profile(queued=reference.repeats)
         keep([own])
     ways.step = None
     # What was compiled is keyed by code, and its eight entries would soon be used up.
