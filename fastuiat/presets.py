@@ -85,7 +85,7 @@ def cifar10_small() -> dict[str, Layer]:
 
 
 def cifar10_20() -> dict[str, Layer]:
-    """All of CIFAR-10 in 20 epochs of the paper's net: minutes on a GPU.
+    """All of CIFAR-10 in 20 epochs of the paper's net, for a GPU.
 
     `uiat` takes the default reading, the rows behind it the others.
     """

@@ -59,7 +59,7 @@ def cache_bytes(device: torch.device) -> int:
     return max(sizes, default=UNKNOWN_CACHE_BYTES)
 
 
-@functools.cache  # nvidia-smi takes a tenth of a second, and every record asks
+@functools.cache  # every record asks, and nvidia-smi is a process
 def gpu(device: torch.device) -> dict[str, Any] | None:
     """Name, memory, driver and power limit of a CUDA device; None for the CPU."""
     if device.type != "cuda":

@@ -195,8 +195,7 @@ def measure(
         own |= ways.profile(queued=reference.repeats)
         keep([own])
     ways.step = None
-    # What was compiled is keyed by code, and its eight entries would soon be used up.
-    torch.compiler.reset()
+    torch.compiler.reset()  # what was compiled is keyed by code, in eight entries
     with contextlib.suppress(RuntimeError):  # a failed profile may leave a device without answers
         release()
     return records
