@@ -14,8 +14,8 @@ from fastuiat.targets import InverseConfig
 def fashion_mnist_small() -> dict[str, Layer]:
     """All methods on real images, small enough for 84 runs in 90 minutes of two CPU cores.
 
-    benchmarks/README.md says why each setting is what it is. Rows that end in `bn-eval` take p from
-    the forward that moves z.
+    benchmarks/fashion-mnist-small says why each setting is what it is. Rows that end in `bn-eval`
+    take p from the forward that moves z.
     """
     run = {
         "dataset": "fashion-mnist",

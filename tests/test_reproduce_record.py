@@ -188,3 +188,39 @@ def test_a_gain_is_shown_above_twice_its_spread():
     assert gain(runs(2, 5), runs(1, 2), "pgd") == "+2.0 ± 1.4"
     assert gain(runs(2), runs(1, 2), "pgd") == "+1.0"
     assert gain(runs(), runs(1, 2), "pgd") == "–"
+
+
+def test_what_the_presets_on_cifar10_are():
+    def made(table: str) -> dict[str, rows.Row]:
+        return {row.name: row for row in rows.rows_of(Options(table=table), configure)}
+
+    small = made("cifar10-small")
+    for name, row in small.items():
+        c, attack = row.config, row.config.settings.attack
+        assert (c.arch, c.train_size, c.val_size, c.epochs, c.batch_size) == (
+            ("wrn-10-2", 12_800, 1000, 14, 128)
+        )
+        assert (c.optimizer.max_lr, c.optimizer.schedule, c.optimizer.nesterov) == (
+            (0.1, "one-cycle", True)
+        )
+        if "n-fgsm" not in name:
+            wanted = (5, 3 / 255) if name.startswith("pgd-5") else (10, 2 / 255)
+            assert (attack.steps, attack.alpha) == wanted and row.eps == 8 / 255
+        for setting in ("momentum_epoch", "oneoff_epoch"):
+            assert getattr(c.settings, setting, 11) == 11
+    for reading in ("eval", "train", "attached"):
+        assert small[f"pgd-5/uiat-{reading}"].config.settings.inverse_forward == reading
+    assert rows.scale_of(Options(table="cifar10-small")).seeds == (0, 1, 2)
+    large = made("cifar10-20")
+    readings = {n: r.config.settings.inverse_forward for n, r in large.items() if "uiat" in n}
+    assert list(large)[:4] == ["sat", "uiat", "uiat-oneoff", "trades"]
+    assert sorted(readings[n] for n in readings if n != "uiat-oneoff") == [
+        "attached",
+        "eval",
+        "train",
+    ]
+    uiat, oneoff = (large[n].config for n in ("uiat", "uiat-oneoff"))
+    assert (uiat.arch, uiat.epochs, uiat.batch_size) == ("resnet-18", 20, 128)
+    assert (uiat.settings.momentum_epoch, oneoff.settings.oneoff_epoch) == (15, 16)
+    points = rows.scale_of(Options(table="cifar10-20")).points(10_000)
+    assert points == {"natural": 10_000, "pgd": 10_000, "autoattack": 1000}
