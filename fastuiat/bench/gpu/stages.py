@@ -124,7 +124,7 @@ def workers(place: Place) -> int:
     """Processes of tests at a time."""
     if not has("xdist"):
         return 1
-    return max(1, min(4, cores() // 2, (place.memory_bytes or PER_PROCESS * 4) // PER_PROCESS))
+    return max(1, min(8, cores() // 2, (place.memory_bytes or PER_PROCESS * 4) // PER_PROCESS))
 
 
 def pytest_of(folder: str) -> Command:
