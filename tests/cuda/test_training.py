@@ -92,7 +92,9 @@ def test_replays_change_no_bit(method, settings, monkeypatch, caplog):
 
     recorded, losses = run(True)
     fit = [graph for graph in recorded.view.regions._graphs.values() if graph.fit]
-    assert fit and all(graph._replay is not None for graph in fit) and not caplog.messages
+    assert fit and all(graph._replay is not None for graph in fit)
+    # PyTorch's own trace reaches caplog too.
+    assert not [r.getMessage() for r in caplog.records if r.name.startswith("fastuiat")]
     plain, expected = run(False)
     assert losses == expected
     assert all(torch.equal(a, b) for a, b in zip(state_of(recorded), state_of(plain), strict=True))
