@@ -183,6 +183,7 @@ def test_the_stages_are_the_ones_that_are_promised(tmp_path):
         "step",
         "train",
         "table2-resnet-18",
+        "step-wrn",
         "operations",
         "table2-wrn",
         "table5",

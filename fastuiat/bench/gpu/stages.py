@@ -200,17 +200,10 @@ ROUNDS = ("--steps", "12")
 
 STAGES = (
     tests_in("kernels", "tests/kernels/launched", 0.24, ["hypothesis"]),
-    tests_in("cuda", "tests/cuda", 0.28, ["sklearn"]),
-    # A case's budget begins once its first calls are compiled.
-    Stage(
-        "step",
-        0.2,
-        (
-            bench(*STEP, "resnet-18", budget=part(0.25)),
-            bench(*STEP, "wrn-28-10", budget=part(0.25)),
-        ),
-        least=90.0,
-    ),
+    tests_in("cuda", "tests/cuda", 0.36, ["sklearn"]),
+    # A case's budget begins once its first calls are compiled, which 70 s did not suffice for on an
+    # H200's machine.
+    Stage("step", 0.3, (bench(*STEP, "resnet-18", budget=part(0.2)),), least=120.0),
     Stage(
         "train",
         0.2,
@@ -229,6 +222,7 @@ STAGES = (
         (bench("table2", "--archs", "resnet-18", *ROUNDS, budget=all_but(20)),),
         least=60.0,
     ),
+    Stage("step-wrn", 0.06, (bench(*STEP, "wrn-28-10", budget=part(0.2)),), least=120.0),
     Stage("operations", 0.04, (bench("kernels", budget=part(0.05)),), least=45.0),
     Stage(
         "table2-wrn",
