@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
+from fastuiat.network import BatchNormMode, frozen, region
 from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 
-BatchNormMode = Literal["eval", "batch", "train"]
 NORMAL_STD = 0.001
 """Standard deviation of the normal start of TRADES, MART and the instance-wise inverse attack."""
-
-
-@contextmanager
-def batchnorm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """eval: running statistics; batch: the batch's own, nothing kept; train: the same, tracked."""
-    was_training = model.training
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    model.train(mode != "eval")
-    if mode == "batch":
-        for norm in norms:
-            norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        if mode == "batch":
-            for norm in norms:
-                norm.track_running_stats = True
-        model.train(was_training)
-
-
-@contextmanager
-def frozen(model: Any, bn: BatchNormMode = "eval") -> Iterator[Any]:
-    """The network without weight gradients: what attacks and targets differentiate.
-
-    A plain module yields itself, its parameters frozen meanwhile. A trainer's view has a `frozen`
-    of its own, which yields pre-cast weights, compiles regions and counts bad gradients.
-    """
-    if hasattr(model, "frozen"):
-        with model.frozen(bn) as net:
-            yield net
-        return
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        with batchnorm_mode(model, bn):
-            yield model
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def region(net: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as one compiled region where the net's owner compiles, else itself."""
-    return net.region(function) if hasattr(net, "region") else function
 
 
 def attack_step(

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastuiat.attacks import BatchNormMode, frozen, region, starting_point
+from fastuiat.attacks import starting_point
 from fastuiat.config import Radius, UserError, parse_radius, positive
 from fastuiat.gradients import gradient_through, in_layout_of, leaf
 from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
+from fastuiat.network import BatchNormMode, frozen, region
 from fastuiat_kernels import sign_step
 
 InverseForward = Literal["eval", "train", "attached"]

@@ -13,9 +13,9 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "allocator", "compiling", "convolutions"},
-    {"losses", "memory", "data", "models", "progress", "report", "children"},
-    {"gradients"},
+    {"config", "files", "convolutions", "torch_internals"},
+    {"device", "network", "losses", "memory", "data", "models", "progress", "report", "children"},
+    {"gradients", "fast"},
     {"attacks"},
     {"targets"},
     {"methods"},
@@ -32,20 +32,22 @@ LEVELS = [
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY = {
     "config": set(),
-    "data": {"config", "files"},
-    "models": {"config"},
+    "data": {"config", "files", "torch_internals"},
+    "models": {"config", "torch_internals"},
     "report": {"config", "files"},
     "evaluation": {
-        "allocator",
         "attacks",
-        "compiling",
         "config",
         "convolutions",
         "data",
+        "device",
+        "fast",
         "files",
         "gradients",
         "losses",
         "models",
+        "network",
+        "torch_internals",
     },
 }
 """Parts that may know even less than their level allows."""
@@ -65,13 +67,23 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+INTERNALS = ("fast", "torch_internals")
+"""A file of `fast` that has a place of its own, below all who must not name what is private."""
+
+
 def part_of(path: Path) -> str:
-    return path.relative_to(ROOT / "fastuiat").parts[0].removesuffix(".py")
+    parts = path.relative_to(ROOT / "fastuiat").with_suffix("").parts
+    return parts[1] if parts == INTERNALS else parts[0]
+
+
+def part_named(name: str) -> str:
+    parts = tuple(name.split(".")[1:])
+    return parts[1] if parts[:2] == INTERNALS else parts[0]
 
 
 def house_parts(path: Path) -> set[str]:
     """The parts of fastuiat that a file imports."""
-    parts = {name.split(".")[1] for name in imported(path) if name.startswith("fastuiat.")}
+    parts = {part_named(name) for name in imported(path) if name.startswith("fastuiat.")}
     return {part for part in parts if part in LEVEL}
 
 

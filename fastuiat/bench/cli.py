@@ -155,7 +155,7 @@ def kernels(options: KernelOptions) -> None:
     from fastuiat.bench import table
     from fastuiat.bench.suites import kernels as suite
     from fastuiat.bench.timing import clock_for
-    from fastuiat.training.precision import resolve_device
+    from fastuiat.device import resolve_device
 
     device = resolve_device(options.device)
     chosen = suite.cases(options.kernels, options.sizes, options.every_dtype)
@@ -204,7 +204,7 @@ class LoaderOptions(Measuring):
 def loader(options: LoaderOptions) -> None:
     from fastuiat.bench import table
     from fastuiat.bench.suites import loader as suite
-    from fastuiat.training.precision import resolve_device
+    from fastuiat.device import resolve_device
 
     images = suite.Images(
         n=options.n,
@@ -264,8 +264,8 @@ def autoattack(options: AutoAttackOptions) -> None:
     from fastuiat import data, load_checkpoint
     from fastuiat.bench import table
     from fastuiat.bench.suites import autoattack as suite
+    from fastuiat.device import resolve_device
     from fastuiat.evaluation import pixels
-    from fastuiat.training.precision import resolve_device
 
     if options.run is None:
         net, x, y = suite.fresh(options.arch, options.n)

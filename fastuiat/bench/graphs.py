@@ -20,7 +20,7 @@ import torch
 
 from fastuiat.bench.machine import cache_bytes
 from fastuiat.bench.timing import Call
-from fastuiat.training.recording import Record, Recorder
+from fastuiat.fast.recording import Record, Recorder
 
 Inputs = dict[str, Any]
 

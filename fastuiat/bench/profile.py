@@ -24,7 +24,7 @@ from fastuiat.bench.layers import Layer, Products, input_share, products
 from fastuiat.bench.passes import Op
 from fastuiat.bench.pieces import IDLE, Piece, device_pieces, host_pieces, learn, split
 from fastuiat.bench.timing import describe
-from fastuiat.training.recording import one_by_one
+from fastuiat.fast.recording import one_by_one
 
 LAUNCHED_STEPS = 3
 """Steps of a profile that asks for shapes."""

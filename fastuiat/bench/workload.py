@@ -21,11 +21,11 @@ from fastuiat.bench.baselines import NaiveStep
 from fastuiat.bench.passes import Op, forward_flops, inventory
 from fastuiat.config import TrainConfig
 from fastuiat.data import Batch, Loader, Order, ResidentLoader
+from fastuiat.fast.view import TrainingView
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
-from fastuiat.training.precision import TrainingView
 from fastuiat.training.trainer import Progress, Trainer
 
 CIFAR_SAMPLES = 50_000

@@ -18,8 +18,7 @@ def doctor(argv: list[str]) -> None:
     import torch
 
     from fastuiat import __version__, data
-    from fastuiat.training.compile import missing_for_compilation
-    from fastuiat.training.precision import resolve_device, resolve_precision
+    from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 
     device = resolve_device("auto")
     rows = {

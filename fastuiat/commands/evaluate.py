@@ -91,10 +91,10 @@ class EvalOptions(PublishedOptions, OutputOptions):
 def evaluate(argv: list[str]) -> None:
     options = parse(EvalOptions, negative_radii(argv), prog="fastuiat eval")
     from fastuiat import data, load_checkpoint
+    from fastuiat.device import resolve_device
     from fastuiat.evaluation import Strength, table
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.progress import show_evaluation
-    from fastuiat.training.precision import resolve_device
     from fastuiat.training.run import stored_config
 
     if options.n is not None and options.n < 1:

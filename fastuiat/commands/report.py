@@ -65,10 +65,10 @@ def report(argv: list[str]) -> None:
 
 def ask_nets(runs: list[Run], options: ReportOptions, output: Output) -> Asked:
     """What only the nets can tell; what they cannot is left out in words."""
+    from fastuiat.device import resolve_device
     from fastuiat.progress import show_evaluation
     from fastuiat.report.curves import strength_sweep
     from fastuiat.report.document import Asked
-    from fastuiat.training.precision import resolve_device
 
     device = resolve_device(options.device)
     asked = Asked()

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastuiat.compiling import compile_alone
 from fastuiat.convolutions import full_fp32
+from fastuiat.fast.torch_internals import compile_alone
 from fastuiat.gradients import leaf
 from fastuiat.losses import logits_ratio, targeted_logits_ratio
 

@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.evaluation.attacked_net import (
@@ -59,6 +58,7 @@ from fastuiat.evaluation.package import (
     warnings_before,
 )
 from fastuiat.evaluation.projection import fast_projection
+from fastuiat.fast.allocator import keep_freed_memory
 from fastuiat.files import write_json
 
 Say = Callable[[str], object]

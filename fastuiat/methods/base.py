@@ -97,24 +97,6 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} has no loss")
 
 
-def training_region(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(net, *tensors, *constants) -> (loss, *others)`, bound to the model.
-
-    The training forward with its loss, and so its backward, as one compiled region where the
-    model's owner compiles; the plain function of the plain model elsewhere. `function` must be a
-    module-level function (it is the key of what was compiled) and its loss a scalar; only the loss
-    is differentiated, the others come back detached.
-    """
-    if hasattr(model, "training_region"):
-        return model.training_region(function)
-
-    def eager(*inputs: Any) -> Any:
-        loss, *others = function(model, *inputs)
-        return loss, *(other.detach() for other in others)
-
-    return eager
-
-
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """Share of correct predictions, a scalar on the device."""
     return (logits.detach().argmax(dim=1) == y).float().mean()

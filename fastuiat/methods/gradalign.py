@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastuiat.attacks import frozen, input_gradient, region
 from fastuiat.config import not_negative
-from fastuiat.gradients import leaf
+from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import attack_cross_entropy, misalignment, wide
 from fastuiat.methods.base import register
 from fastuiat.methods.rs_fgsm import SingleStepMethod
+from fastuiat.network import frozen, region
 from fastuiat_kernels import random_start, sign_step
 
 

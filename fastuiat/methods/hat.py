@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastuiat.attacks import frozen, region
 from fastuiat.config import AttackConfig, UserError, not_negative, positive
 from fastuiat.losses import kl_between, wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.trades import kl_attack, normal_start
+from fastuiat.network import frozen, region, training_region
 
 
 def predicted(net: Any, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, not_negative
 from fastuiat.losses import boosted_cross_entropy, kl_between, wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.trades import normal_start
+from fastuiat.network import training_region
 
 
 def mart_loss(

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastuiat.losses import wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.network import training_region
 
 
 def cross_entropy_loss(net: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

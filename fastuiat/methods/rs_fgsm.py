@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastuiat.attacks import pgd, starting_point
 from fastuiat.config import RandomStepConfig, SingleStepConfig
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.natural import cross_entropy_loss
+from fastuiat.network import training_region
 
 
 class SingleStepMethod(Method):

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.natural import cross_entropy_loss
+from fastuiat.network import training_region
 
 
 @register("sat")

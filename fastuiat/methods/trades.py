@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastuiat.attacks import BatchNormMode, pgd
+from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, not_negative
 from fastuiat.losses import kl_between, wide
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.network import BatchNormMode, training_region
 from fastuiat.targets import probabilities
 
 

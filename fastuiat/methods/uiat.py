@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, UserError
-from fastuiat.methods.base import Method, StepOutput, accuracy, register, training_region
+from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.network import training_region
 from fastuiat.targets import (
     InverseConfig,
     MomentumTarget,

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from fastuiat.losses import kl_divergence
-from fastuiat.methods.base import StepOutput, register, training_region
+from fastuiat.methods.base import StepOutput, register
 from fastuiat.methods.gradalign import GradAlign
 from fastuiat.methods.n_fgsm import NFGSM
 from fastuiat.methods.rs_fgsm import RSFGSM, SingleStepMethod
 from fastuiat.methods.uiat import metrics_of
+from fastuiat.network import training_region
 from fastuiat.targets import (
     InverseConfig,
     OneOffTarget,

@@ -19,6 +19,7 @@ import torch
 from fastuiat import data
 from fastuiat.children import Children
 from fastuiat.config import UserError
+from fastuiat.device import resolve_device
 from fastuiat.files import write_json
 from fastuiat.models import build_model
 from fastuiat.reproduce.ledger import Ledger
@@ -32,7 +33,6 @@ from fastuiat.reproduce.rows import (
 )
 from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
-from fastuiat.training.precision import resolve_device
 
 
 def folder_of(options: Options) -> Path:

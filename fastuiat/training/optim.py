@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastuiat.config import OptimizerConfig, parse_schedule
-from fastuiat.training.precision import TrainingView
+from fastuiat.fast.view import TrainingView
 
 WARMUP_SHARE = 0.25
 INITIAL_DIVISOR = 25.0

@@ -19,13 +19,13 @@ import fastuiat
 from fastuiat import data, methods
 from fastuiat.config import TrainConfig, UserError, changed_since, of_this_version
 from fastuiat.data import ImageSet
+from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation.attacks import correct_under
+from fastuiat.fast.view import TrainingView
 from fastuiat.files import write_json
 from fastuiat.models import build_model
 from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
-from fastuiat.training.compile import missing_for_compilation
-from fastuiat.training.precision import TrainingView, resolve_device, resolve_precision
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
 FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}

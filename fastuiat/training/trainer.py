@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastuiat.allocator import keep_freed_memory
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data import one_ahead
+from fastuiat.fast.allocator import keep_freed_memory
+from fastuiat.fast.view import TrainingView
 from fastuiat.methods import Method
 from fastuiat.training.averaging import Averaged
 from fastuiat.training.catastrophic import CatastrophicWatch
@@ -23,7 +24,6 @@ from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.optim import BatchNormMomentum, make_optimizer, set_for_step
-from fastuiat.training.precision import TrainingView
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 

@@ -37,8 +37,8 @@ from fastuiat.bench.suites import step as suite
 from fastuiat.bench.timing import Plan
 from fastuiat.bench.workload import Case, floor_inventory, training_step
 from fastuiat.cli import main
+from fastuiat.fast import recording
 from fastuiat.models.convolution import product_of_patches
-from fastuiat.training import recording
 
 CPU = torch.device("cpu")
 CASE = Case(arch="wrn-10-1", method="uiat", batch_size=16, settings={"attack": {"steps": 1}})

@@ -11,7 +11,7 @@ from fastuiat.bench.suites import tour as suite
 from fastuiat.bench.suites.tour import LARGE, SMALL, Size, Tour, size_for
 from fastuiat.bench.timing import NO_TIME
 from fastuiat.cli import main
-from fastuiat.training.precision import resolve_precision
+from fastuiat.device import resolve_precision
 
 
 def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypatch):

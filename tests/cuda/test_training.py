@@ -15,7 +15,7 @@ from fastuiat import data, methods
 from fastuiat.bench.workload import Case, make_trainer
 from fastuiat.convolutions import full_fp32
 from fastuiat.data import Batch
-from fastuiat.training import recording
+from fastuiat.fast import recording
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = {"arch": "wrn-10-1", "batch_size": 32, "epochs": 4}

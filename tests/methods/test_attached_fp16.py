@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastuiat import memory, methods
 from fastuiat.data import Batch
-from fastuiat.training import regions
-from fastuiat.training.precision import TrainingView
+from fastuiat.fast import regions
+from fastuiat.fast.view import TrainingView
 
 CPU = torch.device("cpu")
 CLASSES, SIZE, SIDE = 5, 16, 4

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fastuiat.bench.workload import Case, make_trainer
-from fastuiat.training import regions
-from fastuiat.training.precision import TrainingView
+from fastuiat.fast import regions
+from fastuiat.fast.view import TrainingView
 
 
 @pytest.mark.parametrize(

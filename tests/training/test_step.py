@@ -18,10 +18,10 @@ from fastuiat import methods
 from fastuiat.attacks import pgd
 from fastuiat.config import TrainConfig
 from fastuiat.data import Batch
+from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.targets import universal_gradient
 from fastuiat.training import run
-from fastuiat.training.precision import TrainingView
 from fastuiat.training.trainer import Trainer
 from fastuiat_kernels import checks
 
@@ -171,7 +171,7 @@ def test_a_run_and_its_resumption_compile_each_region_once(tmp_path, monkeypatch
         graphs.append(graph)
         return aot_eager(graph, inputs)
 
-    monkeypatch.setattr("fastuiat.training.regions.BACKEND", backend)
+    monkeypatch.setattr("fastuiat.fast.regions.BACKEND", backend)
     config = settings_of(
         "uiat-oneoff",
         compile=True,

@@ -42,8 +42,7 @@ from fastuiat.bench.workload import (
     pass_flops,
     training_step,
 )
-from fastuiat.training.compile import missing_for_compilation
-from fastuiat.training.precision import has_bf16, resolve_device, resolve_precision
+from fastuiat.device import has_bf16, missing_for_compilation, resolve_device, resolve_precision
 
 PROVIDERS = ("naive", "tuned-eager", "fastuiat", "convolutions")
 REFERENCE = "fastuiat"

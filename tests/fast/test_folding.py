@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastuiat.attacks import frozen
+from fastuiat.fast.folding import Folded, Shift, foldable
+from fastuiat.fast.view import TrainingView
 from fastuiat.models import build_model
-from fastuiat.training.folding import Folded, Shift, foldable
-from fastuiat.training.precision import TrainingView
+from fastuiat.network import frozen
 
 ARCHS = ("resnet-18", "prn-18", "prn-18-v1", "prn-18-v1-bn", "wrn-16-2", "dm-prn-18", "dm-wrn-16-2")
 

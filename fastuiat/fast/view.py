@@ -1,4 +1,4 @@
-"""Device, arithmetic, and the view of the network that methods are given."""
+"""The view of a network that methods are given: its weights cast, its regions compiled."""
 
 from __future__ import annotations
 
@@ -10,38 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuiat.attacks import BatchNormMode, batchnorm_mode
-from fastuiat.config import UserError
+from fastuiat.device import DTYPES
+from fastuiat.fast.folding import Folded
+from fastuiat.fast.regions import GradientsInHand, Regions, with_gradients
 from fastuiat.models import Classifier
-from fastuiat.training.folding import Folded
-from fastuiat.training.regions import GradientsInHand, Regions, with_gradients
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; UserError on `cuda` without one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
-    return torch.device(name)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware has it, else fp32; fp16 training is for CUDA."""
-    if name == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 is unusably slow on the CPU: use bf16 or fp32")
-    if name == "auto":
-        return "bf16" if has_bf16(device) else "fp32"
-    return name
+from fastuiat.network import BatchNormMode, batchnorm_mode
 
 
 class FrozenNet(nn.Module):

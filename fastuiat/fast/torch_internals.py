@@ -1,7 +1,8 @@
-"""torch.compile with a cache for each call of it."""
+"""What PyTorch keeps to itself and this package uses all the same."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -34,3 +35,23 @@ def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
 
     own = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
     return own
+
+
+@functools.cache
+def mend_reductions() -> None:
+    """Give each half-precision copy of a sum a scope of its own in Inductor's C++ for CPUs.
+
+    torch 2.14.1 names a copy after its sum, so a kernel that stores one sum twice, as GradAlign's
+    double backward through BatchNorm does in bf16, is not C++ ("conflicting declaration").
+    """
+    from torch._inductor.codegen.cpp import CppVecKernel
+
+    original: Any = CppVecKernel.store_reduction
+
+    @functools.wraps(original)
+    def scoped(self: Any, *arguments: Any) -> None:
+        self.reduction_suffix.writeline("{")
+        original(self, *arguments)
+        self.reduction_suffix.writeline("}")
+
+    CppVecKernel.store_reduction = scoped  # type: ignore[method-assign]

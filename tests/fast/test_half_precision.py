@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastuiat.attacks import pgd
+from fastuiat.fast.view import TrainingView
 from fastuiat.losses import ATTACK_LOSSES
 from fastuiat.targets import universal_gradient
-from fastuiat.training.precision import TrainingView
 
 EPS, ALPHA, STEPS = 4 / 255, 1 / 255, 10
 

@@ -13,9 +13,9 @@ from fastuiat import methods
 from fastuiat.attacks import pgd
 from fastuiat.config import OptimizerConfig
 from fastuiat.data import Batch
+from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.training.optim import make_optimizer
-from fastuiat.training.precision import TrainingView
 
 CPU = torch.device("cpu")
 B, K = 6, 10

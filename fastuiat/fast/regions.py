@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastuiat.compiling import compile_alone
-from fastuiat.training.compile import mend_reductions
-from fastuiat.training.recording import Recorded, Recorder
+from fastuiat.fast.recording import Recorded, Recorder
+from fastuiat.fast.torch_internals import compile_alone, mend_reductions
 
 BACKEND = "inductor"
 REPEATABLE = {"deterministic": True}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastuiat.training import recording
-from fastuiat.training.recording import Recorded
+from fastuiat.fast import recording
+from fastuiat.fast.recording import Recorded
 
 
 class Tape:
