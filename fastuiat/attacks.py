@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
-from fastuiat.network import BatchNormMode, frozen, region
+from fastuiat.network import BatchNormMode, FrozenNetwork, Model, frozen
 from fastuiat_kernels import Noise, noise_key, random_start, sign_step
 
 NORMAL_STD = 0.001
@@ -17,7 +17,7 @@ NORMAL_STD = 0.001
 
 
 def attack_step(
-    net: Any,
+    net: FrozenNetwork,
     x: Tensor,
     x_adv: Tensor,
     y: Tensor,
@@ -63,7 +63,7 @@ def starting_point(
 
 
 def pgd(
-    model: Any,
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
@@ -93,8 +93,8 @@ def pgd(
     x_adv = starting_point(x, start, eps, noise)
     radius = eps if project else float("inf")
     with frozen(model, bn) as net, torch.no_grad():
-        counts = net.count(steps * x.numel()) if hasattr(net, "count") else None
-        step = region(net, attack_step)
+        counts = net.count(steps * x.numel())
+        step = net.region(attack_step)
         constants = (loss, alpha, radius, not targeted, bn)
         for _ in range(steps):
             x_adv = step(net, x, leaf(x_adv), y, target_probs, counts, *constants)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fastuiat.config import UserError
+from fastuiat.fast.torch_internals import multiplies_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,7 +28,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return multiplies_bf16()
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -87,7 +87,7 @@ def gradient_through(outputs: Sequence[Tensor], loss: Callable[..., Tensor], x: 
 
 
 def input_gradient(
-    net: Any,
+    net: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
     target_probs: Tensor | None,

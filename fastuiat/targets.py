@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from fastuiat.config import Radius, UserError, parse_radius, positive
 from fastuiat.gradients import gradient_through, in_layout_of, leaf
 from fastuiat.losses import attack_cross_entropy, inverse_loss, wide
 from fastuiat.memory import ProbabilityMemory, UniversalBank
-from fastuiat.network import BatchNormMode, frozen, region
+from fastuiat.network import BatchNormMode, FrozenNetwork, Model, TrainingBatch, frozen
 from fastuiat_kernels import sign_step
 
 InverseForward = Literal["eval", "train", "attached"]
@@ -44,7 +44,7 @@ class Pull(NamedTuple):
         return self.probs
 
 
-def pulled_towards(net: Any, pull: Pull) -> Tensor:
+def pulled_towards(net: nn.Module, pull: Pull) -> Tensor:
     """p (B, K), at least fp32. Call it before the forward of x̂: x̌ comes first."""
     if pull.images is None:
         return pull.constant
@@ -78,16 +78,20 @@ class InverseConfig:
             raise UserError("--lam and --beta must be finite and not negative")
 
 
-def features_of(net: Any, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+def features_of(net: FrozenNetwork, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     """F(x) and F(x̂), (B, D), no gradient: the constants of eq. 4."""
     # Two forwards of B: one of 2B is not clearly faster (resnet-18, B = 32, fp32, one CPU core:
     # median 3.3 s against 3.6 s, least 3.1 s against 2.9 s) and takes more memory.
     with torch.no_grad():
-        return net(x, return_features=True)[1], net(x_adv, return_features=True)[1]
+        return net.with_features(x)[1], net.with_features(x_adv)[1]
 
 
 def inverse_gradient(
-    net: Any, x_inv: Tensor, y: Tensor, constants: tuple[Tensor, Tensor] | None, beta: float
+    net: FrozenNetwork,
+    x_inv: Tensor,
+    y: Tensor,
+    constants: tuple[Tensor, Tensor] | None,
+    beta: float,
 ) -> tuple[Tensor, Tensor]:
     """∂L_inv/∂x̌ (B, C, H, W) and f(x̌) (B, K), eq. 4; the gradient passes straight through clips.
 
@@ -95,10 +99,11 @@ def inverse_gradient(
     """
     with torch.enable_grad():
         x_inv = leaf(x_inv)
-        logits, features_inv = net(x_inv, return_features=True)
         if constants is None:
+            logits = net(x_inv)
             grad = gradient_through((logits,), lambda z: attack_cross_entropy(z, y, None), x_inv)
         else:
+            logits, features_inv = net.with_features(x_inv)
             features, features_adv = constants
             grad = gradient_through(
                 (logits, features_inv),
@@ -109,7 +114,7 @@ def inverse_gradient(
 
 
 def universal_gradient(
-    net: Any, x: Tensor, x_adv: Tensor, x_inv: Tensor, y: Tensor, beta: float
+    net: FrozenNetwork, x: Tensor, x_adv: Tensor, x_inv: Tensor, y: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
     """`inverse_gradient` with its constants, as one region: what moves z, and f(x̌)."""
     constants = features_of(net, x, x_adv) if beta else None
@@ -117,7 +122,7 @@ def universal_gradient(
 
 
 def instance_step(
-    net: Any,
+    net: FrozenNetwork,
     x: Tensor,
     x_inv: Tensor,
     y: Tensor,
@@ -131,16 +136,16 @@ def instance_step(
     return sign_step(x, x_inv, grad, alpha=alpha, eps=eps, ascend=False)
 
 
-def class_probabilities(net: Any, x: Tensor) -> Tensor:
+def class_probabilities(net: FrozenNetwork, x: Tensor) -> Tensor:
     """softmax(f(x)), at least fp32 (B, K), no gradient."""
     with torch.no_grad():
         return torch.softmax(wide(net(x)), dim=1)
 
 
-def probabilities(model: Any, x: Tensor, bn: BatchNormMode) -> Tensor:
+def probabilities(model: Model, x: Tensor, bn: BatchNormMode) -> Tensor:
     """softmax(f(x)), no gradient; `train` uses and updates the batch statistics."""
     with frozen(model, bn) as net:
-        return region(net, class_probabilities)(net, x)
+        return net.region(class_probabilities)(net, x)
 
 
 class Target(nn.Module):
@@ -148,10 +153,10 @@ class Target(nn.Module):
 
     config: InverseConfig
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+    def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:
         raise TypeError(f"{type(self).__name__} has no forward")
 
-    def remember(self, batch: Any, p: Tensor) -> None:
+    def remember(self, batch: TrainingBatch, p: Tensor) -> None:
         """Take the p (B, K) that the training forward ended with."""
 
     @property
@@ -164,7 +169,7 @@ class Target(nn.Module):
         in every reading."""
         return "eval" if self.config.inverse_forward == "eval" else "train"
 
-    def predicted(self, model: Any, x: Tensor) -> Pull:
+    def predicted(self, model: Model, x: Tensor) -> Pull:
         """p = softmax(f(x)), by the forward that is set."""
         return Pull(images=x) if self.attached else Pull(probabilities(model, x, self.bn))
 
@@ -177,13 +182,13 @@ class InstanceTarget(Target):
         self.config = config
         self.steps = steps
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+    def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:
         c = self.config
         x, y = batch.x, batch.y
         x_inv = starting_point(x, "normal", c.inverse_eps, batch.noise("inverse"))
         with frozen(model) as net, torch.no_grad():
-            constants = region(net, features_of)(net, x, x_adv) if c.beta else None
-            step = region(net, instance_step)
+            constants = net.region(features_of)(net, x, x_adv) if c.beta else None
+            step = net.region(instance_step)
             for _ in range(self.steps):
                 point = leaf(x_inv)
                 x_inv = step(net, x, point, y, constants, c.beta, c.inverse_alpha, c.inverse_eps)
@@ -200,11 +205,11 @@ class UniversalTarget(Target):
         self.config = config
         self.bank = UniversalBank(num_classes, image_shape, seed)
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+    def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:
         c = self.config
         x_inv = self.bank.apply_to(batch.x, batch.y)
         with frozen(model) as net:
-            gradient = region(net, universal_gradient)
+            gradient = net.region(universal_gradient)
             grad, logits = gradient(net, batch.x, x_adv, leaf(x_inv), batch.y, c.beta)
         self.bank.step(grad, batch.y, alpha=c.inverse_alpha, eps=c.inverse_eps)
         if c.inverse_forward == "eval":
@@ -231,10 +236,10 @@ class MomentumTarget(Target):
         self.gamma = gamma
         self.start_epoch = start_epoch
 
-    def remembers(self, batch: Any) -> bool:
+    def remembers(self, batch: TrainingBatch) -> bool:
         return self.gamma > 0 and batch.epoch >= self.start_epoch - 1
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+    def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:
         pull: Pull = self.universal(model, batch, x_adv)
         if not self.remembers(batch):
             return pull
@@ -246,7 +251,7 @@ class MomentumTarget(Target):
         stored, seen = self.memory.recall(batch.index)
         return pull._replace(probs=stored, share=gamma * seen[:, None].to(stored.dtype))
 
-    def remember(self, batch: Any, p: Tensor) -> None:
+    def remember(self, batch: TrainingBatch, p: Tensor) -> None:
         if self.attached and self.remembers(batch):
             self.memory.update(batch.index, p, gamma=0.0)
 
@@ -268,7 +273,7 @@ class OneOffTarget(Target):
     def _forget_host(self) -> None:
         self._host_seen = None
 
-    def _all_seen(self, batch: Any) -> bool:
+    def _all_seen(self, batch: TrainingBatch) -> bool:
         """Whether P holds the whole batch, from a mirror on the host: the GPU is never asked."""
         if batch.host_index is None:
             return False
@@ -279,7 +284,7 @@ class OneOffTarget(Target):
         self._host_seen[index] = True
         return known
 
-    def forward(self, model: Any, batch: Any, x_adv: Tensor) -> Pull:
+    def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:
         if batch.epoch < self.epoch:
             return self.predicted(model, batch.x)
         if batch.epoch == self.epoch:
@@ -295,7 +300,7 @@ class OneOffTarget(Target):
         p = torch.where(seen[:, None], stored, probabilities(model, x_inv, self.bn).float())
         return Pull(self.memory.update(batch.index, p, gamma=0.0))
 
-    def remember(self, batch: Any, p: Tensor) -> None:
+    def remember(self, batch: TrainingBatch, p: Tensor) -> None:
         if self.attached and batch.epoch == self.epoch:
             self.memory.update(batch.index, p, gamma=0.0)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fastuiat.fast.torch_internals import foreach_copy_
 
 Function = Callable[..., Any]
 Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
@@ -84,17 +85,17 @@ class Recorded:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, net: Any, *arguments: Any) -> Any:
-        leaves, shape = tree_flatten(arguments)
+        leaves = leaves_of(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not self.fit or _one_by_one.get():
             results = self.function(net, *arguments)
             if self.fit is None:
-                made = [r for r in tree_flatten(results)[0] if isinstance(r, Tensor)]
+                made = [r for r in leaves_of(results) if isinstance(r, Tensor)]
                 self.fit = on_gpu((*tensors, *made)) and not any(r.requires_grad for r in made)
             return results
         if self._replay is None:
             try:
-                self._begin(net, leaves, shape)
+                self._begin(net, arguments)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # what CUDA cannot record runs as it did
@@ -105,17 +106,18 @@ class Recorded:
         with torch.no_grad():
             moving = [(to, t) for to, t in zip(self._inputs, tensors, strict=True) if to is not t]
             if moving:
-                torch._foreach_copy_([to for to, _ in moving], [t for _, t in moving])
+                foreach_copy_([to for to, _ in moving], [t for _, t in moving])
             self._replay()
             return copies(self._results)
 
-    def _begin(self, net: Any, leaves: list[Any], shape: Any) -> None:
+    def _begin(self, net: Any, arguments: tuple[Any, ...]) -> None:
         """Record it on memory of its own."""
+        leaves = leaves_of(arguments)
         own = [self._place(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._inputs = [leaf for leaf in own if isinstance(leaf, Tensor)]
-        arguments = tree_unflatten(own, shape)
+        placed = with_leaves(arguments, iter(own))
         self._net = net
-        self._results, self._replay = self.record(lambda: self.function(net, *arguments))
+        self._results, self._replay = self.record(lambda: self.function(net, *placed))
 
     def _place(self, argument: Tensor) -> Tensor:
         """Where a recording reads the argument."""
@@ -124,14 +126,30 @@ class Recorded:
         return argument.detach().clone().requires_grad_(argument.requires_grad)
 
 
+def leaves_of(structure: Any) -> list[Any]:
+    """What nested tuples and lists hold, in order."""
+    if isinstance(structure, tuple | list):
+        return [leaf for part in structure for leaf in leaves_of(part)]
+    return [structure]
+
+
+def with_leaves(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The same nesting with other leaves."""
+    if not isinstance(structure, tuple | list):
+        return next(leaves)
+    parts = [with_leaves(part, leaves) for part in structure]
+    kind: Any = type(structure)
+    return kind(*parts) if hasattr(structure, "_fields") else kind(parts)
+
+
 def copies(results: Any) -> Any:
     """The same with copies of the tensors, in as many launches as they have dtypes."""
-    leaves, form = tree_flatten(results)
+    leaves = leaves_of(results)
     own = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     for dtype in {t.dtype for t in own if isinstance(t, Tensor)}:
         places = [i for i, t in enumerate(own) if isinstance(t, Tensor) and t.dtype == dtype]
-        torch._foreach_copy_([own[i] for i in places], [leaves[i] for i in places])
-    return tree_unflatten(own, form)
+        foreach_copy_([own[i] for i in places], [leaves[i] for i in places])
+    return with_leaves(results, iter(own))
 
 
 def on_gpu(tensors: Sequence[Any]) -> bool:

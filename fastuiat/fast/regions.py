@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastuiat.fast.recording import Recorded, Recorder
-from fastuiat.fast.torch_internals import compile_alone, mend_reductions
+from fastuiat.fast.torch_internals import compile_alone, foreach_mul_, while_compiling
 
 BACKEND = "inductor"
 REPEATABLE = {"deterministic": True}
@@ -42,12 +41,6 @@ class Regions:
         self.kept: list[Tensor] = []
         self._record = Recorder()
         self._graphs: dict[Any, Function] = {}
-        if compiled:
-            # Without it torch.autograd.grad breaks the graph.
-            torch._dynamo.config.trace_autograd_ops = True
-            mend_reductions()
-            # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     def __call__(self, function: Function, *mode: Any) -> Function:
         """The function, compiled if this compiles; `mode` names what its net's state changes."""
@@ -56,13 +49,19 @@ class Regions:
 
         def run(net: Any, *arguments: Any) -> Any:
             key = (function, mode, torch.is_grad_enabled(), *map(signature, arguments))
-            if key not in self._graphs:
-                options = REPEATABLE if BACKEND == "inductor" else None
-                graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
-                self._graphs[key] = Recorded(graph, self._record, self.kept)
-            return self._graphs[key](net, *arguments)
+            if key in self._graphs:
+                return self._graphs[key](net, *arguments)
+            options = REPEATABLE if BACKEND == "inductor" else None
+            graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
+            self._graphs[key] = Recorded(graph, self._record, self.kept)
+            with while_compiling():
+                return self._graphs[key](net, *arguments)
 
         return run
+
+
+def trainable(net: nn.Module) -> tuple[nn.Parameter, ...]:
+    return tuple(p for p in net.parameters() if p.requires_grad)
 
 
 @functools.cache
@@ -70,13 +69,14 @@ def with_gradients(function: Function) -> Function:
     """`function(net, *inputs) -> (loss, *others)` as a function that also gives ∂loss/∂parameters.
 
     Called (net, scale, *inputs), it gives (loss, gradients, others), all detached; the gradients
-    are those of loss·scale, scale fp32 () or None for 1.
+    are those of loss·scale, scale fp32 () or None for 1, by the parameters that are trained; None
+    of one that the loss does not depend on.
     """
 
     def loss_and_gradients(net: Any, scale: Tensor | None, *inputs: Any) -> Any:
         loss, *others = function(net, *inputs)
         scaled = loss if scale is None else loss * scale
-        gradients = torch.autograd.grad(scaled, tuple(net.parameters()))
+        gradients = torch.autograd.grad(scaled, trainable(net), allow_unused=True)
         return loss.detach(), gradients, tuple(other.detach() for other in others)
 
     return loss_and_gradients
@@ -90,7 +90,7 @@ class GradientsInHand(torch.autograd.Function):
         ctx: Any,
         loss: Tensor,
         scale: Tensor | None,
-        gradients: tuple[Tensor, ...],
+        gradients: tuple[Tensor | None, ...],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.scale, ctx.gradients = scale, gradients
@@ -103,5 +103,5 @@ class GradientsInHand(torch.autograd.Function):
         # Given away rather than copied: autograd keeps a gradient that nobody else holds.
         gradients, ctx.gradients = ctx.gradients, None
         factor = grad_output if ctx.scale is None else grad_output / ctx.scale
-        torch._foreach_mul_(gradients, factor)
+        foreach_mul_([grad for grad in gradients if grad is not None], factor)
         return None, None, None, *gradients

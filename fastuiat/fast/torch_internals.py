@@ -1,17 +1,101 @@
-"""What PyTorch keeps to itself and this package uses all the same."""
+"""What PyTorch keeps to itself and this package uses all the same; nobody else names it.
+
+Each has a way around it, for the version that has it no longer: slower, and said once on the log.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-_ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-"""PyTorch 2.14 does, 2.11 does not."""
+logger = logging.getLogger(__name__)
+MISSING = object()
+
+
+@functools.cache
+def say_missing(name: str, instead: str) -> None:
+    """Once in a process."""
+    logger.warning("this PyTorch (%s) has no %s: %s", torch.__version__, name, instead)
+
+
+def internal(name: str, instead: str) -> Any:
+    """The object of a dotted name; MISSING, and what happens instead on the log, where it is gone.
+
+    Looked up at each use: nothing is imported before it is needed.
+    """
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        try:
+            return functools.reduce(getattr, parts[length:], found)
+        except AttributeError:
+            break
+    say_missing(name, instead)
+    return MISSING
+
+
+def norm_layers() -> tuple[type[nn.Module], ...]:
+    """BatchNorm of every kind."""
+    found = internal(
+        "torch.nn.modules.batchnorm._BatchNorm", "the kinds of BatchNorm are named one by one"
+    )
+    if found is not MISSING:
+        return (found,)
+    return nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+
+
+def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Each source into its target, in few launches."""
+    function = internal("torch._foreach_copy_", "tensors are copied one by one")
+    if function is not MISSING:
+        function(list(targets), list(sources))
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def foreach_mul_(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Each tensor times the scalar, in few launches."""
+    function = internal("torch._foreach_mul_", "tensors are multiplied one by one")
+    if function is not MISSING:
+        function(list(tensors), factor)
+        return
+    for tensor in tensors:
+        tensor.mul_(factor)
+
+
+def foreach_lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+    """Each tensor a part of the way to its end, in few launches."""
+    function = internal("torch._foreach_lerp_", "tensors are averaged one by one")
+    if function is not MISSING:
+        function(list(tensors), list(ends), weight)
+        return
+    for tensor, end in zip(tensors, ends, strict=True):
+        tensor.lerp_(end, weight)
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies tiles of bf16 (AMX)."""
+    asked = internal("torch.cpu._is_amx_tile_supported", "this CPU's matrix units are not used")
+    return asked is not MISSING and bool(asked())
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware."""
+    asked = internal("torch.cpu._is_avx512_bf16_supported", "bf16 on this CPU is not the default")
+    return has_matrix_units() or (asked is not MISSING and bool(asked()))
 
 
 def compile_alone(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -21,7 +105,7 @@ def compile_alone(function: Callable[..., Any], **options: Any) -> Callable[...,
     them at each call: two nets that share a function would use up each other's.
     """
     options |= {"fullgraph": True}
-    if _ISOLATES:
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # from 2.14 on
         options |= {"isolate_recompiles": True}
     else:
         function = _with_code_of_its_own(function)
@@ -37,21 +121,66 @@ def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
-@functools.cache
-def mend_reductions() -> None:
-    """Give each half-precision copy of a sum a scope of its own in Inductor's C++ for CPUs.
+@contextmanager
+def while_compiling() -> Iterator[None]:
+    """Around the call that compiles a region."""
+    with ExitStack() as stack:
+        # Without it torch.autograd.grad breaks the graph.
+        patched("torch._dynamo.config", stack, trace_autograd_ops=True)
+        stack.enter_context(reductions_mended())
+        stack.enter_context(quiet("torch.utils.cpp_extension"))
+        yield
+
+
+def patched(module: str, stack: ExitStack, **settings: Any) -> None:
+    """Settings of a compiler's own, until the stack is closed; one that is gone is left out."""
+    config = internal(module, f"{', '.join(settings)} cannot be set")
+    for name, value in settings.items():
+        if config is MISSING or not hasattr(config, name):
+            say_missing(f"{module}.{name}", "compiling goes on without it")
+        else:
+            stack.enter_context(config.patch(**{name: value}))
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Errors alone on a logger: this one warns where nvcc is installed and no GPU is."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def reductions_mended() -> Iterator[None]:
+    """Each half-precision copy of a sum has a scope of its own in Inductor's C++ for CPUs.
 
     torch 2.14.1 names a copy after its sum, so a kernel that stores one sum twice, as GradAlign's
     double backward through BatchNorm does in bf16, is not C++ ("conflicting declaration").
     """
-    from torch._inductor.codegen.cpp import CppVecKernel
-
-    original: Any = CppVecKernel.store_reduction
+    name = "torch._inductor.codegen.cpp.CppVecKernel.store_reduction"
+    original = internal(name, "a double backward in bf16 may not compile on a CPU")
+    if original is MISSING:
+        yield
+        return
 
     @functools.wraps(original)
     def scoped(self: Any, *arguments: Any) -> None:
-        self.reduction_suffix.writeline("{")
+        suffix = getattr(self, "reduction_suffix", None)
+        if suffix is None:
+            say_missing(f"{name}'s reduction_suffix", "its C++ is left as it is")
+            original(self, *arguments)
+            return
+        suffix.writeline("{")
         original(self, *arguments)
-        self.reduction_suffix.writeline("}")
+        suffix.writeline("}")
 
-    CppVecKernel.store_reduction = scoped  # type: ignore[method-assign]
+    kernel: Any = internal("torch._inductor.codegen.cpp.CppVecKernel", "")
+    kernel.store_reduction = scoped
+    try:
+        yield
+    finally:
+        kernel.store_reduction = original

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,21 +12,30 @@ from torch import Tensor, nn
 
 from fastuiat.device import DTYPES
 from fastuiat.fast.folding import Folded
-from fastuiat.fast.regions import GradientsInHand, Regions, with_gradients
+from fastuiat.fast.regions import GradientsInHand, Regions, trainable, with_gradients
+from fastuiat.fast.torch_internals import foreach_copy_
 from fastuiat.models import Classifier
-from fastuiat.network import BatchNormMode, batchnorm_mode
+from fastuiat.models.normalised import Normalised
+from fastuiat.network import (
+    BatchNormMode,
+    Features,
+    Function,
+    batchnorm_mode,
+    last_linear,
+    offers_features,
+)
 
 
 class FrozenNet(nn.Module):
     """The network with weights in the compute dtype that take no gradient.
 
     Whatever keeps its dtype shares storage with the live network, BatchNorm's statistics included;
-    the rest is cast by `refresh`, once per training step and not once per attack step.
+    the rest is cast by `refresh`, once per training step and not once per attack step. Layers of
+    other people's networks may want more than that: their regions run under autocast too.
 
-    BatchNorm in eval mode is folded into the convolutions where that was measured to be faster:
-    compiled in bf16 on a CPU (resnet-18, batch 128, two AMX cores, attack step: 0.153 s folded,
-    0.176 s not, medians of 25), but not in fp32 (batch 32, one AVX2 core: 2.74 and 2.68 s, medians
-    of 15). Weights are not kept in oneDNN's own order: the same layers took as long with either.
+    BatchNorm in eval mode is folded into the convolutions where that was measured to be faster,
+    compiled in bf16 on a CPU; weights are not kept in oneDNN's own order, which was no faster
+    (benchmarks/DECISIONS.md).
     """
 
     def __init__(self, live: nn.Module, dtype: torch.dtype, regions: Regions) -> None:
@@ -34,7 +43,8 @@ class FrozenNet(nn.Module):
         self.dtype = dtype
         self.net = copy.deepcopy(live)
         self._casts: list[tuple[Tensor, Tensor]] = []
-        for owner, twin in zip(live.modules(), self.net.modules(), strict=True):
+        self._pairs = list(zip(live.modules(), self.net.modules(), strict=True))
+        for owner, twin in self._pairs:
             cast = isinstance(owner, nn.Conv2d | nn.Linear) and dtype != torch.float32
             for name, parameter in owner.named_parameters(recurse=False):
                 data = parameter.detach()
@@ -47,6 +57,10 @@ class FrozenNet(nn.Module):
         self.bn: BatchNormMode = "eval"
         self._regions = regions
         device = next(live.parameters()).device
+        own = isinstance(live, Classifier | Normalised)
+        self._autocast = device.type if dtype != torch.float32 and not own else None
+        has_features = not offers_features(live) and last_linear(live) is not None
+        self._features = Features(self.net) if has_features else None
         fold = regions.compiled and dtype == torch.bfloat16 and device.type == "cpu"
         self._folded = Folded(live, self.net) if fold and isinstance(live, Classifier) else None
         self._fold_is_due = True
@@ -57,26 +71,65 @@ class FrozenNet(nn.Module):
     def refresh(self) -> None:
         """Cast the live weights anew."""
         if self._casts:
-            torch._foreach_copy_([c for c, _ in self._casts], [live for _, live in self._casts])
+            foreach_copy_([c for c, _ in self._casts], [live for _, live in self._casts])
         self.statistics_moved()
 
     def statistics_moved(self) -> None:
         """Call after every forward in training mode, the live network's as well."""
         self._fold_is_due = True
 
-    def begin_eval(self) -> None:
-        """Call before forwards in eval mode."""
+    @contextmanager
+    def mode(self, bn: BatchNormMode) -> Iterator[None]:
+        """Meanwhile forwards are in this mode; what the live network holds in eval mode stays."""
+        outer, self.bn = self.bn, bn
+        if bn == "eval":
+            self._fold()
+        else:
+            for owner, twin in self._pairs:
+                twin.training = owner.training
+            self.training = self.net.training
+        try:
+            with batchnorm_mode(self, bn):
+                yield
+        finally:
+            self.bn = outer
+            if bn == "train":
+                self.statistics_moved()
+
+    def _fold(self) -> None:
         if self._folded and self._fold_is_due:
             self._folded.refresh()
         self._fold_is_due = False
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Any:
-        net = self._folded.net if self._folded and self.bn == "eval" else self.net
-        return net(x.to(self.dtype), return_features)
+    @property
+    def _called(self) -> nn.Module:
+        return self._folded.net if self._folded and self.bn == "eval" else self.net
 
-    def region(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._called(x.to(self.dtype))
+        if self._features is not None:
+            self._features.take()
+        return logits
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K), and features (B, D): the input of the last linear layer."""
+        if self._features is not None:
+            return self._called(x.to(self.dtype)), self._features.take()
+        both: tuple[Tensor, Tensor] = self._called(x.to(self.dtype), return_features=True)
+        return both
+
+    def region(self, function: Function) -> Function:
         """`function(net, …)` compiled whole, once per BatchNorm mode and shape."""
-        return self._regions(function, self.bn)
+        run = self._regions(function, self.bn)
+        device, dtype = self._autocast, self.dtype
+        if device is None:
+            return run
+
+        def autocasting(*arguments: Any) -> Any:
+            with torch.autocast(device, dtype):
+                return run(*arguments)
+
+        return autocasting
 
     def count(self, elements: int) -> Tensor:
         """Where an attack adds how many of so many gradients are 0, and how many not finite."""
@@ -119,12 +172,13 @@ class TrainingView:
         # Around the regions, not in them: a region with autocast inside is not cached on disk.
         return torch.autocast(self.device.type, self.dtype)
 
-    def __call__(self, x: Tensor, return_features: bool = False) -> Any:
+    def __call__(self, x: Tensor) -> Tensor:
         self.shadow.statistics_moved()
         with self.autocast():
-            return self.regions(forward, "train")(self.net, x, return_features)
+            logits: Tensor = self.regions(forward, "train")(self.net, x)
+        return logits
 
-    def training_region(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def training_region(self, function: Function) -> Function:
         """`function(net, …) -> (loss, …)` on the live network.
 
         Compiled, it is one graph that holds the backward too: measured equal in speed to a graph
@@ -141,24 +195,18 @@ class TrainingView:
         def compiled(*inputs: Any) -> Any:
             self.shadow.statistics_moved()
             scale, whole = self.loss_scale, with_gradients(function)
+            flags = tuple(p.requires_grad for p in self._parameters)
             with self.autocast():
-                loss, gradients, others = self.regions(whole, "train")(self.net, scale, *inputs)
-            return GradientsInHand.apply(loss, scale, gradients, *self._parameters), *others
+                run = self.regions(whole, "train", flags)
+                loss, gradients, others = run(self.net, scale, *inputs)
+            return GradientsInHand.apply(loss, scale, gradients, *trainable(self.net)), *others
 
         return compiled if self.regions.compiled else eager
 
     @contextmanager
     def frozen(self, bn: BatchNormMode = "eval") -> Iterator[FrozenNet]:
-        outer, self.shadow.bn = self.shadow.bn, bn
-        if bn == "eval":
-            self.shadow.begin_eval()
-        try:
-            with batchnorm_mode(self.shadow, bn):
-                yield self.shadow
-        finally:
-            self.shadow.bn = outer
-            if bn == "train":
-                self.shadow.statistics_moved()
+        with self.shadow.mode(bn):
+            yield self.shadow
 
     @contextmanager
     def eagerly(self) -> Iterator[None]:
@@ -178,5 +226,6 @@ class TrainingView:
         self.shadow.refresh()
 
 
-def forward(net: nn.Module, x: Tensor, return_features: bool) -> Any:
-    return net(x, return_features)
+def forward(net: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = net(x)
+    return logits

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.network import Model, TrainingBatch
 
 REGISTRY: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
@@ -33,7 +34,7 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Helpers(dict[str, Any]):
+class Helpers(dict[str, Model]):
     """Nets by role that a method asks but does not train; copies of the method share them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Helpers:
@@ -83,7 +84,7 @@ class Method(nn.Module):
         self.seed = seed
         self.helpers = Helpers()
 
-    def helper(self, role: str) -> Any:
+    def helper(self, role: str) -> Model:
         """The net that plays a role in `requires`; UserError where nobody has put it there."""
         if role not in self.helpers:
             raise UserError(
@@ -92,7 +93,7 @@ class Method(nn.Module):
             )
         return self.helpers[role]
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         """The training loss of a Batch, a mean over it."""
         raise TypeError(f"{type(self).__name__} has no loss")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.config import not_negative
@@ -15,7 +15,7 @@ from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import attack_cross_entropy, misalignment, wide
 from fastuiat.methods.base import register
 from fastuiat.methods.rs_fgsm import SingleStepMethod
-from fastuiat.network import frozen, region
+from fastuiat.network import Model, TrainingBatch, frozen
 from fastuiat_kernels import random_start, sign_step
 
 
@@ -25,7 +25,7 @@ def alignment_weight(eps: float) -> float:
 
 
 def aligned_loss(
-    net: Any, x_adv: Tensor, x_noisy: Tensor, grad: Tensor, y: Tensor, mu: float
+    net: nn.Module, x_adv: Tensor, x_noisy: Tensor, grad: Tensor, y: Tensor, mu: float
 ) -> tuple[Tensor, Tensor]:
     """CE(f(x̂), y) + μ·(1 − cos(grad, ∇ₓl(x_noisy))), and f(x̂).
 
@@ -68,10 +68,10 @@ class GradAlign(SingleStepMethod):
         set_to = self.config.mu
         return alignment_weight(self.config.attack.eps) if set_to is None else set_to
 
-    def inputs(self, model: Any, batch: Any) -> tuple[Any, ...]:
+    def inputs(self, model: Model, batch: TrainingBatch) -> tuple[Any, ...]:
         x, y, eps = batch.x.detach(), batch.y, self.config.attack.eps
         with frozen(model, "train") as net, torch.no_grad():
-            grad = region(net, input_gradient)(net, leaf(x), y, None, attack_cross_entropy)
+            grad = net.region(input_gradient)(net, leaf(x), y, None, attack_cross_entropy)
         x_adv = sign_step(x, x, grad, alpha=self.alpha, eps=eps)
         key, index = batch.noise("alignment")
         x_noisy = random_start(x, index, key, eps=eps, lo=-math.inf, hi=math.inf)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.config import AttackConfig, UserError, not_negative, positive
 from fastuiat.losses import kl_between, wide
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.trades import kl_attack, normal_start
-from fastuiat.network import frozen, region, training_region
+from fastuiat.network import FrozenNetwork, Model, TrainingBatch, frozen, training_region
 
 
-def predicted(net: Any, x: Tensor) -> Tensor:
+def predicted(net: FrozenNetwork, x: Tensor) -> Tensor:
     """argmax f(x), int64 (B,)."""
     return net(x).argmax(dim=1)
 
 
 def hat_loss(
-    net: Any,
+    net: nn.Module,
     x: Tensor,
     x_adv: Tensor,
     x_help: Tensor,
@@ -73,11 +73,11 @@ class HAT(Method):
             if not 0 <= self.label_smoothing < 1:
                 raise UserError(f"label-smoothing must be in [0, 1), got {self.label_smoothing:g}")
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         c = self.config
         x_adv = kl_attack(model, batch, c.attack, c.attack_bn)
         with frozen(self.helper("helper")) as net, torch.no_grad():
-            y_help = region(net, predicted)(net, x_adv)
+            y_help = net.region(predicted)(net, x_adv)
         x_help = batch.x + c.h * (x_adv - batch.x)  # leaves the pixel range where it must
         loss, logits, logits_adv = training_region(model, hat_loss)(
             batch.x, x_adv, x_help, batch.y, y_help, c.beta, c.gamma, c.label_smoothing

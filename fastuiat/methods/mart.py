@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, not_negative
 from fastuiat.losses import boosted_cross_entropy, kl_between, wide
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.trades import normal_start
-from fastuiat.network import training_region
+from fastuiat.network import Model, TrainingBatch, training_region
 
 
 def mart_loss(
-    net: Any, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
+    net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BCE(f(x̂), y) + β·KL(f(x) ‖ f(x̂))·(1.0000001 − p_y(x)), nothing detached, and both logits."""
     logits = net(x)
@@ -46,7 +45,7 @@ class MART(Method):
         def __post_init__(self) -> None:
             not_negative(beta=self.beta)
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         x_adv = pgd(
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -12,6 +11,7 @@ from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, UserError, not_negative
 from fastuiat.losses import kl_between, wide
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
+from fastuiat.network import Model, TrainingBatch
 
 
 @register("rebuffi")
@@ -35,7 +35,7 @@ class Rebuffi(Method):
             if not 0 <= self.label_smoothing < 1:
                 raise UserError(f"label-smoothing must be in [0, 1), got {self.label_smoothing:g}")
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         c = self.config
         logits = model(batch.x)  # alive across the attack, so no training_region
         x_adv = pgd(

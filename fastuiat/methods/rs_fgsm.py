@@ -12,7 +12,7 @@ from fastuiat.attacks import pgd, starting_point
 from fastuiat.config import RandomStepConfig, SingleStepConfig
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.natural import cross_entropy_loss
-from fastuiat.network import training_region
+from fastuiat.network import Model, TrainingBatch, training_region
 
 
 class SingleStepMethod(Method):
@@ -35,11 +35,11 @@ class SingleStepMethod(Method):
         attack = self.config.attack
         return self.alpha_ratio * attack.eps if attack.alpha is None else attack.alpha
 
-    def inputs(self, model: Any, batch: Any) -> tuple[Any, ...]:
+    def inputs(self, model: Model, batch: TrainingBatch) -> tuple[Any, ...]:
         """What `objective` is called with after the net, x̂ first."""
         raise TypeError(f"{type(self).__name__} has no attack")
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         inputs = self.inputs(model, batch)
         loss, logits = training_region(model, self.objective)(*inputs)
         return StepOutput(loss, {"robust_accuracy": accuracy(logits, batch.y)})
@@ -57,7 +57,7 @@ class RandomStepMethod(SingleStepMethod):
     class Config(SingleStepMethod.Config):
         attack: RandomStepConfig = field(default_factory=RandomStepConfig)
 
-    def inputs(self, model: Any, batch: Any) -> tuple[Any, ...]:
+    def inputs(self, model: Model, batch: TrainingBatch) -> tuple[Any, ...]:
         attack = self.config.attack
         half_width = self.noise_ratio * attack.eps
         x_adv = pgd(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
 from fastuiat.methods.natural import cross_entropy_loss
-from fastuiat.network import training_region
+from fastuiat.network import Model, TrainingBatch, training_region
 
 
 @register("sat")
@@ -20,7 +19,7 @@ class SAT(Method):
     class Config(Method.Config):
         attack: AttackConfig = field(default_factory=AttackConfig)
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         x_adv = pgd(
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )

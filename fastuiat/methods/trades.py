@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, not_negative
 from fastuiat.losses import kl_between, wide
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
-from fastuiat.network import BatchNormMode, training_region
+from fastuiat.network import BatchNormMode, Model, TrainingBatch, training_region
 from fastuiat.targets import probabilities
 
 
@@ -21,7 +20,9 @@ def normal_start() -> AttackConfig:
     return AttackConfig(start="normal")
 
 
-def kl_attack(model: Any, batch: Any, attack: AttackConfig, bn: BatchNormMode = "eval") -> Tensor:
+def kl_attack(
+    model: Model, batch: TrainingBatch, attack: AttackConfig, bn: BatchNormMode = "eval"
+) -> Tensor:
     """x̂ by PGD on KL(f(x) ‖ f(x')), the clean probabilities computed once."""
     clean = probabilities(model, batch.x, bn)
     return pgd(
@@ -37,7 +38,7 @@ def kl_attack(model: Any, batch: Any, attack: AttackConfig, bn: BatchNormMode = 
 
 
 def trades_loss(
-    net: Any, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
+    net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CE(f(x), y) + β·KL(f(x) ‖ f(x̂)), nothing detached, and both logits."""
     logits = net(x)
@@ -65,7 +66,7 @@ class TRADES(Method):
         def __post_init__(self) -> None:
             not_negative(beta=self.beta)
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         x_adv = kl_attack(model, batch, self.config.attack)
         loss, logits, logits_adv = training_region(model, trades_loss)(
             batch.x, x_adv, batch.y, self.config.beta

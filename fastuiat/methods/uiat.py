@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastuiat.attacks import pgd
 from fastuiat.config import AttackConfig, UserError
 from fastuiat.methods.base import Method, StepOutput, accuracy, register
-from fastuiat.network import training_region
+from fastuiat.network import Model, TrainingBatch, training_region
 from fastuiat.targets import (
     InverseConfig,
     MomentumTarget,
@@ -25,7 +25,7 @@ from fastuiat_kernels import distill_loss
 
 
 def distilled_loss(
-    net: Any, x_adv: Tensor, pull: Pull, y: Tensor, lam: float
+    net: nn.Module, x_adv: Tensor, pull: Pull, y: Tensor, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CE(f(x̂), y) + λ·KL(p ‖ f(x̂)) (eq. 7), the logits f(x̂), and p.
 
@@ -54,7 +54,7 @@ class TargetMethod(Method):
     class Config(InverseConfig, Method.Config):
         attack: AttackConfig = field(default_factory=AttackConfig)
 
-    def loss(self, model: Any, batch: Any) -> StepOutput:
+    def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         x_adv = pgd(
             model, batch.x, batch.y, noise=batch.noise("attack"), **self.config.attack.kwargs()
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastuiat.losses import kl_divergence
 from fastuiat.methods.base import StepOutput, register
@@ -14,7 +14,7 @@ from fastuiat.methods.gradalign import GradAlign
 from fastuiat.methods.n_fgsm import NFGSM
 from fastuiat.methods.rs_fgsm import RSFGSM, SingleStepMethod
 from fastuiat.methods.uiat import metrics_of
-from fastuiat.network import training_region
+from fastuiat.network import Model, TrainingBatch, training_region
 from fastuiat.targets import (
     InverseConfig,
     OneOffTarget,
@@ -30,7 +30,7 @@ def pulled(objective: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any
     """objective + λ·KL(p ‖ f(x̂)) as a function of (net, pull, lam, *inputs), f(x̂), and p."""
 
     def pulled_loss(
-        net: Any, pull: Pull, lam: float, *inputs: Any
+        net: nn.Module, pull: Pull, lam: float, *inputs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         p = pulled_towards(net, pull)
         loss, logits = objective(net, *inputs)
@@ -64,7 +64,7 @@ def with_uiat(base: type[SingleStepMethod]) -> type[SingleStepMethod]:
             universal = UniversalTarget(config, self.num_classes, self.image_shape, self.seed)
             self.target = OneOffTarget(universal, self.num_samples, self.num_classes, epoch=epoch)
 
-        def loss(self, model: Any, batch: Any) -> StepOutput:
+        def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
             inputs = self.inputs(model, batch)
             pull = self.target(model, batch, inputs[0])
             loss, logits, p = training_region(model, self.objective)(pull, self.config.lam, *inputs)

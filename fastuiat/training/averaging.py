@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from fastuiat.fast.torch_internals import foreach_lerp_
+
 
 class Averaged:
     """An exponential average of parameters and float buffers of a network.
@@ -26,6 +28,6 @@ class Averaged:
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         mine, live = (list(side) for side in zip(*self._averaged, strict=True))
-        torch._foreach_lerp_(mine, live, 1 - decay)
+        foreach_lerp_(mine, live, 1 - decay)
         for own, other in self._copied:
             own.copy_(other)

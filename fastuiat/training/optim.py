@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fastuiat.config import OptimizerConfig, parse_schedule
+from fastuiat.fast.torch_internals import norm_layers
 from fastuiat.fast.view import TrainingView
 
 WARMUP_SHARE = 0.25
@@ -21,7 +22,6 @@ INITIAL_DIVISOR = 25.0
 FINAL_DIVISOR = 25e4
 MOMENTUM_SWING = 0.05
 """How far a cycled momentum goes above and below what is set: 0.95 and 0.85, PyTorch's, at 0.9."""
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def cosine_legs(step: int, total: int, begin: float, peak: float, end: float) -> float:
@@ -86,7 +86,7 @@ def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
     """
     groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
     if not config.decay_batchnorm:
-        norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+        norms = [m for m in net.modules() if isinstance(m, norm_layers())]
         spared = [p for norm in norms for p in norm.parameters()]
         known = set(map(id, spared))
         decayed = [p for p in net.parameters() if id(p) not in known]
@@ -113,7 +113,9 @@ class BatchNormMomentum:
     def __init__(self, view: TrainingView, value: float | None) -> None:
         self.view, self.value = view, value
         nets = (view.net, view.shadow) if value is not None else ()
-        self._norms = [m for net in nets for m in net.modules() if isinstance(m, _BatchNorm)]
+        layers = norm_layers()
+        modules = [module for net in nets for module in net.modules()]
+        self._norms: list[Any] = [m for m in modules if isinstance(m, layers)]
         self._set(value)
 
     def _set(self, momentum: float | None) -> None:
