@@ -160,6 +160,10 @@ class Target(nn.Module):
         """Take the p (B, K) that the training forward ended with."""
 
     @property
+    def uses_features(self) -> bool:
+        return self.config.beta > 0
+
+    @property
     def attached(self) -> bool:
         return self.config.inverse_forward == "attached"
 

@@ -5,12 +5,10 @@ Everything here is a fresh copy: nothing of a run is read or touched.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +17,17 @@ from torch import Tensor, nn
 from fastuiat import methods
 from fastuiat.bench.baselines import NaiveStep
 from fastuiat.bench.passes import Op, forward_flops, inventory
-from fastuiat.config import TrainConfig
-from fastuiat.data import Batch, Loader, Order, ResidentLoader
-from fastuiat.fast.view import TrainingView
+from fastuiat.data import Batch, Order, ResidentLoader
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
-from fastuiat.training.trainer import Progress, Trainer
+from fastuiat.training.step import TrainingStep
 
 CIFAR_SAMPLES = 50_000
 """P is as large as in a real run, whatever few samples the bench visits."""
+ENDLESS = 1_000_000
+"""Steps that the learning rate is planned for: more than a bench takes."""
 BATCHES = 4
 """Different batches that the steps go around."""
 
@@ -138,13 +136,8 @@ class Probe(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def visited_method(
-    case: Case, device: torch.device, view: Callable[[nn.Module], Any] = lambda net: net
-) -> Method:
-    """The method on the device, its memories filled as if it had met every batch before.
-
-    `view` is what a net that the method asks beside its own is wrapped in.
-    """
+def visited_method(case: Case, device: torch.device) -> Method:
+    """The method on the device, its memories filled as if it had met every batch before."""
     method: Any = make_method(case)
     probe = Probe(case.num_classes)
     for role in method.requires:
@@ -153,57 +146,28 @@ def visited_method(
         for batch in make_loader(case, torch.device("cpu")).epoch(case.epoch):
             method.loss(probe, batch)
     for role in method.requires:
-        method.helpers[role] = view(make_net(case, device).eval())
+        method.helpers[role] = make_net(case, device).eval()
     return method.to(device)
 
 
-def make_trainer(
-    case: Case,
-    device: torch.device,
-    *,
-    precision: str,
-    compiled: bool,
-    loader: Loader | None = None,
-) -> Trainer:
-    """The trainer of `fastuiat train`, as it stands somewhere in the case's phase.
-
-    Without a `loader` it has the few synthetic batches of `make_loader`.
-    """
-    config = TrainConfig(
-        arch=case.arch,
-        method=case.method,
-        epochs=case.epochs,
-        batch_size=case.batch_size,
-        compile=compiled,
-    )
-    view = functools.partial(TrainingView, device=device, precision=precision, compiled=compiled)
-    return Trainer(
-        config,
-        net=make_net(case, device),
-        net_info={
-            "arch": case.arch,
-            "activation": config.activation,
-            "num_classes": case.num_classes,
-            "dataset": "synthetic",
-        },
-        method=visited_method(case, device, view),
-        loader=loader or make_loader(case, device),
-        device=device,
+def make_step(case: Case, device: torch.device, *, precision: str, compiled: bool) -> TrainingStep:
+    """The step of `fastuiat train`, as it stands somewhere in the case's phase."""
+    return TrainingStep(
+        make_net(case, device),
+        visited_method(case, device),
+        total_steps=ENDLESS,
         precision=precision,
-        validate=None,
-        test=None,
-        folder=Path(),  # nothing is written
-        progress=cast(Progress, None),  # and nothing shown
+        compile=compiled,
     )
 
 
 def training_step(
     case: Case, device: torch.device, *, precision: str, compiled: bool
-) -> Callable[[], None]:
-    """One optimiser step of `fastuiat train` per call, by its own trainer, on the next batch."""
-    trainer = make_trainer(case, device, precision=precision, compiled=compiled)
-    batches = itertools.cycle(list(trainer.loader.epoch(case.epoch)))
-    return lambda: trainer.take_step(next(batches))
+) -> Callable[[], object]:
+    """One optimiser step of `fastuiat train` per call, on the next batch."""
+    step = make_step(case, device, precision=precision, compiled=compiled)
+    batches = itertools.cycle(list(make_loader(case, device).epoch(case.epoch)))
+    return lambda: step(next(batches))
 
 
 def meta_batch(case: Case) -> Batch:

@@ -93,6 +93,12 @@ class Method(nn.Module):
             )
         return self.helpers[role]
 
+    @property
+    def uses_features(self) -> bool:
+        """Whether it asks the network for features beside the logits."""
+        parts = (module for module in self.modules() if module is not self)
+        return any(getattr(part, "uses_features", False) for part in parts)
+
     def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         """The training loss of a Batch, a mean over it."""
         raise TypeError(f"{type(self).__name__} has no loss")

@@ -71,7 +71,6 @@ def provide(
     num_classes: int,
     *,
     train: Callable[[TrainConfig], Any],
-    view: Callable[[nn.Module], Any],
     say: Callable[[str], None],
 ) -> None:
     """Fill `method.helpers`, copying or training (with `train`, which also resumes) as needed.
@@ -87,7 +86,7 @@ def provide(
             train(own)
         elif not finished.is_file():
             copy_checkpoint(locate(config.helper, WHICH), finished)
-        method.helpers[role] = view(fitting(own.out, config, num_classes))
+        method.helpers[role] = fitting(own.out, config, num_classes)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

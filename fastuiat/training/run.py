@@ -21,11 +21,11 @@ from fastuiat.config import TrainConfig, UserError, changed_since, of_this_versi
 from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation.attacks import correct_under
-from fastuiat.fast.view import TrainingView
 from fastuiat.files import write_json
 from fastuiat.models import build_model
 from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
+from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
 FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
@@ -158,19 +158,25 @@ def assemble(
     if config.test_every:
         test_set = data.load(config.dataset, config.data_dir, "test")
         test = evaluation_on(test_set, config, device)
+    step = TrainingStep(
+        net.to(device),
+        method,
+        total_steps=config.epochs * order.steps_per_epoch,
+        optimizer=config.optimizer,
+        weight_averaging=config.weight_averaging,
+        precision=precision,
+        compile=config.compile,
+    )
     return Trainer(
         config,
-        net=net.to(device),
+        step=step,
         net_info={
             "arch": config.arch,
             "activation": config.activation,
             "num_classes": info.num_classes,
             "dataset": config.dataset,
         },
-        method=method.to(device),
         loader=loader,
-        device=device,
-        precision=precision,
         validate=evaluation_on(validation, config, device) if config.val_size else None,
         test=test,
         folder=Path(config.out or default_folder(config)),
@@ -259,21 +265,11 @@ def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Any) -> None:
     """Give the method the nets it requires, training them in folders of their own first."""
-
-    def view(net: torch.nn.Module) -> TrainingView:
-        return TrainingView(
-            net.to(trainer.device),
-            device=trainer.device,
-            precision=config.precision,
-            compiled=config.compile,
-        )
-
     required.provide(
         trainer.method,
         config,
         trainer.net_info["num_classes"],
         train=lambda own: train_or_resume(own, progress, say=say),
-        view=view,
         say=say,
     )
 

@@ -14,16 +14,12 @@ from torch import Tensor, nn
 
 from fastuiat.config import TrainConfig, UserError
 from fastuiat.convolutions import repeatable
-from fastuiat.data import one_ahead
-from fastuiat.fast.allocator import keep_freed_memory
-from fastuiat.fast.view import TrainingView
-from fastuiat.methods import Method
-from fastuiat.training.averaging import Averaged
+from fastuiat.data import Batch, one_ahead
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.metrics import MetricsLog
-from fastuiat.training.optim import BatchNormMomentum, make_optimizer, set_for_step
+from fastuiat.training.step import TrainingStep
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -52,42 +48,34 @@ class Trainer:
         self,
         config: TrainConfig,
         *,
-        net: nn.Module,
+        step: TrainingStep,
         net_info: dict[str, Any],
-        method: Method,
         loader: Any,
-        device: torch.device,
-        precision: str,
         validate: Evaluate | None,
         test: Evaluate | None,
         folder: Path,
         progress: Progress,
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
         self.config, self.folder, self.progress = config, folder, progress
-        self.net, self.net_info, self.method, self.loader = net, net_info, method, loader
-        self.device = device
+        self.training_step, self.net_info, self.loader = step, net_info, loader
+        self.net, self.method, self.device = step.net, step.method, step.device
         self.validate, self.test = validate, test
         self.steps_per_epoch: int = loader.order.steps_per_epoch
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
-        self.view = TrainingView(net, device=device, precision=precision, compiled=config.compile)
-        self.optimizer = make_optimizer(net, config.optimizer)
-        self.batchnorm = BatchNormMomentum(self.view, config.optimizer.batchnorm_momentum)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.averaged = Averaged(net, config.weight_averaging) if config.weight_averaging else None
-        self.watch = CatastrophicWatch(net_info["num_classes"], device)
-        self.step = 0  # steps done
+        self.last_step = min(step.total_steps, config.max_steps or step.total_steps)
+        self.watch = CatastrophicWatch(net_info["num_classes"], self.device)
         self.best = -1.0
         self.sums: dict[str, Tensor] = {}  # of the metrics since the last log line
         self.summed = 0
         self.validated_epoch = 0
-        self.one = torch.ones((), device=device)
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self.stop_signal: int | None = None
         self.clock = StepClock(config.batch_size)
         self.log: MetricsLog | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.training_step.taken
 
     @property
     def is_finished(self) -> bool:
@@ -98,14 +86,9 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: all else is a pure function of the settings and the step."""
         return {
+            **self.training_step.state_dict(),
             "net": self.net_info,
-            "step": self.step,
             "epoch": -(-self.step // self.steps_per_epoch),
-            "model": self.net.state_dict(),
-            "averaged": self.averaged.net.state_dict() if self.averaged else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "method": self.method.state_dict(),
             "best": self.best,
             "catastrophic": self.watch.state(),
             "sums": dict(self.sums),
@@ -116,21 +99,16 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> int:
         """Continue from `state()`; returns the byte offset of metrics.jsonl."""
-        self.net.load_state_dict(state["model"])
-        if self.averaged:
-            self.averaged.net.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.method.load_state_dict(state["method"])
-        self.step, self.best = state["step"], state["best"]
+        self.training_step.load_state_dict(state)
+        self.best = state["best"]
         self.watch.restore(state["catastrophic"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.summed = state["summed"]
         self.validated_epoch = state["validated_epoch"]
         if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
             self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
-        self.view.refresh()
-        return state["metrics_offset"]
+        offset: int = state["metrics_offset"]
+        return offset
 
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
@@ -176,29 +154,13 @@ class Trainer:
         if self.step % self.steps_per_epoch == 0:
             self.end_epoch(epoch)
 
-    @repeatable()
-    def take_step(self, batch: Any) -> None:
-        """One optimiser step. Nothing here waits for the device."""
-        set_for_step(self.optimizer, self.config.optimizer, self.step, self.total_steps)
-        self.net.train()
-        if self.scaler.is_enabled():
-            self.view.loss_scale = self.scaler.scale(self.one)
-        with self.batchnorm.during(self.step):
-            out = self.method.loss(self.view, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(out.loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.view.refresh()
-        if self.averaged:
-            self.averaged.update(self.step)
+    def take_step(self, batch: Batch) -> None:
+        """One optimiser step, its metrics summed. Nothing here waits for the device."""
+        out = self.training_step(batch)
         self.watch.see(out.metrics)
-        self.step += 1
-        loss = out.loss.detach()
-        first_bad = (self.bad_step < 0) & ~torch.isfinite(loss)
+        first_bad = (self.bad_step < 0) & ~torch.isfinite(out.loss)
         self.bad_step = torch.where(first_bad, self.step, self.bad_step)
-        metrics = {"loss": loss, **out.metrics, **self.view.gradient_metrics()}
-        for name, value in metrics.items():
+        for name, value in {"loss": out.loss, **out.metrics}.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.summed += 1
 
@@ -207,7 +169,7 @@ class Trainer:
         assert self.log is not None
         means = {name: (total / self.summed).item() for name, total in self.sums.items()}
         speed = self.clock.since(self.logged_at)
-        values = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **means}
+        values = {"epoch": epoch, "lr": self.training_step.optimizer.param_groups[0]["lr"], **means}
         clock = {**speed, "peak_memory_mib": peak_memory_mib(self.device)}
         self.log.write("train", self.step, values, clock)
         self.progress.step(epoch, self.step, means | clock, speed["images_per_second"])
@@ -219,7 +181,8 @@ class Trainer:
         self.stop_if_not_finite()
         assert self.log is not None
         speed, began = self.clock.since(self.epoch_began), time.monotonic()
-        judged = self.averaged.net if self.averaged else self.net
+        averaged = self.training_step.averaged
+        judged = self.net if averaged is None else averaged
         values: dict[str, Any] = {"epoch": epoch}
         if self.validate:
             values |= {f"val_{k}": v for k, v in self.validate(judged).items()}

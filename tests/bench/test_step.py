@@ -15,13 +15,14 @@ from fastuiat.bench.timing import Plan, WallClock
 from fastuiat.bench.workload import (
     Case,
     Phase,
-    make_trainer,
+    make_loader,
+    make_step,
     naive_step,
     pass_flops,
     phases,
     training_step,
 )
-from fastuiat.training.trainer import Trainer
+from fastuiat.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 SETTING = suite.Setting(device=CPU, precision="fp32", compiled=False)
@@ -92,16 +93,16 @@ def test_a_failed_row_leaves_the_others(monkeypatch):
 
 def test_the_fastuiat_row_is_the_trainers_own_step(monkeypatch):
     taken = []
-    original = Trainer.take_step
+    original = TrainingStep.__call__
     monkeypatch.setattr(
-        Trainer, "take_step", lambda self, batch: (taken.append(self), original(self, batch))
+        TrainingStep, "__call__", lambda self, batch: (taken.append(self), original(self, batch))
     )
-    step = training_step(small(), CPU, precision="fp32", compiled=False)
-    step()
-    step()
-    (trainer,) = set(taken)
-    assert trainer.step == 2 and trainer.config.compile is False
-    assert trainer.method.name == "uiat" and trainer.net.conv1.weight.is_contiguous(
+    call = training_step(small(), CPU, precision="fp32", compiled=False)
+    call()
+    call()
+    (step,) = set(taken)
+    assert step.taken == 2 and step.compiled is False
+    assert step.method.name == "uiat" and step.net.conv1.weight.is_contiguous(
         memory_format=torch.channels_last
     )
 
@@ -111,12 +112,12 @@ def test_one_off_phases_do_what_their_epoch_does():
     case, spent = small("uiat-oneoff"), {}
     for phase in phases(case):
         part = dataclasses.replace(case, phase=phase)
-        trainer = make_trainer(part, CPU, precision="fp32", compiled=False)
-        z = trainer.method.target.universal.bank.z
+        step = make_step(part, CPU, precision="fp32", compiled=False)
+        z = step.method.target.universal.bank.z
         before = z.clone()
         flops = {
-            total_flops(inventory(lambda t=trainer, b=batch: t.take_step(b)))
-            for batch in trainer.loader.epoch(part.epoch)
+            total_flops(inventory(lambda s=step, b=batch: s(b)))
+            for batch in make_loader(part, CPU).epoch(part.epoch)
         }
         assert len(flops) == 1, "each batch counts as met before"
         spent[phase.name] = flops.pop(), not torch.equal(before, z)

@@ -120,19 +120,19 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(error, capsys):
     assert "trades: out of memory" in said and "failed" in said
 
 
-def test_a_step_that_fails_later_gives_its_trainer_back(monkeypatch):
+def test_a_step_that_fails_later_gives_its_room_back(monkeypatch):
     steps = Steps(SETTING, Feed(Source().make(CASE.batch_size, CPU), CPU))
     (part,) = parts_of(TABLE2, TABLE2.chosen(["natural"]), CASE)
     call = steps.build(part)
-    trainer = steps._trainers[part.row]
+    step = steps._steps[part.row]
 
     def fails(batch):
         raise torch.cuda.OutOfMemoryError("no")
 
-    monkeypatch.setattr(trainer.net, "forward", fails)
+    monkeypatch.setattr(step.net, "forward", fails)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         call()
-    assert not steps._trainers
+    assert not steps._steps
 
 
 def test_a_phase_out_of_memory_takes_its_row_with_it():
@@ -207,21 +207,21 @@ def test_after_the_one_off_epoch_no_sample_is_new():
     steps = Steps(SETTING, Feed(loader, CPU))
     *_, after = parts_of(TABLE2, TABLE2.chosen(["uiat-oneoff"]), case)
     take = steps.build(after)
-    trainer = steps._trainers[after.row]
-    (target,) = [m for m in trainer.method.modules() if isinstance(m, OneOffTarget)]
+    step = steps._steps[after.row]
+    (target,) = [m for m in step.method.modules() if isinstance(m, OneOffTarget)]
     take()
-    assert trainer.step == 1 and len(steps.waits["uiat-oneoff/after"]) == 1
+    assert step.taken == 1 and len(steps.waits["uiat-oneoff/after"]) == 1
     batch, _ = steps.feed.next(after.case.epoch)
     assert target._all_seen(batch)
-    (memory,) = [m for m in trainer.method.modules() if isinstance(m, ProbabilityMemory)]
+    (memory,) = [m for m in step.method.modules() if isinstance(m, ProbabilityMemory)]
     assert memory.seen.all() and len(memory.seen) == loader.num_samples == 50_000
-    # The three phases are the same trainer's.
+    # The three phases are the same step.
     before, at, _ = parts_of(TABLE2, TABLE2.chosen(["uiat-oneoff"]), case)
     z = target.universal.bank.z.clone()
     steps.build(before)()
-    assert torch.equal(z, target.universal.bank.z) and trainer.step == 2
+    assert torch.equal(z, target.universal.bank.z) and step.taken == 2
     steps.build(at)()
-    assert not torch.equal(z, target.universal.bank.z) and trainer.step == 3
+    assert not torch.equal(z, target.universal.bank.z) and step.taken == 3
 
 
 SMALL = ["bench", "table2", "--archs", "wrn-10-1", "--batch-size", "8", "--no-compile"]

@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 
-from fastuiat.bench.workload import Case, make_trainer
+from fastuiat.bench.workload import Case, make_loader, make_step
 from fastuiat.fast import regions
 from fastuiat.fast.view import TrainingView
 
@@ -60,9 +60,7 @@ def test_gradalign_compiles_in_half_precision():
     """By Inductor itself: its C++ for this double backward once did not compile."""
     torch._dynamo.reset()
     case = Case(arch="wrn-10-1", batch_size=16, method="gradalign")
-    trainer = make_trainer(case, torch.device("cpu"), precision="bf16", compiled=True)
-    losses = []
-    for batch in trainer.loader.epoch(1):
-        trainer.take_step(batch)
-        losses.append(trainer.sums["loss"].item())
+    step = make_step(case, torch.device("cpu"), precision="bf16", compiled=True)
+    batches = make_loader(case, torch.device("cpu")).epoch(1)
+    losses = [step(batch).loss.item() for batch in batches]
     assert len(losses) == 4 and all(map(math.isfinite, losses))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,10 @@ from torch import nn
 
 import fastuiat
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, TrainConfig, UserError
+from fastuiat.config import OptimizerConfig, UserError
 from fastuiat.data import Batch
 from fastuiat.training.optim import learning_rate, make_optimizer, momentum, set_for_step
-from fastuiat.training.trainer import Trainer
+from fastuiat.training.step import TrainingStep
 
 B, K, N = 8, 10, 64
 CPU = torch.device("cpu")
@@ -185,23 +183,11 @@ def method_of(name: str, small_net: Any) -> Any:
     return methods.create(name, num_classes=K, num_samples=N, epochs=2, helpers=helpers)
 
 
-def trainer_of(name: str, small_net: Any, config: OptimizerConfig, **more: Any) -> Trainer:
-    """The trainer of a run of 5 steps an epoch."""
-    precision = more.pop("precision", "fp32")
+def step_of(name: str, small_net: Any, config: OptimizerConfig, **more: Any) -> TrainingStep:
     torch.manual_seed(0)
-    return Trainer(
-        TrainConfig(method=name, epochs=2, batch_size=B, optimizer=config, **more),
-        net=small_net(),
-        net_info={"num_classes": K},
-        method=method_of(name, small_net),
-        loader=SimpleNamespace(order=SimpleNamespace(steps_per_epoch=5)),
-        device=CPU,
-        precision=precision,
-        validate=None,
-        test=None,
-        folder=Path(),
-        progress=SimpleNamespace(),
-    )
+    more = {"precision": "fp32"} | more
+    method = method_of(name, small_net)
+    return TrainingStep(small_net(), method, total_steps=10, optimizer=config, **more)
 
 
 def by_the_book(name: str, small_net: Any, steps: int) -> list[nn.Module]:
@@ -238,42 +224,42 @@ def assert_same_buffers(got: nn.Module, wanted: nn.Module, tolerance: float) -> 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_batchnorm_has_momentum_1_in_the_first_step(name, compiled, small_net, counted):
     book = by_the_book(name, small_net, 4)
-    trainer = trainer_of(name, small_net, TRACKED, compile=compiled)
-    for step, wanted in enumerate(book):
-        trainer.take_step(batch_of(step))
-        assert_same_buffers(trainer.net, wanted, 1e-6 if step == 0 else 1e-3)
-        assert bool(counted) == (compiled and step > 0)
-    norms = [m for m in trainer.net.modules() if isinstance(m, nn.BatchNorm2d)]
+    step = step_of(name, small_net, TRACKED, compile=compiled)
+    for i, wanted in enumerate(book):
+        step(batch_of(i))
+        assert_same_buffers(step.net, wanted, 1e-6 if i == 0 else 1e-3)
+        assert bool(counted) == (compiled and i > 0)
+    norms = [m for m in step.net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.01}
 
 
 def test_the_first_statistics_are_a_batchs(small_net):
-    trainer = trainer_of("natural", small_net, TRACKED, compile=False)
+    step = step_of("natural", small_net, TRACKED, compile=False)
     first = batch_of(0).x
     with torch.no_grad():
-        seen = trainer.net.convs[0](first)
-    norm = trainer.net.norms[0]
-    trainer.take_step(batch_of(0))
+        seen = step.net.convs[0](first)
+    norm = step.net.norms[0]
+    step(batch_of(0))
     torch.testing.assert_close(norm.running_mean, seen.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(norm.running_var, seen.var(dim=(0, 2, 3)))
     before = norm.running_var.clone()
-    trainer.take_step(batch_of(1))
+    step(batch_of(1))
     assert 0 < (norm.running_var - before).norm() < 0.02 * before.norm()
-    usual = trainer_of("natural", small_net, OptimizerConfig(), compile=False)
-    usual.take_step(batch_of(0))
+    usual = step_of("natural", small_net, OptimizerConfig(), compile=False)
+    usual(batch_of(0))
     mixed = 0.9 + 0.1 * seen.var(dim=(0, 2, 3))
     torch.testing.assert_close(usual.net.norms[0].running_var, mixed)
 
 
 def test_folded_convolutions_see_the_first_statistics(small_net, counted):
     """In bf16 the attack runs on folded weights: they are of the statistics as they are."""
-    trainer = trainer_of("n-fgsm+uiat", small_net, TRACKED, compile=True, precision="bf16")
-    assert trainer.view.shadow._folded is not None
-    for step in range(3):
-        trainer.take_step(batch_of(step))
-        with trainer.view.frozen() as net, torch.no_grad():
+    step = step_of("n-fgsm+uiat", small_net, TRACKED, compile=True, precision="bf16")
+    assert step.view.shadow._folded is not None
+    for i in range(3):
+        step(batch_of(i))
+        with step.view.frozen() as net, torch.no_grad():
             got = net(batch_of(9).x).float()
-            wanted = trainer.net.eval()(batch_of(9).x)
+            wanted = step.net.eval()(batch_of(9).x)
         assert (got - wanted).norm() < 0.05 * wanted.norm()
 
 
@@ -282,13 +268,13 @@ def test_a_restored_run_ends_in_the_same_bits(after, small_net):
     config = OptimizerConfig(
         batchnorm_momentum=0.05, decay_batchnorm=False, cycle_momentum=True, nesterov=False
     )
-    whole = trainer_of("n-fgsm+uiat", small_net, config, compile=False)
-    broken = trainer_of("n-fgsm+uiat", small_net, config, compile=False)
+    whole = step_of("n-fgsm+uiat", small_net, config, compile=False)
+    broken = step_of("n-fgsm+uiat", small_net, config, compile=False)
     for step in range(5):
         whole.take_step(batch_of(step))
         if step == after:
             state = copy.deepcopy(broken.state())
-            broken = trainer_of("n-fgsm+uiat", small_net, config, compile=False)
+            broken = step_of("n-fgsm+uiat", small_net, config, compile=False)
             broken.restore(state)
         broken.take_step(batch_of(step))
     ours, theirs = whole.state(), broken.state()

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.targets import universal_gradient
 from fastuiat.training import run
-from fastuiat.training.trainer import Trainer
+from fastuiat.training.step import TrainingStep
 from fastuiat_kernels import checks
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -51,23 +50,13 @@ def settings_of(name: str, **more: Any) -> TrainConfig:
     return TrainConfig(method=name, **{**small, **more})
 
 
-def trainer_on(device: torch.device, name: str, precision: str = "fp32") -> Trainer:
-    config = settings_of(name, weight_averaging=0.9)
+def step_on(device: torch.device, name: str, precision: str = "fp32") -> TrainingStep:
     roles = methods.get(name).requires
     helpers = {role: fastuiat.build_model("wrn-10-1").to(device) for role in roles}
     method = methods.create(name, num_classes=K, num_samples=N, epochs=5, helpers=helpers)
-    return Trainer(
-        config,
-        net=fastuiat.build_model("wrn-10-1").to(device),
-        net_info={"num_classes": K},
-        method=method.to(device),
-        loader=SimpleNamespace(order=SimpleNamespace(steps_per_epoch=1)),
-        device=device,
-        precision=precision,
-        validate=None,
-        test=None,
-        folder=Path(),
-        progress=Silent(),
+    net = fastuiat.build_model("wrn-10-1").to(device)
+    return TrainingStep(
+        net, method, total_steps=5, weight_averaging=0.9, precision=precision, compile=False
     )
 
 
@@ -98,14 +87,14 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_step_on_meta_waits_for_nothing(name):
-    """All of take_step: method, backward, optimiser, averaging, sums for the log."""
-    trainer = trainer_on(META, name)
+    """Method, backward, optimiser, averaging."""
+    step = step_on(META, name)
     for epoch in range(1, 6):
         batch = batch_on(META, epoch)
         with Watch() as watch:
-            trainer.take_step(batch)
+            out = step(batch)
         assert watch.syncs == []
-    assert trainer.step == 5 and trainer.sums["loss"].device == META
+    assert step.taken == 5 and out.loss.device == META
 
 
 @pytest.mark.parametrize(
@@ -114,14 +103,14 @@ def test_a_step_on_meta_waits_for_nothing(name):
 def test_a_step_on_the_cpu_reads_no_value(name, precision, monkeypatch):
     """Index ranges apart: the operations read them on the CPU only, as the test on meta shows."""
     monkeypatch.setattr(checks, "indices", lambda *_: None)
-    trainer = trainer_on(CPU, name, precision)
-    before = [p.detach().clone() for p in trainer.net.parameters()]
+    step = step_on(CPU, name, precision)
+    before = [p.detach().clone() for p in step.net.parameters()]
     for epoch in range(1, 6):
         with Watch() as watch:
-            trainer.take_step(batch_on(CPU, epoch))
+            out = step(batch_on(CPU, epoch))
         assert watch.syncs == []
-    moved = [bool((p != q).any()) for p, q in zip(trainer.net.parameters(), before, strict=True)]
-    assert all(moved) and math.isfinite(trainer.sums["loss"].item())
+    moved = [bool((p != q).any()) for p, q in zip(step.net.parameters(), before, strict=True)]
+    assert all(moved) and math.isfinite(out.loss.item())
 
 
 def saved_bytes(function) -> int:

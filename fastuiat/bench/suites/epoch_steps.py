@@ -16,14 +16,15 @@ from fastuiat.bench.workload import (
     Case,
     Phase,
     floor_inventory,
-    make_trainer,
+    make_step,
     naive_inventory,
     naive_step,
     phases,
 )
 from fastuiat.data import Batch
 from fastuiat.memory import ProbabilityMemory
-from fastuiat.training.trainer import Trainer
+from fastuiat.methods import Method
+from fastuiat.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Steps:
     waits: dict[str, list[float]] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)
     """Operations of a step. They are counted as it is built: that takes seconds of the budget."""
-    _trainers: dict[Row, Trainer] = field(default_factory=dict)
+    _steps: dict[Row, TrainingStep] = field(default_factory=dict)
 
     def providers(self, parts: Sequence[Part]) -> list[Provider]:
         return [
@@ -72,31 +73,30 @@ class Steps:
             try:
                 take(batch)
             except Exception:
-                self._trainers.pop(part.row, None)  # a failed row leaves its room to the others
+                self._steps.pop(part.row, None)  # a failed row leaves its room to the others
                 raise
 
         return step
 
     def ours(self, part: Part) -> Callable[[Batch], object]:
-        """The trainer's step. The phases of a row share a trainer: a batch's epoch tells them."""
-        if part.row not in self._trainers:
-            trainer = make_trainer(
+        """The trainer's step. The phases of a row share one: a batch's epoch tells them."""
+        if part.row not in self._steps:
+            step = make_step(
                 dataclasses.replace(part.case, phase=None),
                 self.setting.device,
                 precision=self.setting.precision,
                 compiled=self.setting.compiled,
-                loader=self.feed.loader,
             )
-            remember_all(trainer)
-            self._trainers[part.row] = trainer
-        return self._trainers[part.row].take_step
+            remember_all(step.method)
+            self._steps[part.row] = step
+        return self._steps[part.row]
 
     def naive(self, part: Part) -> Callable[[Batch], object]:
         step = naive_step(part.case, self.setting.device)
         return lambda batch: step(batch.x.contiguous(), batch.y, batch.index)
 
     def forget(self) -> None:
-        self._trainers.clear()
+        self._steps.clear()
 
 
 def operations(part: Part) -> int:
@@ -105,9 +105,8 @@ def operations(part: Part) -> int:
     return total_flops(count(part.case))
 
 
-def remember_all(trainer: Trainer) -> None:
+def remember_all(method: Method) -> None:
     """P as it stands late in a run: every sample has been met."""
-    method = trainer.method
     for module in method.modules():
         if isinstance(module, ProbabilityMemory):
             module.probs.fill_(1 / module.probs.shape[1])
