@@ -1,4 +1,4 @@
-"""What is published: sdist and wheel, their metadata, and the files beside them that say the same."""
+"""What is published: sdist and wheel, their metadata, and what lies beside them."""
 
 from __future__ import annotations
 
