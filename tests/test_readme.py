@@ -182,13 +182,11 @@ def test_every_command_and_its_flags_exist(page, flags_of):
             command = "train"
         used = {flag for word in words for flag in FLAG.findall(word)}
         lacking = used - flags_of(command) - ({"--weight"} if own == "pairs" else set())
-        if command in ("recipes", "train"):  # --recipe and --resume are taken before the parser
-            lacking -= {"--resume", "--quiet", "--json"}
         assert not lacking, f"{page}: fastuiat {command} has no {', '.join(sorted(lacking))}"
 
 
 def test_every_flag_named_in_the_text_exists(flags_of):
-    known = {"--resume", "--check", "--add"}  # of train before its parser; of render.py
+    known = {"--check", "--add"}  # of benchmarks/render.py
     for command in [*COMMANDS, "data prepare", *(f"bench {suite}" for suite in SUITES)]:
         known |= flags_of(command)
     for method in methods.names():
