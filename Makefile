@@ -21,7 +21,7 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/render.py --check
 
-# Records go to RECORDS, and from there into README.md and benchmarks/README.md. A case, or a table,
+# Records go to RECORDS, and from there into README.md and benchmarks/RESULTS.md. A case, or a table,
 # begins no round later than BUDGET seconds after its first.
 RECORDS := benchmarks/results
 BUDGET := 300

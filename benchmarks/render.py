@@ -1,4 +1,4 @@
-"""Fill the READMEs with what benchmarks/results/ holds.
+"""Fill the pages with what benchmarks/results/ holds.
 
     python benchmarks/render.py           # write the blocks <!-- measured: NAME --> … <!-- end -->
     python benchmarks/render.py --check   # change nothing; exit 1 where one differs
@@ -38,12 +38,12 @@ from fastuiat.reproduce.recorded import baseline_of, curves_of, gain, table_of
 from fastuiat.reproduce.table import cell
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("benchmarks", "benchmarks/*", "docs", "kernels")
 PAGES = (
     "README.md",
-    "benchmarks/README.md",
-    "benchmarks/fashion-mnist-small/README.md",
-    "kernels/README.md",
+    *(p.relative_to(ROOT).as_posix() for f in FOLDERS for p in sorted(ROOT.glob(f"{f}/*.md"))),
 )
+"""Every page that may hold a block."""
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
 Columns = dict[str, Callable[[Row, Record], str]]
@@ -368,7 +368,7 @@ def filled(text: str, results: Path, where: str) -> tuple[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(description="Fill the READMEs from the records.")
+    parser = argparse.ArgumentParser(description="Fill the pages from the records.")
     parser.add_argument("--check", action="store_true", help="exit 1 on a difference")
     parser.add_argument("--add", type=Path, metavar="DIR", help="take a GPU's report in first")
     options = parser.parse_args(argv)

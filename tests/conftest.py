@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +49,49 @@ def fastuiat(tmp_path: Path):
         )
 
     return run
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """What `python -m build` makes of a copy of the sources: the sdist, and the wheel from it."""
+
+    sdist: Path
+    wheel: Path
+    unpacked: Path
+    """The wheel as pip installs it, in a folder of its own."""
+
+    def run(self, *words: str | Path, cwd: Path) -> str:
+        """What Python says in cwd that knows of fastuiat by the unpacked wheel alone."""
+        env = os.environ | {"PYTHONPATH": str(self.unpacked)}
+        command = [sys.executable, *map(str, words)]
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """Built without a network: with the setuptools that is installed, as `dev` asks for it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    source, unpacked = folder / "source", folder / "unpacked"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("fastuiat", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def module(*words: str | Path) -> None:
+        command = [sys.executable, "-m", *map(str, words)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    module("build", "--no-isolation", "--outdir", folder, source)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    module("pip", "install", "-q", "--no-deps", "--no-index", "--target", unpacked, wheel)
+    return Distributions(sdist, wheel, unpacked)
 
 
 @pytest.fixture

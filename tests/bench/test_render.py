@@ -1,4 +1,4 @@
-"""The READMEs' numbers are those of the records, and a difference is found."""
+"""The pages' numbers are those of the records, and a difference is found."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_doctored_result_is_found_and_written(copy, capsys):
     before = {page: (copy / page).read_bytes() for page in render.PAGES}
     assert render.main(["--check"], copy) == 1
     said = capsys.readouterr().err
-    with_steps = render.PAGES[:2]
+    with_steps = ("README.md", "benchmarks/RESULTS.md")
     assert all(f"{page} does not say what the records hold: step (" in said for page in with_steps)
     assert {page: (copy / page).read_bytes() for page in render.PAGES} == before
     assert render.main([], copy) == 0 and render.main(["--check"], copy) == 0
@@ -62,7 +62,7 @@ def test_a_report_of_a_gpu_is_taken_in_and_shown(copy, tmp_path, capsys):
     (report / "state.json").write_text(json.dumps(state))
     assert render.main(["--add", str(report)], copy) == 0
     assert (recorded.parent / "gpu-nvidia-h200-fedcba9876.json").exists()
-    for page in ("README.md", "kernels/README.md"):
+    for page in ("benchmarks/RESULTS.md", "kernels/README.md"):
         text = (copy / page).read_text()
         assert "| NVIDIA H200 |" in text and "| fedcba9876 | 2031-02-03 | kernels, step, " in text
     assert render.main(["--check"], copy) == 0
@@ -72,7 +72,7 @@ def test_a_report_of_a_gpu_is_taken_in_and_shown(copy, tmp_path, capsys):
 
 
 def test_a_doctored_page_is_found(copy):
-    page = copy / "benchmarks" / "README.md"
+    page = copy / "benchmarks" / "RESULTS.md"
     text = page.read_text()
     number = re.search(r"<!-- measured: step -->\n(?:\|.*\n){2}.*?(\d+\.\d+) m?s", text)
     assert number is not None
