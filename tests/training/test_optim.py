@@ -186,8 +186,8 @@ def method_of(name: str, small_net: Any) -> Any:
 def step_of(name: str, small_net: Any, config: OptimizerConfig, **more: Any) -> TrainingStep:
     torch.manual_seed(0)
     more = {"precision": "fp32"} | more
-    method = method_of(name, small_net)
-    return TrainingStep(small_net(), method, total_steps=10, optimizer=config, **more)
+    net = small_net()  # before the method, which sets a seed of its own
+    return TrainingStep(net, method_of(name, small_net), total_steps=10, optimizer=config, **more)
 
 
 def by_the_book(name: str, small_net: Any, steps: int) -> list[nn.Module]:
