@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from fastuiat import methods
 from fastuiat.bench.baselines import NaiveStep
 from fastuiat.bench.passes import Op, forward_flops, inventory
-from fastuiat.config import TrainConfig
 from fastuiat.data import Batch, Loader, Order, ResidentLoader
 from fastuiat.fast.view import TrainingView
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.trainer import Progress, Trainer
 
 CIFAR_SAMPLES = 50_000

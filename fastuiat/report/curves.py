@@ -24,7 +24,7 @@ Line = tuple[list[float], list[float]]
 
 def below(axes: Axes, columns: int = 2) -> None:
     """The legend under the axes, where it hides no line."""
-    axes.figure.legend(  # type: ignore[union-attr]
+    axes.figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=columns,

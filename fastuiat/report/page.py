@@ -19,7 +19,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastuiat.files import write_atomically
+from fastuiat.files import write_bytes
 
 INK, MUTED, GRID = "#1c2430", "#5d6878", "#dde2e9"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b87a00", "#3a93c9", "#6b6b6b", "#7a5195")
@@ -101,10 +101,6 @@ def new_figure(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
     with house_style():
         figure = empty_figure(width, height)
         return figure, figure.subplots()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def svg_file(figure: Figure, name: str) -> bytes:

@@ -14,8 +14,9 @@ from torch import nn
 
 import fastuiat
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, TrainConfig, UserError
+from fastuiat.config import OptimizerConfig, UserError
 from fastuiat.data import Batch
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.optim import learning_rate, make_optimizer, momentum, set_for_step
 from fastuiat.training.trainer import Trainer
 

@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastuiat
 from fastuiat import methods
 from fastuiat.attacks import pgd
-from fastuiat.config import TrainConfig
 from fastuiat.data import Batch
 from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.targets import universal_gradient
 from fastuiat.training import run
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.trainer import Trainer
 from fastuiat_kernels import checks
 
