@@ -100,7 +100,7 @@ def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
 
 def resumed_settings(folder: Path, argv: list[str]) -> TrainConfig:
     """Those of the run, with flags laid over them."""
-    from fastuiat.training.run import config_of
+    from fastuiat.training.folder import config_of
 
     stored = config_of(folder)
     method = early(argv, "--method") or stored.method

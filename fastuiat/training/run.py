@@ -10,9 +10,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,48 +17,31 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 
-import fastuiat
 from fastuiat import data, methods
-from fastuiat.config import UserError, changed_since, of_this_version
+from fastuiat.config import UserError
 from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation.attacks import correct_under
 from fastuiat.fast.view import TrainingView
-from fastuiat.files import write_json
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
 from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig
+from fastuiat.training.folder import (
+    default_folder,
+    open_folder,
+    refuse_changes,
+    refuse_folder,
+    refuse_other_mathematics,
+    stored_config,
+)
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
-FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
-"""Settings that move no number; all others stay as the run began."""
 Say = Callable[[str], None]
 """Who hears a line of notes."""
 VALIDATION_STEPS = 10
 EVALUATION_BATCH = 256
-
-
-def default_folder(config: TrainConfig) -> Path:
-    if config.recipe:
-        return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on beside the settings."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "fastuiat": fastuiat.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
 
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[str]]:
@@ -187,85 +167,6 @@ def assemble(
     )
 
 
-def refuse_folder(folder: Path) -> None:
-    """UserError where a new run cannot go, before anything else is done; leaves no trace."""
-    if (folder / "config.json").exists():
-        raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose --out") from error
-    finally:
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-
-
-def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
-    """Make the run folder with its settings; UserError where there is no room."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(device))
-        write_json(folder / "config.json", config.to_json())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
-
-
-def stored_json(folder: Path) -> dict[str, Any]:
-    """config.json as it was written; UserError where there is none."""
-    path = folder / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no run folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no settings")
-    return stored
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run began with, as they are called now; UserError where there is none."""
-    stored = stored_json(folder)
-    try:
-        return of_this_version(stored)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
-
-
-def config_of(folder: Path) -> TrainConfig:
-    """The settings that a run began with; UserError where there are none of this version."""
-    try:
-        return TrainConfig(**stored_config(folder))
-    except TypeError as error:
-        raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
-
-
-def refuse_other_mathematics(folder: Path) -> None:
-    """UserError on a run whose rest would be trained by another loss than it began with."""
-    if change := changed_since(stored_json(folder)):
-        raise UserError(f"{folder} cannot go on: {change}; train it anew")
-
-
-def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
-    """UserError that names the first setting which differs from the run's own."""
-    wanted = config.to_json()
-    for name, value in stored.items():
-        if name not in FREE_ON_RESUME and wanted.get(name) != value:
-            new = wanted.get(name)
-            while isinstance(value, dict) and isinstance(new, dict):
-                name = next(k for k in value | new if value.get(k) != new.get(k))
-                value, new = value.get(name), new.get(name)
-            flag = name.replace("_", "-")
-            raise UserError(
-                f"--resume keeps the run's settings, but --{flag} is {value}, not {new}"
-            )
-
-
 def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     """The trainer's own checkpoint; UserError on a damaged or foreign one."""
     state = read(path)
@@ -340,11 +241,11 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
     >>> from fastuiat import load_checkpoint
     >>> from fastuiat.training.config import TrainConfig
     >>> config = TrainConfig(
-    ...     dataset="digits", arch="wrn-10-1", epochs=1, val_size=64, compile=False,
-    ...     out=tmp_path / "run", settings={"attack": {"steps": 1}},
+    ...     dataset="digits", arch="wrn-10-1", epochs=1, val_size=64, compile=False, out="run",
+    ...     settings={"attack": {"steps": 1}},
     ... )
     >>> folder = train(config)  # doctest: +ELLIPSIS
-    epoch   1  loss ...
+    epoch   1 ... validation: robust ...
     >>> net, info = load_checkpoint(folder)
     >>> info["dataset"], info["epoch"]
     ('digits', 1)
