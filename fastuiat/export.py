@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.robustbench import Home, home, model_info
-from fastuiat.files import write_bytes, write_json
+from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.training.checkpoint import load_checkpoint
-from fastuiat.training.folder import stored_config
+from fastuiat.training.run import stored_config
 
 SUFFIXES = {
     "robustbench": ".pt",
@@ -201,7 +201,7 @@ def export(
         raise UserError(f"as {form} the net gives other logits, by {difference:.1e}: not written")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+        write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     if not house:

@@ -38,4 +38,4 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON."""
-    write_bytes(path, json.dumps(value, indent=2).encode() + b"\n")
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n"))

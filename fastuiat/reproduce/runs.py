@@ -17,7 +17,7 @@ from fastuiat.evaluation.record import file_name
 from fastuiat.files import write_json
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.training.checkpoint import locate, read, sha256_of
-from fastuiat.training.folder import stored_config
+from fastuiat.training.run import stored_config
 
 Run = Callable[..., None]
 """`fastuiat WORDS…`, to its end."""
