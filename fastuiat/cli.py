@@ -12,6 +12,7 @@ from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.prepare import prepare
+from fastuiat.commands.process import settle_process
 from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")
+        settle_process(argv[0])
         COMMANDS[argv[0]](argv[1:])
     except UserError as error:
         print(f"fastuiat: {' '.join(str(error).split())}", file=sys.stderr)

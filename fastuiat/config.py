@@ -1,11 +1,10 @@
-"""What a run is made of: frozen settings that refuse nonsense, and the one error users see."""
+"""What settings are made of: values that refuse nonsense, and the one error users see."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -184,91 +183,6 @@ class OptimizerConfig:
         m = self.batchnorm_momentum
         if m is not None and not 0 < m <= 1:
             raise UserError(f"--batchnorm-momentum must be in (0, 1], got {m:g}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run. Everything that moves a number is here and in the run's config.json."""
-
-    recipe: str | None = None
-    """Named settings to begin from (`fastuiat recipes` lists them)."""
-    dataset: str = "cifar10"
-    """Data set to train on."""
-    data_dir: Path = Path("data")
-    """Folder with the data sets' published files; downloads land there."""
-    arch: str = "resnet-18"
-    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
-    line's dm-prn-18, dm-wrn-D-W."""
-    activation: Literal["relu", "silu"] = "relu"
-    """Activation function of the network."""
-    method: str = "uiat"
-    """Training method."""
-    epochs: int = 100
-    """Passes over the training set (with extra data: 50,000 images each)."""
-    batch_size: int = 128
-    """Images per step, over all devices."""
-    seed: int = 0
-    """Fixes weights, order, augmentation and noise."""
-    out: Path | None = None
-    """Run folder; by default runs/<recipe or data set-method-net>-s<seed>."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes CUDA where there is one."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the network; auto: bf16 where the device has it in hardware, else fp32."""
-    compile: bool = True
-    """Compile the hot regions with torch.compile."""
-    loader: Literal["auto", "ffcv", "resident"] = "auto"
-    """FFCV, or the whole set in the device's memory; auto takes FFCV where it is installed."""
-    workers: int = 1
-    """Loader threads."""
-    extra_data: str | None = None
-    """Generated images: ddpm1m, or the path of an .npz with `image` and `label`."""
-    extra_share: float = 0.7
-    """Share of generated images in each batch."""
-    helper: Path | None = None
-    """Run or checkpoint (its last) of the net that a method such as hat needs beside its own; by
-    default one is trained first, with this run's settings, and kept in the run folder."""
-    weight_averaging: float = 0.0
-    """Decay of the averaged weights; 0 keeps none."""
-    val_size: int = 1024
-    """Images split off the training set to choose the best checkpoint; 0 for none."""
-    train_size: int | None = None
-    """Train on so many images only, drawn from the others by the seed; by default on all."""
-    test_every: int = 0
-    """Also measure on the test set every so many epochs (never used to choose); 0 for never."""
-    log_every: int = 50
-    """Steps between two log lines."""
-    max_steps: int | None = None
-    """Stop after so many steps, the schedule unchanged."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints inside an epoch; each epoch's end has one anyway."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimiser's settings."""
-    settings: Any = None
-    """The settings of the method."""
-
-    def __post_init__(self) -> None:
-        positive(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            log_every=self.log_every,
-            workers=self.workers,
-            checkpoint_minutes=self.checkpoint_minutes,
-        )
-        for name in ("max_steps", "train_size"):
-            if (value := getattr(self, name)) is not None:
-                positive(**{name: value})
-        for name in ("seed", "val_size", "test_every"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
-        if not 0 < self.extra_share <= 1:
-            raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
-        if not 0 <= self.weight_averaging < 1:
-            raise UserError(f"--weight-averaging must be in [0, 1), got {self.weight_averaging:g}")
-
-    def to_json(self) -> dict[str, Any]:
-        plain = dataclasses.asdict(self)
-        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
 
 def of_this_version(stored: dict[str, Any]) -> dict[str, Any]:

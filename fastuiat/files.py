@@ -32,6 +32,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.close(folder)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n"))

@@ -51,10 +51,13 @@ def common_layer(iterated: bool) -> Layer:
     }
     silent = {"cycle_momentum": False, "decay_batchnorm": True, "batchnorm_momentum": None}
     attack = {"eps": "8/255", "alpha": "2/255", "steps": 10} if iterated else {"eps": "8/255"}
-    settings = {"attack": attack, "momentum_epoch": 75, "oneoff_epoch": 80}
     origins = dict.fromkeys(silent, OURS)
     origins["schedule"] = "paper, A.2: cyclic; its legs as in HAT's code"
-    return Layer("paper, A.2", run | silent, settings, origins)
+    return Layer("paper, A.2", run | silent, {"attack": attack}, origins)
+
+
+PAPERS_EPOCHS = Layer("paper, A.2", settings={"momentum_epoch": 75, "oneoff_epoch": 80})
+"""T and T' of the recipes; without one they are the method's defaults, the same of 100 epochs."""
 
 
 def dataset_layer(dataset: str, iterated: bool) -> Layer:

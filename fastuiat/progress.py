@@ -58,6 +58,11 @@ class TrainingDisplay:
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    @property
+    def done(self) -> int:
+        """Steps, those before a resume included."""
+        return self.pace.done if self.pace else 0
+
     def begin(self, done: int, total: int) -> None:
         self.pace = Pace(done, total)
         self.bar.update(self.task, completed=done, total=total)

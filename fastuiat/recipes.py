@@ -7,24 +7,38 @@ training with generated images, the recipe's own, and last the user's flags.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, TrainConfig, UserError, radius_text
+from fastuiat.config import OptimizerConfig, UserError, radius_text
 from fastuiat.methods.rs_fgsm import SingleStepMethod
 from fastuiat.origins import (
+    PAPERS_EPOCHS,
     SCALED,
     Layer,
     common_layer,
     dataset_layer,
     extra_layer,
     extra_method_layer,
+    flat,
     method_layer,
 )
 from fastuiat.presets import cifar10_20, cifar10_small, fashion_mnist_small
+from fastuiat.training.config import TrainConfig, refuse_idle
 
-DEFAULTS: dict[str, Any] = {"method": "uiat", "dataset": "cifar10", "arch": "resnet-18"}
+DEFAULTS: dict[str, Any] = {
+    name: getattr(TrainConfig(), name) for name in ("method", "dataset", "arch")
+}
+FLAG = "flag"
+"""Origin of what the user says."""
+
+
+def settings_of(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+RUN_SETTINGS = [name for name in settings_of(TrainConfig) if name not in ("recipe", "settings")]
+"""Settings that a run has whatever its method; those of the method lie beside them."""
 
 
 def radius(levels: int) -> dict[str, Any]:
@@ -151,15 +165,6 @@ def get(name: str) -> Layer:
     return RECIPES[name]
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Settings before flags, and the origin of each, by the name of its flag."""
-
-    run: dict[str, Any]
-    settings: dict[str, Any]
-    sources: dict[str, str]
-
-
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, nested settings one by one."""
     result = dict(base)
@@ -193,35 +198,73 @@ def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     return dataclasses.replace(layer, settings=settings)
 
 
-def resolve(
-    recipe: str | None = None, chosen: dict[str, Any] | None = None, epochs: int | None = None
-) -> Resolved:
-    """All layers but the flags. `chosen` are the flags that choose layers (data set, method, extra
-    data), `epochs` the length the user wants: T and T' of a layer belong to its own length."""
+CHOOSING = ("dataset", "method", "extra_data")
+"""Settings of a run that choose layers."""
+
+
+def layers_of(recipe: str | None, chosen: dict[str, Any], epochs: int | None) -> list[Layer]:
+    """All that is laid over each other, lowest first: `chosen` are the user's CHOOSING ones.
+
+    T and T' of a layer belong to its own length: `epochs` is the user's.
+    """
     own = get(recipe) if recipe else Layer("")
-    base = DEFAULTS | {"recipe": recipe, "extra_data": None} | own.run | (chosen or {})
-    dataset, method, extra_data = base["dataset"], base["method"], base["extra_data"]
-    cls = methods.get(method)
-    iterated = not issubclass(cls, SingleStepMethod)
-    layers = [Layer("default", DEFAULTS), common_layer(iterated), method_layer(method)]
-    layers.append(dataset_layer(dataset, iterated))
+    base = DEFAULTS | {"extra_data": None} | own.run | chosen
+    method, extra_data = base["method"], base["extra_data"]
+    iterated = not issubclass(methods.get(method), SingleStepMethod)
+    layers = [Layer("default", DEFAULTS), common_layer(iterated)]
+    layers += [PAPERS_EPOCHS] if recipe else []
+    layers += [method_layer(method), dataset_layer(base["dataset"], iterated)]
     if extra_data is not None:
-        layers += [extra_layer(dataset), extra_method_layer(method)]
+        layers += [extra_layer(base["dataset"]), extra_method_layer(method)]
     layers.append(own)
     begun = next(layer.run["epochs"] for layer in reversed(layers) if "epochs" in layer.run)
     if epochs is not None and epochs != begun:
         layers = [at_length(layer, begun, epochs, keep=layer is own) for layer in layers]
+    return layers
+
+
+def resolve(recipe: str | None, overrides: dict[str, Any]) -> tuple[TrainConfig, dict[str, str]]:
+    """`config(recipe, **overrides)`, and the origin of each setting by the name of its flag."""
+    chosen = {name: overrides[name] for name in CHOOSING if name in overrides}
     run: dict[str, Any] = {"recipe": recipe}
     settings: dict[str, Any] = {}
-    sources = {"recipe": "flag"} if recipe else {}
-    for layer in layers:
+    sources = {"recipe": FLAG} if recipe else {}
+    for layer in layers_of(recipe, chosen, overrides.get("epochs")):
         run, settings = run | layer.run, merged(settings, layer.settings)
         sources |= layer.sources()
-    run |= chosen or {}
-    sources |= dict.fromkeys(chosen or {}, "flag")
     names = [f.name for f in dataclasses.fields(OptimizerConfig) if f.name in run]
-    run["optimizer"] = OptimizerConfig(**{name: run.pop(name) for name in names})
-    return Resolved(run, fitting(cls.Config, settings), sources)
+    run["optimizer"] = {name: run.pop(name) for name in names}
+    run = merged(run, {name: value for name, value in overrides.items() if name in RUN_SETTINGS})
+    cls = methods.get(run["method"]).Config
+    own = {name: value for name, value in overrides.items() if name not in RUN_SETTINGS}
+    if unknown := [name for name in own if name not in settings_of(cls)]:
+        raise UserError(
+            f"no setting '{unknown[0]}' of a run by {run['method']}: choose from "
+            + ", ".join([*RUN_SETTINGS, *settings_of(cls)])
+        )
+    settings = merged(fitting(cls, settings), own)
+    sources |= dict.fromkeys(flat(overrides), FLAG)
+    return TrainConfig(**run, settings=settings), sources
+
+
+def config(name: str | None = None, **overrides: Any) -> TrainConfig:
+    """The settings of a recipe, or without a name those that fit data set, method and extra data.
+
+    `overrides` are settings of the run and of its method, nested ones as dicts of what differs.
+    Those of the data set, method and extra data choose layers, as the flags of `fastuiat train` do,
+    and `epochs` scales T and T' along. UserError on an unknown recipe or setting, and on a setting
+    that does nothing beside the others.
+
+    >>> from fastuiat import recipes
+    >>> short = recipes.config(
+    ...     "table1/cifar10/uiat", epochs=20, attack={"steps": 5}, optimizer={"max_lr": 0.05}
+    ... )
+    >>> short.epochs, short.optimizer.max_lr, short.settings.attack.steps, short.settings.lam
+    (20, 0.05, 5, 3.5)
+    """
+    made, _ = resolve(name, overrides)
+    refuse_idle(made, flat(overrides))
+    return made
 
 
 def described(config: TrainConfig, sources: dict[str, str]) -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ import torch
 import fastuiat
 from fastuiat import data
 from fastuiat.cli import main
-from fastuiat.commands.train import default_config
+from fastuiat.commands.train import settings_in
 
 SMALL = ["--dataset", "digits", "--arch", "wrn-10-1", "--loader", "resident", "--no-compile"]
 SHORT = ["--steps", "1", "--batch-size", "32", "--val-size", "32", "--max-steps", "2"]
@@ -133,6 +133,16 @@ def run_folder(tmp_path_factory):
         ("train --batch-size 5000", "larger than the 414 training images"),
         ("train --device gpu", "auto.*cpu.*cuda"),
         ("train --precision fp16 --device cpu", "fp16 .* use bf16 or fp32"),
+        ("train --extra-share 0.7", "--extra-share does nothing without --extra-data"),
+        ("train --extra_share=0.5", "--extra-share does nothing without --extra-data"),
+        ("train --extra-data a.npz --extra_data=b.npz", "--extra-data is given twice"),
+        ("data prepare digits --extra-data a --extra-data b", "--extra-data is given twice"),
+        ("train --workers 4", "--workers does nothing with --loader resident"),
+        ("train --test-every 101", "--test-every does nothing above the run's 100 epochs"),
+        ("train --no-decay-batchnorm --weight-decay 0", "--decay-batchnorm does nothing with"),
+        ("train --gamma 0 --momentum-epoch 5", "--momentum-epoch does nothing with --gamma 0"),
+        ("train --method hat --gamma 0 --h 3", "--h does nothing with --gamma 0"),
+        ("train --extra_data no.npz", "no.npz does not exist"),
         ("train --extra-data no.npz", "no.npz does not exist"),
         ("train --extra-data ddpm1m", "no ddpm1m images of digits"),
         ("eval", "PATH"),
@@ -284,13 +294,13 @@ def test_training_that_diverges_stops_at_the_step(tmp_path, monkeypatch, capsys)
 def test_the_command_of_the_papers_table_4():
     """`fastuiat train --arch wrn-28-10 --extra-data ddpm1m`, as typed."""
     argv = ["--arch", "wrn-28-10", "--extra-data", "ddpm1m"]
-    config = default_config(argv)
+    config, _ = settings_in(argv)
     assert (config.dataset, config.method) == ("cifar10", "uiat")
     assert (config.epochs, config.batch_size, config.optimizer.max_lr) == (400, 512, 0.2)
     assert (config.activation, config.weight_averaging) == ("silu", 0.995)
     assert (config.extra_share, config.settings.momentum_epoch) == (0.7, 350)
     assert config.settings.attack.eps == 8 / 255
-    assert default_config([*argv, "--dataset", "cifar100"]).extra_share == 0.6
+    assert settings_in([*argv, "--dataset", "cifar100"])[0].extra_share == 0.6
 
 
 def test_help_lists_the_settings_of_the_method_only(capsys):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from fastuiat import recipes
+from fastuiat import methods, recipes
 from fastuiat.cli import main
-from fastuiat.commands.train import default_config
+from fastuiat.commands.train import settings_in
 from fastuiat.config import UserError
+from fastuiat.training.config import TrainConfig
 
 EPS8 = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10}
 UIAT = {"lam": 3.5, "beta": 1.0, "inverse_eps": 4 / 255, "inverse_alpha": 4 / 255}
@@ -145,7 +147,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_settings(name):
     method, run, settings, attack = EXPECTED[name]
-    config = default_config(["--recipe", name])
+    config = recipes.config(name)
     assert (config.recipe, config.method) == (name, method)
     assert config.dataset == next((d for d in ("svhn", "cifar100") if d in name), "cifar10")
     for key, value in run.items():
@@ -157,36 +159,44 @@ def test_settings(name):
         assert getattr(config.settings.attack, key) == value, key
 
 
+def begun(argv: list[str]):
+    """The settings of `fastuiat train`, which are those of the library with the same overrides."""
+    config, _ = settings_in(argv)
+    names = dict(zip([w[2:].replace("-", "_") for w in argv[::2]], argv[1::2], strict=True))
+    if "epochs" in names:
+        names["epochs"] = int(names["epochs"])
+    assert recipes.config(names.pop("recipe", None), **names) == config
+    return config
+
+
 def test_one_recipe_per_row():
     count = {"table1": 18, "table3": 12, "table4": 16, "table5": 18, "table6": 5}
     for table, rows in count.items():
         assert sum(name.startswith(table + "/") for name in recipes.RECIPES) == rows
     for name in recipes.RECIPES:
-        default_config(["--recipe", name])  # every one can be built
+        recipes.config(name)  # every one can be built
 
 
 def test_flags_choose_layers_and_lengths():
-    single = default_config(["--method", "gradalign"])
+    single = begun(["--method", "gradalign"])
     assert (single.epochs, single.optimizer.max_lr, single.arch) == (30, 0.3, "prn-18-v1")
-    plain = default_config(["--method", "rebuffi"])
+    plain = begun(["--method", "rebuffi"])
     assert plain.weight_averaging == 0.995 and plain.extra_data is None
     assert plain.optimizer.batchnorm_momentum == 0.01 and not plain.optimizer.decay_batchnorm
     for method in ("sat", "uiat", "hat"):
-        extra = default_config(["--method", method, "--extra-data", "pool.npz"]).optimizer
+        extra = begun(["--method", method, "--extra-data", "pool.npz"]).optimizer
         assert extra.batchnorm_momentum == 0.01 and not extra.decay_batchnorm
-    svhn = default_config(["--recipe", "table1/cifar10/uiat", "--dataset", "svhn"])
+    svhn = begun(["--recipe", "table1/cifar10/uiat", "--dataset", "svhn"])
     assert svhn.settings.lam == 3.0 and svhn.epochs == 30
     # T and T' of another length are not kept: the method derives its own.
-    short = default_config(["--recipe", "table4/cifar10/prn-18/uiat-oneoff", "--epochs", "100"])
+    short = begun(["--recipe", "table4/cifar10/prn-18/uiat-oneoff", "--epochs", "100"])
     assert short.settings.oneoff_epoch is None
     # But a sweep over T' stays one.
-    swept = default_config(["--recipe", "figure7/oneoff-epoch-60", "--epochs", "10"])
+    swept = begun(["--recipe", "figure7/oneoff-epoch-60", "--epochs", "10"])
     assert swept.settings.oneoff_epoch == 6
     # SVHN's step size is for iterated attacks.
-    assert (
-        default_config(["--dataset", "svhn", "--method", "rs-fgsm"]).settings.attack.alpha is None
-    )
-    other = default_config(["--recipe", "table6/uag", "--method", "natural"])
+    assert begun(["--dataset", "svhn", "--method", "rs-fgsm"]).settings.attack.alpha is None
+    other = begun(["--recipe", "table6/uag", "--method", "natural"])
     assert other.method == "natural"
     with pytest.raises(UserError, match="table5/n-fgsm/eps-8"):
         recipes.get("table5/n-fgsm/eps-12")
@@ -231,7 +241,8 @@ def test_who_says_so(capsys):
     for name in ("cycle-momentum", "decay-batchnorm", "batchnorm-momentum"):
         assert svhn[name][1].startswith("ours")
     # A T' that the user's length unsets is nobody's but the method's.
-    short = origins(capsys, "table1/svhn/uiat-oneoff", "--epochs", "10")
+    short = origins(capsys, "table1/svhn/uiat-oneoff", "--epochs", "10", "--no-nesterov")
+    assert short["epochs"] == ("10", "flag") and short["nesterov"] == ("False", "flag")
     assert short["oneoff-epoch"] == ("None", "default of uiat-oneoff")
 
 
@@ -251,3 +262,76 @@ def test_command_line(refusal, tmp_path, capsys):
     ):
         refusal("train", *words)
         assert not list(tmp_path.iterdir())
+
+
+def test_no_flags_and_no_arguments_are_the_same_run():
+    assert settings_in([])[0] == TrainConfig() == recipes.config()
+    config = TrainConfig()
+    assert (config.dataset, config.method, config.epochs) == ("cifar10", "uiat", 100)
+    # T is the paper's 75 without being named, and moves with the length.
+    assert recipes.config("table1/cifar10/uiat").settings.momentum_epoch == 75
+    for epochs, T in ((100, 75), (20, 15)):
+        run = dataclasses.replace(config, epochs=epochs)
+        method = methods.get("uiat")(
+            run.settings, num_classes=2, num_samples=1, image_shape=(3, 8, 8), epochs=epochs, seed=0
+        )
+        assert method.target.start_epoch == T
+
+
+def test_overrides():
+    config = recipes.config(
+        "table1/cifar10/uiat",
+        epochs=20,
+        seed=1,
+        out="runs/x",
+        lam=3.0,
+        attack={"steps": 5, "eps": "4/255"},
+        optimizer={"max_lr": 0.05},
+    )
+    assert (config.recipe, config.epochs, config.seed) == ("table1/cifar10/uiat", 20, 1)
+    assert config.out == Path("runs/x") and config.optimizer.max_lr == 0.05
+    assert config.optimizer.weight_decay == 5e-4
+    settings = config.settings
+    assert (settings.lam, settings.beta, settings.attack.steps) == (3.0, 1.0, 5)
+    assert (settings.attack.eps, settings.attack.alpha) == (4 / 255, 2 / 255)
+    words = "--epochs 20 --seed 1 --out runs/x --lam 3 --steps 5 --eps 4/255 --max-lr 0.05"
+    assert settings_in(["--recipe", config.recipe, *words.split()])[0] == config
+    # Single-step settings of another method come with it.
+    assert recipes.config(method="n-fgsm").arch == "prn-18-v1"
+    assert recipes.config("table4/cifar10/prn-18/uiat", extra_data=None).epochs == 100
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        ({"max_lr": 0.1}, "no setting 'max_lr' of a run by uiat: choose from dataset, .*, lam, "),
+        ({"attack": {"step": 5}}, "no setting 'step' in AttackConfig: .* eps, alpha, steps, start"),
+        ({"optimizer": {"lr": 1}}, "no setting 'lr': choose from max_lr, schedule"),
+        ({"method": "sat", "lam": 1.0}, "no setting 'lam' of a run by sat: .*, attack$"),
+        ({"recipe": "table1/cifar10/sat"}, "no setting 'recipe'"),
+        ({"settings": {}}, "no setting 'settings'"),
+        ({"method": "foo"}, "unknown method 'foo'"),
+        ({"extra_share": 0.6}, "--extra-share does nothing without --extra-data"),
+        ({"gamma": 0.0, "momentum_epoch": 9}, "--momentum-epoch does nothing with --gamma 0"),
+    ],
+)
+def test_overrides_that_cannot_be(overrides, said):
+    with pytest.raises(UserError, match=said):
+        recipes.config(None, **overrides)
+
+
+def test_no_method_has_a_setting_with_the_name_of_a_runs():
+    for name in methods.names():
+        assert not set(recipes.settings_of(methods.get(name).Config)) & set(recipes.RUN_SETTINGS)
+
+
+def test_settings_of_another_method_are_refused():
+    config = recipes.config("table1/cifar10/uiat")
+    with pytest.raises(UserError, match=r"settings are UIAT\.Config, --method trades takes"):
+        dataclasses.replace(config, method="trades")
+    plain = dataclasses.replace(config, method="trades", settings=None)
+    assert plain.settings == methods.get("trades").Config()
+    with pytest.raises(UserError, match="no setting 'lam'"):
+        TrainConfig(method="sat", settings={"lam": 2})
+    with pytest.raises(UserError, match="--max-lr must be above 0"):
+        TrainConfig(optimizer={"max_lr": 0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -18,18 +19,12 @@ import pytest
 import torch
 
 from fastuiat import paper, recipes, reproduce
-from fastuiat.commands.parsing import parse
-from fastuiat.commands.train import default_config
+from fastuiat.commands.train import settings_in
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.runs import seconds_per_epoch
 from fastuiat.training.checkpoint import sha256_of
-
-
-def configure(flags):
-    default = default_config(flags)
-    return parse(type(default), flags, prog="fastuiat train", default=default)
 
 
 class FakeRuns:
@@ -43,7 +38,7 @@ class FakeRuns:
         if any(text in " ".join(words) for text in self.fails):
             raise UserError("fastuiat train ended with exit code 1")
         if words[0] == "train" and "--resume" not in words:
-            config = configure(list(words[1:]))
+            config, _ = settings_in(list(words[1:]))
             self.finish(Path(config.out), config.to_json())
         elif words[0] == "train":
             folder = Path(words[2])
@@ -106,7 +101,7 @@ def test_paper_values_belong_to_recipes():
 
 def test_rows():
     def names(**options):
-        return [row.name for row in rows.rows_of(Options(**options), configure)]
+        return [row.name for row in rows.rows_of(Options(**options))]
 
     assert len(names(table="table1")) == 18
     assert names(table="table1", dataset="svhn")[0] == "svhn/sat"
@@ -114,13 +109,13 @@ def test_rows():
     assert names(table="table1", dataset="digits")[-1] == "cifar10/uiat-oneoff"
     four = names(table="table4", dataset="cifar100", arch="wrn-10-1", extra_data="pool.npz")
     assert four == [f"cifar100/prn-18/{m}" for m in ("rebuffi", "hat", "uiat", "uiat-oneoff")]
-    made = rows.rows_of(Options(table="table3", epochs=20), configure)
+    made = rows.rows_of(Options(table="table3", epochs=20))
     assert [round(row.eps * 255) for row in made[::4]] == [10, 12, 16]
     assert made[3].paper == (82.76, 41.16)
 
 
 def test_skips_what_is_finished_and_resumes_what_is_not(runs, tmp_path):
-    out = reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    out = reproduce.reproduce(small(seeds=(0, 1)), lambda text: None)
     assert len(runs.of("train")) == 12 and len(runs.of("eval")) == 12
     for words in runs.of("train"):
         assert "--no-compile" in words and words[words.index("--val-size") + 1] == "143"
@@ -134,13 +129,13 @@ def test_skips_what_is_finished_and_resumes_what_is_not(runs, tmp_path):
     for difference in ("digits instead of cifar10", "epochs 3 instead of 100", "32 of 359"):
         assert difference in text
     runs.calls.clear()
-    reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    reproduce.reproduce(small(seeds=(0, 1)), lambda text: None)
     assert runs.calls == []
     # One run lost its end, another its best checkpoint's evaluation.
     broken = out / "cifar10-mart" / "seed-1"
     torch.save({"validated_epoch": 2}, broken / "checkpoints" / "last.pt")
     (out / "cifar10-hat" / "seed-0" / "eval" / "pgd-20_eps8over255_n32.json").unlink()
-    reproduce.reproduce(small(seeds=(0, 1)), configure, lambda text: None)
+    reproduce.reproduce(small(seeds=(0, 1)), lambda text: None)
     assert runs.of("train") == [("train", "--resume", str(broken))]
     again = {words[1]: words for words in runs.of("eval")}
     assert set(again) == {str(broken), str(out / "cifar10-hat" / "seed-0")}
@@ -151,33 +146,43 @@ def test_skips_what_is_finished_and_resumes_what_is_not(runs, tmp_path):
 def test_a_failed_row_is_a_row(runs, tmp_path):
     runs.fails = ("table1/cifar10/hat",)
     with pytest.raises(UserError, match="1 of 6 rows failed: cifar10/hat"):
-        reproduce.reproduce(small(out=tmp_path / "o"), configure, lambda text: None)
+        reproduce.reproduce(small(out=tmp_path / "o"), lambda text: None)
     text = (tmp_path / "o" / "table1.md").read_text()
     assert "failed" in text and "exit code 1" in text and "cifar10/uiat-oneoff" in text
     runs.fails = ()
     runs.calls.clear()
-    reproduce.reproduce(small(out=tmp_path / "o"), configure, lambda text: None)
+    reproduce.reproduce(small(out=tmp_path / "o"), lambda text: None)
     assert len(runs.of("train")) == 1
     assert "failed" not in (tmp_path / "o" / "table1.md").read_text()
 
 
 def test_another_scale_in_the_same_folder_is_refused(runs, tmp_path):
-    reproduce.reproduce(small("table6", out=tmp_path / "o"), configure, lambda text: None)
+    reproduce.reproduce(small("table6", out=tmp_path / "o"), lambda text: None)
     runs.calls.clear()
     with pytest.raises(UserError, match="5 of 5 rows failed"):
-        reproduce.reproduce(
-            small("table6", epochs=4, out=tmp_path / "o"), configure, lambda text: None
-        )
+        reproduce.reproduce(small("table6", epochs=4, out=tmp_path / "o"), lambda text: None)
     assert runs.calls == []
+
+
+def test_the_words_of_a_row_say_its_settings():
+    """What a run's process parses is what the table reckons with."""
+    options = Options(table="table4", extra_data="pool.npz", epochs=20, compile=False)
+    for row in rows.rows_of(options):
+        changed = rows.fitted_to_data(row, options, 50_000) | {"seed": 3, "out": Path("o")}
+        parsed, _ = settings_in(rows.flags_of(row.recipe, changed))
+        assert parsed == recipes.config(row.recipe, **changed)
+        assert (
+            not parsed.compile
+            and dataclasses.replace(parsed, seed=0, out=None, compile=True) == row.config
+        )
 
 
 def test_at_the_papers_scale_nothing_is_marked():
     options = Options(table="table1", dataset="svhn")
-    row = rows.rows_of(options, configure)[4]
-    original = configure(["--recipe", row.recipe])
-    assert rows.differences(row, options, (73_257, 26_032), original) == []
-    flags = rows.fitted_to_data(row, options, 73_257)
-    assert "--val-size" not in flags and "--no-compile" not in flags
+    row = rows.rows_of(options)[4]
+    assert rows.differences(row, options, (73_257, 26_032)) == []
+    changed = rows.fitted_to_data(row, options, 73_257)
+    assert changed == {"data_dir": Path("data"), "device": "auto", "dataset": "svhn"}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +195,8 @@ def test_at_the_papers_scale_nothing_is_marked():
         ["table1", "--n", "0"],
         ["table1", "--dataset", "nowhere"],
         ["table1", "--dataset", "digits", "--arch", "wrn-9-1"],
+        ["table1", "--dataset", "digits", "--extra-data", "pool.npz"],
+        ["table4", "--extra-data", "a.npz", "--extra-data", "b.npz"],
         ["table1", "--dataset", "cifar10", "--data-dir", "nothere"],
     ],
 )
@@ -213,7 +220,7 @@ def preset(**more):
 def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, two_rows):
     """Its seeds, images by column and rows; no paper beside it."""
     said = []
-    out = reproduce.reproduce(preset(), configure, said.append)
+    out = reproduce.reproduce(preset(), said.append)
     trained = {(w[w.index("--recipe") + 1], w[w.index("--seed") + 1]) for w in runs.of("train")}
     names = ("fashion-mnist-small/eps-8/sat", "fashion-mnist-small/eps-16/mart")
     assert trained == {(name, seed) for name in names for seed in "012"}
@@ -234,16 +241,16 @@ def test_a_preset_has_a_scale_of_its_own(runs, tmp_path, two_rows):
 
 
 def test_one_seed_comes_before_the_next(runs, two_rows):
-    reproduce.reproduce(preset(jobs=1), configure, lambda text: None)
+    reproduce.reproduce(preset(jobs=1), lambda text: None)
     assert [w[w.index("--seed") + 1] for w in runs.of("train")] == list("001122")
 
 
 def test_what_was_made_keeps_its_origin(runs, tmp_path, two_rows):
     """A later call on another machine, or with other jobs, says nothing of runs that it skips."""
-    out = reproduce.reproduce(preset(seeds=(0,)), configure, lambda text: None)
+    out = reproduce.reproduce(preset(seeds=(0,)), lambda text: None)
     for file in (tmp_path / out).rglob("made.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "another"}))
-    reproduce.reproduce(preset(seeds=(0, 1), jobs=1, out=out), configure, lambda text: None)
+    reproduce.reproduce(preset(seeds=(0, 1), jobs=1, out=out), lambda text: None)
     table = json.loads((tmp_path / out / "fashion-mnist-small.json").read_text())
     assert [(o["n"], o["jobs"]) for o in table["made"]] == [(2, 2), (2, 1)]
     assert [o["device"] == "another" for o in table["made"]] == [True, False]
@@ -252,16 +259,15 @@ def test_what_was_made_keeps_its_origin(runs, tmp_path, two_rows):
 def test_another_scale_than_the_presets_is_marked(two_rows):
     def differing(sizes=(60_000, 10_000), **more):
         options = preset(**more)
-        row = rows.rows_of(options, configure)[0]
-        return rows.differences(row, options, sizes, configure(["--recipe", row.recipe]))
+        row = rows.rows_of(options)[0]
+        return rows.differences(row, options, sizes)
 
     assert differing() == [] == differing(n=200)
     assert differing(n=10_000) == ["10000 of 10000 test images"]
     small = differing(sizes=(1_438, 359), dataset="digits")
     assert "trained on 1310 images instead of 2048" in small
-    row = rows.rows_of(preset(dataset="digits"), configure)[0]
-    flags = rows.fitted_to_data(row, preset(dataset="digits"), 1_438)
-    assert flags[flags.index("--train-size") + 1] == "1310"
+    row = rows.rows_of(preset(dataset="digits"))[0]
+    assert rows.fitted_to_data(row, preset(dataset="digits"), 1_438)["train_size"] == 1310
 
 
 def test_only_whole_epochs_are_timed(tmp_path):
@@ -280,7 +286,7 @@ def test_only_whole_epochs_are_timed(tmp_path):
 
 
 def test_all_methods_are_in_the_preset_under_the_same_budget():
-    made = rows.rows_of(preset(), configure)
+    made = rows.rows_of(preset())
     assert len(made) == 28 and len({row.config.method for row in made}) == 13
     budgets = {
         (c.train_size, c.epochs, c.batch_size, c.optimizer, c.arch, c.val_size)

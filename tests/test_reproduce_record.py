@@ -15,14 +15,14 @@ from fastuiat.reproduce.ledger import Ledger, first_difference
 from fastuiat.reproduce.recorded import curves_of, gain, table_of
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_reproduce import configure, runs, small
+from test_reproduce import runs, small
 
 __all__ = ["runs"]
 
 
 def filled(options: Options) -> dict[str, dict]:
     """The table's rows by name."""
-    out = reproduce.reproduce(options, configure, lambda text: None)
+    out = reproduce.reproduce(options, lambda text: None)
     document = json.loads((out / f"{options.table}.json").read_text())
     return {row["row"]: row for row in document["rows"]}
 
@@ -30,7 +30,7 @@ def filled(options: Options) -> dict[str, dict]:
 def test_rows_by_name_and_pattern():
     def names(*patterns: str) -> list[str]:
         options = Options(table="cifar10-small", rows=patterns)
-        return [row.name for row in rows.rows_of(options, configure)]
+        return [row.name for row in rows.rows_of(options)]
 
     readings = ["pgd-5/uiat-eval", "pgd-5/uiat-train", "pgd-5/uiat-attached"]
     assert names("pgd-5/sat", "pgd-5/uiat-[eta]*[lnd]") == ["pgd-5/sat", *readings]
@@ -105,7 +105,7 @@ def test_a_line_that_was_cut_off_is_finished_with(tmp_path):
     path.write_text(whole + "\n" + whole[:20])  # and a blank line, as a merge by hand leaves one
     ledger, beside = Ledger(path, "small"), Ledger(path, "small")
     assert list(ledger.lines) == [("pgd-5/sat", 0)]
-    (row,) = rows.rows_of(Options(table="table6", rows=("iat",)), configure)
+    (row,) = rows.rows_of(Options(table="table6", rows=("iat",)))
     content = {name: {} for name in ("accuracies", "n", "curve", "made")}
     ledger.add(row, 1, content)
     beside.add(row, 1, content)  # by another process, which had read the file before
@@ -192,7 +192,7 @@ def test_a_gain_is_shown_above_twice_its_spread():
 
 def test_what_the_presets_on_cifar10_are():
     def made(table: str) -> dict[str, rows.Row]:
-        return {row.name: row for row in rows.rows_of(Options(table=table), configure)}
+        return {row.name: row for row in rows.rows_of(Options(table=table))}
 
     small = made("cifar10-small")
     for name, row in small.items():

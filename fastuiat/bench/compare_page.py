@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from fastuiat.bench import compare_tables as tables
 from fastuiat.bench import floors, table
 from fastuiat.bench.comparison import Comparison, Row
-from fastuiat.report.page import INK, MUTED, PALETTE, Page, house_style, new_figure
+from fastuiat.report.page import INK, MUTED, PALETTE, Page, new_figure, page_style
 
 TITLES = {
     "table2": "Training time by method and net",
@@ -46,7 +46,7 @@ def draw(
     logarithmic = max(known) / min(known) > WIDE_RANGE
     each = 0.8 / len(series)
     figure, axes = new_figure(4.4, 0.85 + len(names) * max(0.24, 0.17 * len(series)))
-    with house_style():
+    with page_style():
         for i, (label, values) in enumerate(series.items()):
             at = [n + (i - (len(series) - 1) / 2) * each for n in range(len(names))]
             drawn = [(y, v) for y, v in zip(at, values, strict=True) if v]

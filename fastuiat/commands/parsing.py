@@ -58,3 +58,19 @@ def early(argv: list[str], flag: str) -> str | None:
         elif word.startswith(flag + "="):
             found = word.split("=", 1)[1]
     return found
+
+
+def hyphenated(argv: list[str]) -> list[str]:
+    """Flags as the help has them: the parser takes --extra_data for --extra-data too."""
+
+    def spelled(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+
+    return [spelled(word) for word in argv]
+
+
+def refuse_second(argv: list[str], flag: str) -> None:
+    """UserError on a flag given twice, where somebody may expect that both count."""
+    if sum(word.split("=")[0] == flag for word in argv) > 1:
+        raise UserError(f"{flag} is given twice, and only the last would count: give it once")

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from fastuiat.commands.output import Output, OutputOptions
-from fastuiat.commands.parsing import parse
+from fastuiat.commands.parsing import hyphenated, parse, refuse_second
 from fastuiat.config import UserError
 
 
@@ -27,6 +27,7 @@ class PrepareOptions(OutputOptions):
 def prepare(argv: list[str]) -> None:
     if argv[:1] != ["prepare"]:
         raise UserError("usage: fastuiat data prepare NAME [--data-dir DIR] [--extra-data FILE]")
+    refuse_second(hyphenated(argv), "--extra-data")
     options = parse(PrepareOptions, argv[1:], prog="fastuiat data prepare")
     from fastuiat import data
 

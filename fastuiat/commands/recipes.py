@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-from typing import Any
 
 from fastuiat.commands.output import Output, OutputOptions, columns, split_output
-from fastuiat.commands.parsing import parse
-from fastuiat.commands.train import default_config, resolved_config
+from fastuiat.commands.parsing import hyphenated, parse, refuse_second
+from fastuiat.commands.train import settings_in
 
 STDERR = 2
 """Its file descriptor: where the runs of `reproduce --json` speak."""
@@ -25,7 +24,7 @@ def recipes(argv: list[str]) -> None:
     if not argv:
         output.result(list(RECIPES), "\n".join(RECIPES))
         return
-    config, sources = resolved_config(["--recipe", argv[0], *argv[1:]])
+    config, sources = settings_in(["--recipe", argv[0], *hyphenated(argv[1:])])
     rows = list(described(config, sources))
     document = {name: {"value": value, "source": source} for name, value, source in rows}
     output.result(document, columns(rows))
@@ -34,17 +33,14 @@ def recipes(argv: list[str]) -> None:
 def reproduce(argv: list[str]) -> None:
     from fastuiat.reproduce import Options, reproduce
 
-    def configure(flags: list[str]) -> Any:
-        default = default_config(flags)
-        return parse(type(default), flags, prog="fastuiat train", default=default)
-
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class ReproduceOptions(Options, OutputOptions):
         __doc__ = Options.__doc__
 
+    refuse_second(hyphenated(argv), "--extra-data")
     options = parse(ReproduceOptions, argv, prog="fastuiat reproduce")
     output = Output(options)
     stdout = None
     if options.quiet or options.json:
         stdout = subprocess.DEVNULL if options.quiet else STDERR
-    reproduce(options, configure, output.say, conclude=output.result, stdout=stdout)
+    reproduce(options, output.say, conclude=output.result, stdout=stdout)

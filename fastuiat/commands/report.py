@@ -13,7 +13,7 @@ from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 
 if TYPE_CHECKING:
-    from fastuiat.report.document import Asked
+    from fastuiat.report.document import FromNets
     from fastuiat.report.pictures import Pictures
     from fastuiat.report.runs import Run
 
@@ -34,7 +34,7 @@ class ReportOptions(OutputOptions):
     data_dir: Path | None = None
     """By default the runs' own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where nets are asked for what the records do not hold."""
+    """Where nets compute what the records do not hold."""
 
 
 def report(argv: list[str]) -> None:
@@ -49,7 +49,7 @@ def report(argv: list[str]) -> None:
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file")
     output = Output(options)
-    page, left_out = make_report(runs, ask_nets(runs, options, output))
+    page, left_out = make_report(runs, what_nets_tell(runs, options, output))
     figures = out.with_name(f"{out.stem}-figures")
     page.write(out, figures=figures)
     lines = [f"report: {out}"]
@@ -63,41 +63,41 @@ def report(argv: list[str]) -> None:
     output.result(written, *lines)
 
 
-def ask_nets(runs: list[Run], options: ReportOptions, output: Output) -> Asked:
+def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> FromNets:
     """What only the nets can tell; what they cannot is left out in words."""
     from fastuiat.device import resolve_device
     from fastuiat.progress import show_evaluation
     from fastuiat.report.curves import strength_sweep
-    from fastuiat.report.document import Asked
+    from fastuiat.report.document import FromNets
 
     device = resolve_device(options.device)
-    asked = Asked()
+    found = FromNets()
     with show_evaluation(output.console) as progress:
         for run in runs:
             if sweep := strength_sweep(run):
                 losses = losses_of(run, sweep.records[0], options, device, progress)
                 if isinstance(losses, str):
-                    asked.left_out.append(losses)
+                    found.left_out.append(losses)
                 else:
-                    asked.losses[run.label] = losses
+                    found.losses[run.label] = losses
     if len(runs) > MOST_PICTURED:
-        asked.left_out.append(
+        found.left_out.append(
             "Inverse examples (Figure 6) are drawn for a few runs at a time: "
             f"`fastuiat report {runs[0].folder}`"
         )
-        return asked
+        return found
     for run in runs:
         try:
-            asked.pictures[run.label] = pictures_of(run, options, device)
+            found.pictures[run.label] = pictures_of(run, options, device)
         except UserError as error:
-            asked.left_out.append(f"{run.label} has no inverse examples (Figure 6): {error}")
+            found.left_out.append(f"{run.label} has no inverse examples (Figure 6): {error}")
             continue
-        if asked.pictures[run.label].z is None:
-            asked.left_out.append(
+        if found.pictures[run.label].z is None:
+            found.left_out.append(
                 f"{run.label} has no z (Figure 6), which methods of universal inverse examples "
                 "have: `fastuiat train --method uiat`"
             )
-    return asked
+    return found
 
 
 def data_dir_of(run: Run, options: ReportOptions) -> Path:

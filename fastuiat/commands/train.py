@@ -5,31 +5,51 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastuiat.commands.output import Output, split_output
-from fastuiat.commands.parsing import early, parse
-from fastuiat.config import OptimizerConfig, TrainConfig, UserError
+from fastuiat.commands.parsing import early, hyphenated, parse, refuse_second
+from fastuiat.config import UserError
+
+if TYPE_CHECKING:
+    from fastuiat.training.config import TrainConfig
 
 
-def method_settings(cls: Any) -> list[str]:
+def method_flags(cls: Any) -> list[str]:
     """The flags of a settings class, its nested ones included."""
     flags: list[str] = []
     for field in dataclasses.fields(cls):
         nested = field.default_factory
         if nested is not dataclasses.MISSING and dataclasses.is_dataclass(nested):
-            flags += method_settings(nested)
+            flags += method_flags(nested)
         else:
             flags.append("--" + field.name.replace("_", "-"))
     return flags
 
 
-def parse_training(default: Any, argv: list[str]) -> Any:
-    """The settings of `train`; an unknown flag is answered with those that the method has."""
-    if early([word.replace("_", "-") for word in argv], "--inverse-bn") is not None:
+def flags_of(method: str) -> Any:
+    """TrainConfig with the settings of one method, which is what `train` parses."""
+    from fastuiat import methods
+    from fastuiat.training.config import TrainConfig
+
+    settings = methods.get(method).Config
+    return dataclasses.make_dataclass(
+        "TrainConfig",
+        [("settings", settings, dataclasses.field(default_factory=settings))],
+        bases=(TrainConfig,),
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
+    """`begun` with flags laid over it; an unknown one is answered with those of the method."""
+    if early(argv, "--inverse-bn") is not None:
         raise UserError("--inverse-bn is --inverse-forward now: eval, train or attached")
+    values = {f.name: getattr(begun, f.name) for f in dataclasses.fields(begun)}
+    default = flags_of(begun.method)(**values)
     try:
-        return parse(
+        parsed = parse(
             type(default),
             argv,
             prog="fastuiat train",
@@ -42,91 +62,73 @@ def parse_training(default: Any, argv: list[str]) -> Any:
         unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
         if not unknown:
             raise
-        known = ", ".join(method_settings(type(default.settings))) or "none"
+        known = ", ".join(method_flags(type(begun.settings))) or "none"
         raise UserError(
-            f"no flag {unknown[1]} with --method {default.method}, whose settings are: {known} "
+            f"no flag {unknown[1]} with --method {begun.method}, whose settings are: {known} "
             "(fastuiat train --help)"
         ) from None
+    return type(begun)(**{name: getattr(parsed, name) for name in values})
 
 
-def train_class(method: str) -> Any:
-    """TrainConfig with the settings of one method, which is what `train` parses."""
-    from fastuiat import methods
-
-    settings = methods.get(method).Config
-    return dataclasses.make_dataclass(
-        "TrainConfig",
-        [("settings", settings, dataclasses.field(default_factory=settings))],
-        bases=(TrainConfig,),
-        frozen=True,
-        kw_only=True,
-    )
+def named_in(argv: list[str]) -> list[str]:
+    """The settings that flags name: `nesterov` of --no-nesterov."""
+    words = [word[2:].split("=")[0] for word in argv if word.startswith("--")]
+    return [word.removeprefix("no-").replace("-", "_") for word in words]
 
 
-def default_config(argv: list[str]) -> Any:
-    """The settings before flags: recipe, data set, method and extra data choose them."""
-    return resolved_config(argv)[0]
+def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
+    """The settings that the flags of `train` make, and where each comes from.
 
+    Recipe, data set, method, extra data and length choose what the others are laid over.
+    """
+    from fastuiat import recipes
+    from fastuiat.training.config import refuse_idle
 
-def resolved_config(argv: list[str]) -> tuple[Any, dict[str, str]]:
-    """(settings before flags, where each comes from)."""
-    from fastuiat import methods, recipes
-
+    refuse_second(argv, "--extra-data")
     chosen: dict[str, Any] = {}
     for flag in ("dataset", "method", "extra_data"):
         if value := early(argv, "--" + flag.replace("_", "-")):
             chosen[flag] = None if value == "None" else value
     epochs = early(argv, "--epochs")
-    length = int(epochs) if epochs and epochs.isdecimal() else None  # tyro refuses any other
-    resolved = recipes.resolve(early(argv, "--recipe"), chosen, length)
-    method = resolved.run["method"]
-    settings = methods.configure(methods.get(method).Config, resolved.settings)
-    return train_class(method)(**resolved.run, settings=settings), resolved.sources
+    if epochs and epochs.isdecimal():  # the parser refuses any other
+        chosen["epochs"] = int(epochs)
+    begun, sources = recipes.resolve(early(argv, "--recipe"), chosen)
+    config, named = parse_over(begun, argv), named_in(argv)
+    refuse_idle(config, named)
+    return config, sources | dict.fromkeys(named, recipes.FLAG)
 
 
-def stored_default(folder: Path) -> Any:
-    """The settings of a run as a parsed config, for --resume."""
-    from fastuiat import methods
-    from fastuiat.training.run import stored_config
+def resumed_settings(folder: Path, argv: list[str]) -> TrainConfig:
+    """Those of the run, with flags laid over them."""
+    from fastuiat.training.folder import config_of
 
-    stored = stored_config(folder)
-    try:
-        config = methods.get(stored["method"]).Config
-        settings = methods.configure(config, stored.pop("settings"))
-        for name in ("data_dir", "out", "helper"):
-            stored[name] = None if stored[name] is None else Path(stored[name])
-        stored["optimizer"] = OptimizerConfig(**stored["optimizer"])
-        return train_class(stored["method"])(**stored, settings=settings)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
+    stored = config_of(folder)
+    method = early(argv, "--method") or stored.method
+    if method != stored.method:
+        raise UserError(
+            f"--resume keeps the run's settings, but --method is {stored.method}, not {method}"
+        )
+    return parse_over(stored, argv)
 
 
 def train(argv: list[str]) -> None:
-    from fastuiat.progress import show_training
-
-    options, argv = split_output(argv)
+    options, argv = split_output(hyphenated(argv))
     output = Output(options)
-    resumed = early(argv, "--resume")
-    if resumed is not None:
-        from fastuiat.training.run import resume
-
+    run = early(argv, "--resume")
+    if run is not None:
         at = next(i for i, w in enumerate(argv) if w.startswith("--resume"))
-        rest = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
-        default = stored_default(Path(resumed))
-        method = early(rest, "--method") or default.method
-        if method != default.method:
-            raise UserError(
-                f"--resume keeps the run's settings, but --method is {default.method}, not {method}"
-            )
-        config = parse_training(default, rest)
-        with show_training(output.console) as progress:
-            trainer = resume(config, Path(resumed), progress, say=progress.say)
+        argv = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+        config = resumed_settings(Path(run), argv)
     else:
-        from fastuiat.training.run import train as start
+        config, _ = settings_in(argv)
+    from fastuiat.progress import show_training
+    from fastuiat.training.run import resume
+    from fastuiat.training.run import train as begin
 
-        default = default_config(argv)
-        config = parse_training(default, argv)
-        with show_training(output.console) as progress:
-            trainer = start(config, progress, say=progress.say)
-    document = {"run": trainer.folder, "step": trainer.step, "last_epoch": progress.validated}
-    output.result(document, f"run folder: {trainer.folder}")
+    with show_training(output.console) as progress:
+        if run is not None:
+            folder = resume(config, Path(run), progress=progress, say=progress.say)
+        else:
+            folder = begin(config, progress=progress, say=progress.say)
+    document = {"run": folder, "step": progress.done, "last_epoch": progress.validated}
+    output.result(document, f"run folder: {folder}")

@@ -8,6 +8,7 @@ import os
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import wrap_file
@@ -43,7 +44,9 @@ def fetch(url: str, path: Path, md5: str | None = None) -> Path:
     return path
 
 
-def _copy(response, file, length: int, md5: str | None, description: str) -> None:
+def _copy(
+    response: BinaryIO, file: BinaryIO, length: int, md5: str | None, description: str
+) -> None:
     digest, received = hashlib.md5(usedforsecurity=False), 0
     console = Console(stderr=True)
     with wrap_file(response, length, description=description, console=console) as source:

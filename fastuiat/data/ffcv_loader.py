@@ -80,7 +80,7 @@ class FFCVLoader:
             raise UserError(f"the ffcv loader needs at least 1 worker, got {workers}")
         self.order, self.flip, self.pad = order, flip, pad
         self.device = torch.device(device)
-        self._open: weakref.WeakSet[Generator] = weakref.WeakSet()
+        self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
         with torch_threads_kept():
             self._loader = self._make(str(beton), workers)
 

@@ -43,9 +43,11 @@ def configure(cls: type, settings: dict[str, Any]) -> Any:
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-        raise UserError(f"no setting '{sorted(unknown)[0]}' in {cls.__name__}")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            choices = ", ".join(known)
+            raise UserError(f"no setting '{name}' in {cls.__name__}: choose from {choices}")
     return values
 
 

@@ -46,7 +46,7 @@ def with_uiat(base: type[SingleStepMethod]) -> type[SingleStepMethod]:
         objective = staticmethod(pulled(base.objective))
 
         @dataclass(frozen=True, kw_only=True)
-        class Config(InverseConfig, base.Config):  # type: ignore[name-defined,misc]
+        class Config(InverseConfig, base.Config):  # type: ignore[name-defined]
             beta: float = 0.0
             """Weight of the feature term in the inverse loss (eq. 4); the paper leaves it out."""
             oneoff_epoch: int | None = None

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastuiat.report.page import INK, MUTED, PALETTE, house_style, new_figure
+from fastuiat.report.page import INK, MUTED, PALETTE, new_figure, page_style
 from fastuiat.report.runs import Record, Run, same_radius
 
 NATURAL, ROBUST, TRAINING = PALETTE[0], PALETTE[1], PALETTE[2]
@@ -24,7 +24,7 @@ Line = tuple[list[float], list[float]]
 
 def below(axes: Axes, columns: int = 2) -> None:
     """The legend under the axes, where it hides no line."""
-    axes.figure.legend(  # type: ignore[union-attr]
+    axes.figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=columns,
@@ -64,7 +64,7 @@ def mark(line: Line) -> str | None:
     return "o" if len(line[0]) <= 30 else None
 
 
-@house_style()
+@page_style()
 def learning_curves(run: Run) -> Figure | None:
     """Natural and robust accuracy by epoch on the parts that a run was measured on (Figure 2)."""
     lines = learning_lines(run)
@@ -84,7 +84,7 @@ def learning_curves(run: Run) -> Figure | None:
     return figure
 
 
-@house_style()
+@page_style()
 def robust_overfitting(runs: Sequence[Run]) -> tuple[Figure, str] | None:
     """(robust accuracy by epoch of all runs in one picture, where it was measured)."""
     measured = {
@@ -167,7 +167,7 @@ def halves(losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
 
 
-@house_style()
+@page_style()
 def strength_curves(run: Run, sweep: Sweep, losses: Sequence[float]) -> Figure:
     """Accuracy against strength for the halves by natural loss (Figures 1, 4); losses (n,)."""
     figure, axes = new_figure(4.4, 3.3)
@@ -233,7 +233,7 @@ def difference(first: Run, other: Run, attack: str = "autoattack") -> Difference
     return best
 
 
-@house_style()
+@page_style()
 def difference_curves(runs: Sequence[Run]) -> Figure | None:
     """AutoAttack accuracy of the first run minus that of each other, over the radius (Figure 5)."""
     first, *others = runs

@@ -39,7 +39,7 @@ MOST_TOGETHER = 8
 
 
 @dataclass
-class Asked:
+class FromNets:
     """What only the nets can tell, by the run's label, and in words what they could not."""
 
     losses: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -56,8 +56,8 @@ def slug(label: str) -> str:
 class Report:
     """Fills a page section by section; `left_out` says what is not on it and what would make it."""
 
-    def __init__(self, runs: Sequence[Run], asked: Asked) -> None:
-        self.runs, self.asked = runs, asked
+    def __init__(self, runs: Sequence[Run], from_nets: FromNets) -> None:
+        self.runs, self.from_nets = runs, from_nets
         self.left_out: list[str] = []
         self.page = Page(self.title(), self.lead())
         # Two labels may differ by what no file's name holds.
@@ -88,7 +88,7 @@ class Report:
         self.timing()
         self.settings()
         self.environment()
-        self.left_out += self.asked.left_out
+        self.left_out += self.from_nets.left_out
         if self.left_out:
             self.page.section("Not on this page", "What the runs lack, and what would make it.")
             self.page.items(self.left_out)
@@ -195,7 +195,7 @@ class Report:
         drawn = [
             (run, sweep)
             for run in self.runs
-            if (sweep := swept[run.label]) and run.label in self.asked.losses
+            if (sweep := swept[run.label]) and run.label in self.from_nets.losses
         ]
         if drawn:
             self.page.section(
@@ -206,7 +206,7 @@ class Report:
             )
         for run, sweep in drawn:
             self.page.figure(
-                strength_curves(run, sweep, self.asked.losses[run.label]),
+                strength_curves(run, sweep, self.from_nets.losses[run.label]),
                 caption=f"{run.label}, {sweep.records[0].n:,} images; the gap between the halves "
                 f"is marked at ε = {radius_text(run.eps)}.",
                 name=f"strength-{self.slugs[run.label]}",
@@ -267,14 +267,14 @@ class Report:
             )
 
     def pictures(self) -> None:
-        if not self.asked.pictures:
+        if not self.from_nets.pictures:
             return
         self.page.section(
             "Inverse examples",
             "Figure 6. Grey is no change. Beneath each image is the probability that the net gives "
             "its class.",
         )
-        for label, pictures in self.asked.pictures.items():
+        for label, pictures in self.from_nets.pictures.items():
             radius = radius_text(pictures.eps)
             times = f"{1 / (2 * pictures.eps):.0f}"
             for i, figure in enumerate(inverse_pictures(pictures), 1):
@@ -342,7 +342,7 @@ def overfitting_note(run: Run) -> str:
     return f" Catastrophic overfitting in epoch {', '.join(epochs)}, dotted." if epochs else ""
 
 
-def make_report(runs: Sequence[Run], asked: Asked) -> tuple[Page, list[str]]:
+def make_report(runs: Sequence[Run], from_nets: FromNets) -> tuple[Page, list[str]]:
     """(the page, a line for each thing that is not on it with the command that makes it)."""
-    report = Report(runs, asked)
+    report = Report(runs, from_nets)
     return report.make(), report.left_out

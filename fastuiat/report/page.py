@@ -1,6 +1,6 @@
 """One self-contained HTML page: tables and figures that read well on a phone and in the dark.
 
-The page loads nothing. A figure is inline SVG whose text takes the page's font and whose house
+The page loads nothing. A figure is inline SVG whose text takes the page's font and whose
 colours are CSS variables, so that it follows the reader's colour scheme.
 """
 
@@ -19,7 +19,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastuiat.files import write_atomically
+from fastuiat.files import write_bytes
 
 INK, MUTED, GRID = "#1c2430", "#5d6878", "#dde2e9"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b87a00", "#3a93c9", "#6b6b6b", "#7a5195")
@@ -79,8 +79,8 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
 }
-house_style = partial(matplotlib.rc_context, STYLE)
-"""`with house_style():` or `@house_style()`: draw in it, or lines and legends are matplotlib's."""
+page_style = partial(matplotlib.rc_context, STYLE)
+"""`with page_style():` or `@page_style()`: draw in it, or lines and legends are matplotlib's."""
 
 PIXELS_PER_INCH = 96  # of CSS
 WIDE = 6.0
@@ -88,29 +88,25 @@ WIDE = 6.0
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure without axes in the house style; inches."""
-    with house_style():
+    """A figure without axes in the style of the page; inches."""
+    with page_style():
         return Figure(figsize=(width, height))
 
 
 def new_figure(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
-    """An empty figure in the house style; inches, of which a phone shows about four across.
+    """An empty figure in the style of the page; inches, of which a phone shows about four across.
 
     Figures narrower than six inches stand side by side where the page is wide enough.
     """
-    with house_style():
+    with page_style():
         figure = empty_figure(width, height)
         return figure, figure.subplots()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def svg_file(figure: Figure, name: str) -> bytes:
     """The figure as an SVG file on white, the same bytes for the same drawing."""
     buffer = io.BytesIO()
-    with house_style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with page_style(), matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -118,15 +114,15 @@ def svg_file(figure: Figure, name: str) -> bytes:
 def png_file(figure: Figure) -> bytes:
     """The figure as a PNG file on white, at 200 dots per inch."""
     buffer = io.BytesIO()
-    with house_style():
+    with page_style():
         figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """An <svg> element for the page: no ground, ids of its own, house colours as variables."""
+    """An <svg> element for the page: no ground, ids of its own, its colours as variables."""
     buffer = io.BytesIO()
-    with house_style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with page_style(), matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :]

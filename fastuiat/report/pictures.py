@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastuiat.report.page import MUTED, house_style, new_figure
+from fastuiat.report.page import MUTED, new_figure, page_style
 
 ROWS = 5
 """Images of one figure: two figures stand side by side."""
@@ -78,7 +78,7 @@ def caption_tiles(axes: Axes, i: int, words: Sequence[str], shape: Sequence[int]
         axes.text(*place, word, fontsize=8, color=MUTED, ha="center", va="top")
 
 
-@house_style()
+@page_style()
 def inverse_pictures(pictures: Pictures) -> list[Figure]:
     """A row per image: x, its inverse perturbation and example, z and the universal example.
 
@@ -111,7 +111,7 @@ def inverse_pictures(pictures: Pictures) -> list[Figure]:
     return figures
 
 
-@house_style()
+@page_style()
 def universal_gallery(z: np.ndarray, eps: float) -> Figure:
     """z of every class, magnified; z (K, H, W, C)."""
     pictures: list[Tile] = [magnified(one, eps) for one in z]

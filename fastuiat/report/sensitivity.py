@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from fastuiat.report.curves import NATURAL, ROBUST
-from fastuiat.report.page import empty_figure, house_style
+from fastuiat.report.page import empty_figure, page_style
 from fastuiat.report.runs import NO_SETTING, ORDER, Record, Run, same_radius, text_of
 
 
@@ -95,7 +95,7 @@ def sensitivity(name: str, runs: Sequence[Run], attack: Record) -> Sensitivity:
     return Sensitivity(name, runs[0].title, attack, dict(natural), dict(robust))
 
 
-@house_style()
+@page_style()
 def sensitivity_curves(found: Sensitivity) -> Figure:
     """Natural accuracy above, robust accuracy below, against one setting (Figures 3, 7)."""
     figure = empty_figure(4.4, 3.9)

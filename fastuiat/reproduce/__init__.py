@@ -20,7 +20,7 @@ from fastuiat import data
 from fastuiat.children import Children
 from fastuiat.config import UserError
 from fastuiat.device import resolve_device
-from fastuiat.files import write_json
+from fastuiat.files import write_bytes, write_json
 from fastuiat.models import build_model
 from fastuiat.reproduce.ledger import Ledger
 from fastuiat.reproduce.rows import (
@@ -28,6 +28,7 @@ from fastuiat.reproduce.rows import (
     Row,
     differences,
     fitted_to_data,
+    flags_of,
     rows_of,
     scale_of,
 )
@@ -69,13 +70,12 @@ class Table:
     def __init__(
         self,
         options: Options,
-        configure: Callable[[list[str]], Any],
         say: Callable[[str], None],
         stdout: int | None,
     ) -> None:
         self.options, self.say = options, say
         self.scale = scale_of(options)
-        self.rows = rows_of(options, configure)
+        self.rows = rows_of(options)
         self.out = options.out or folder_of(options)
         with torch.device("meta"):  # refuses an unknown net before the first run
             for arch in dict.fromkeys(row.config.arch for row in self.rows):
@@ -88,11 +88,10 @@ class Table:
         for row in self.rows:
             sizes = self.sizes[row.config.dataset]
             paper = row.paper and dict(zip(self.scale.columns, row.paper, strict=True))
-            original = configure(["--recipe", row.recipe])
             self.entries[row.name] = {
                 "row": row.name,
                 "recipe": row.recipe,
-                "differs": differences(row, options, sizes, original),
+                "differs": differences(row, options, sizes),
                 "paper": paper,
                 "eps": row.eps,
                 "n": self.scale.points(sizes[1]),
@@ -128,8 +127,9 @@ class Table:
             begun.append(words)
             self.children.run(*words)
 
-        flags = fitted_to_data(row, self.options, self.sizes[row.config.dataset][0])
-        train_row(row, folder, seed, flags, run)
+        changed = fitted_to_data(row, self.options, self.sizes[row.config.dataset][0])
+        own = {"seed": seed, "out": folder}
+        train_row(row, folder, seed, flags_of(row.recipe, changed | own), run)
         points = self.entries[row.name]["n"]
         accuracies = evaluate_row(row, folder, points, self.options, run)
         seconds = seconds_per_epoch(folder, row.config.batch_size)
@@ -154,7 +154,7 @@ class Table:
         name = self.options.table
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / f"{name}.json", self.document())
-        (self.out / f"{name}.md").write_text(text_table(self.document()) + "\n")
+        write_bytes(self.out / f"{name}.md", (text_table(self.document()) + "\n").encode())
 
     def fill(self) -> None:
         """Make all runs; all rows of a seed come before the next seed."""
@@ -191,7 +191,6 @@ def origins(made: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def reproduce(
     options: Options,
-    configure: Callable[[list[str]], Any],
     say: Callable[[str], None] = print,
     *,
     conclude: Callable[[dict[str, Any], str], None] | None = None,
@@ -199,12 +198,11 @@ def reproduce(
 ) -> Path:
     """Run all rows, save the table as it grows, print it; returns the folder.
 
-    `configure(flags)` gives the settings that `fastuiat train` would run with. `conclude(document,
-    text)` is handed the finished table, by default for `say`; `stdout` is that of the runs, as
-    Popen takes it. UserError, after the table is saved, where a row failed: the same call goes on
-    with it.
+    `conclude(document, text)` is handed the finished table, by default for `say`; `stdout` is that
+    of the runs, as Popen takes it. UserError, after the table is saved, where a row failed: the
+    same call goes on with it.
     """
-    table = Table(options, configure, say, stdout)
+    table = Table(options, say, stdout)
     table.fill()
     document = table.document()
     if conclude:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import tyro
 
 from fastuiat import paper, recipes
-from fastuiat.config import UserError, positive
+from fastuiat.config import AttackConfig, UserError, positive
+from fastuiat.training.config import TrainConfig
 
 COLUMNS = {
     "figure2": ("natural", "pgd"),
@@ -113,13 +113,13 @@ class Row:
 
     name: str
     recipe: str
-    config: Any
+    config: TrainConfig
     paper: tuple[float, ...] | None
 
     @property
     def eps(self) -> float:
         attack = getattr(self.config.settings, "attack", None)
-        return attack.eps if attack else 8 / 255
+        return attack.eps if attack else AttackConfig().eps
 
 
 def table_scale(table: str) -> Scale:
@@ -144,7 +144,7 @@ def scale_of(options: Options) -> Scale:
     return Scale(scale.columns, options.seeds or scale.seeds, n, options.jobs or scale.jobs)
 
 
-def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row]:
+def rows_of(options: Options) -> list[Row]:
     """The rows of a table at the scale of the options.
 
     A data set or net that the table has picks its rows; any other takes the place of the first one
@@ -153,7 +153,9 @@ def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row
     table = options.table
     values = paper.tables()[table].rows if table in paper.tables() else {}
     names = [name for name in recipes.RECIPES if name.startswith(f"{table}/")]
-    configs = {name: configure(["--recipe", name]) for name in names}
+    configs = {name: recipes.config(name) for name in names}
+    if options.extra_data and not any(c.extra_data for c in configs.values()):
+        raise UserError(f"--extra-data: no row of {table} trains on generated images")
     for name in ("dataset", "arch"):
         here = dict.fromkeys(getattr(config, name) for config in configs.values())
         wanted = getattr(options, name)
@@ -162,8 +164,8 @@ def rows_of(options: Options, configure: Callable[[list[str]], Any]) -> list[Row
             configs = {r: c for r, c in configs.items() if getattr(c, name) == kept}
     rows = []
     for name in chosen_rows(list(configs), options):
-        row = name.removeprefix(f"{table}/")
-        rows.append(Row(row, name, configure(flags_of(name, options)), values.get(row)))
+        row, config = name.removeprefix(f"{table}/"), recipes.config(name, **chosen(options))
+        rows.append(Row(row, name, config, values.get(row)))
     return rows
 
 
@@ -177,14 +179,23 @@ def chosen_rows(recipes_of_table: list[str], options: Options) -> list[str]:
     return [name for row, name in rows.items() if any(fnmatch.fnmatchcase(row, p) for p in wanted)]
 
 
-def flags_of(recipe: str, options: Options) -> list[str]:
-    """What `fastuiat train` is given for a row, but for seed and folder."""
-    flags = ["--recipe", recipe, "--data-dir", str(options.data_dir), "--device", options.device]
-    for name in ("dataset", "arch", "epochs", "extra_data"):
-        value = getattr(options, name)
-        if value is not None:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
-    return flags
+def chosen(options: Options) -> dict[str, Any]:
+    """What the options change in every row's recipe."""
+    given = ("dataset", "arch", "epochs", "extra_data")
+    changed = {name: value for name in given if (value := getattr(options, name)) is not None}
+    return {"data_dir": options.data_dir, "device": options.device} | changed
+
+
+def flags_of(recipe: str, changed: dict[str, Any]) -> list[str]:
+    """The words of `fastuiat train` that say `recipes.config(recipe, **changed)`."""
+    words = ["--recipe", recipe]
+    for name, value in changed.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
 
 
 def validation_size(row: Row, train_size: int) -> int:
@@ -194,29 +205,30 @@ def validation_size(row: Row, train_size: int) -> int:
 
 def part_to_train_on(row: Row, train_size: int) -> int | None:
     """`train_size` of the row, no more than there is; None for all."""
-    wanted: int | None = row.config.train_size
+    wanted = row.config.train_size
     return wanted and min(wanted, train_size - validation_size(row, train_size))
 
 
-def fitted_to_data(row: Row, options: Options, train_size: int) -> list[str]:
-    """Flags that small data need: smaller parts, and no compiling of short runs."""
-    config, flags = row.config, flags_of(row.recipe, options)
+def fitted_to_data(row: Row, options: Options, train_size: int) -> dict[str, Any]:
+    """What a row's runs change in its recipe: on small data smaller parts, and no compiling."""
+    config, changed = row.config, chosen(options)
     val_size = validation_size(row, train_size)
     if val_size != config.val_size:
-        flags += ["--val-size", str(val_size)]
+        changed["val_size"] = val_size
     part = part_to_train_on(row, train_size)
     if part != config.train_size:
-        flags += ["--train-size", str(part)]
+        changed["train_size"] = part
     images = 50_000 if config.extra_data else part or train_size - val_size
     compiled = options.compile
     if compiled is None:
         compiled = config.epochs * (images // config.batch_size) >= WORTH_COMPILING
-    return flags if compiled else [*flags, "--no-compile"]
+    return changed if compiled else changed | {"compile": False}
 
 
-def differences(row: Row, options: Options, sizes: tuple[int, int], original: Any) -> list[str]:
+def differences(row: Row, options: Options, sizes: tuple[int, int]) -> list[str]:
     """In words, how the row's runs differ from its recipe; `sizes` are of training and test set."""
     train_size, test_size = sizes
+    original = recipes.config(row.recipe)
     result = []
     for name in ("dataset", "arch", "epochs", "extra_data"):
         now, then = getattr(row.config, name), getattr(original, name)

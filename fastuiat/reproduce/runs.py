@@ -56,7 +56,7 @@ def train_row(row: Row, folder: Path, seed: int, flags: list[str], run: Run) -> 
         if not is_finished(folder, row.config.epochs):
             run("train", "--resume", str(folder))
     else:
-        run("train", *flags, "--seed", str(seed), "--out", str(folder))
+        run("train", *flags)
 
 
 def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""From settings to a finished run folder: assemble, start or resume, train."""
+"""From settings to a finished run folder: assemble, start or resume, train.
+
+`train` is the library's entry.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,38 @@ import dataclasses
 import functools
 import json
 import os
-import platform
-import sys
-import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 
-import fastuiat
 from fastuiat import data, methods
-from fastuiat.config import TrainConfig, UserError, changed_since, of_this_version
+from fastuiat.config import UserError
 from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation.attacks import correct_under
-from fastuiat.files import write_json
 from fastuiat.models import build_model
+from fastuiat.progress import show_training
 from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
+from fastuiat.training.config import TrainConfig
+from fastuiat.training.folder import (
+    default_folder,
+    open_folder,
+    refuse_changes,
+    refuse_folder,
+    refuse_other_mathematics,
+    stored_config,
+)
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
-FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
-"""Settings that move no number; all others stay as the run began."""
+Say = Callable[[str], None]
+"""Who hears a line of notes."""
 VALIDATION_STEPS = 10
 EVALUATION_BATCH = 256
-
-
-def default_folder(config: TrainConfig) -> Path:
-    if config.recipe:
-        return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on beside the settings."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "fastuiat": fastuiat.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
 
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[str]]:
@@ -184,77 +173,6 @@ def assemble(
     )
 
 
-def refuse_folder(folder: Path) -> None:
-    """UserError where a new run cannot go, before anything else is done; leaves no trace."""
-    if (folder / "config.json").exists():
-        raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose --out") from error
-    finally:
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-
-
-def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
-    """Make the run folder with its settings; UserError where there is no room."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(device))
-        write_json(folder / "config.json", config.to_json())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
-
-
-def stored_json(folder: Path) -> dict[str, Any]:
-    """config.json as it was written; UserError where there is none."""
-    path = folder / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no run folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no settings")
-    return stored
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings that a run began with, as they are called now; UserError where there is none."""
-    stored = stored_json(folder)
-    try:
-        return of_this_version(stored)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is not of this version: {error}") from error
-
-
-def refuse_other_mathematics(folder: Path) -> None:
-    """UserError on a run whose rest would be trained by another loss than it began with."""
-    if change := changed_since(stored_json(folder)):
-        raise UserError(f"{folder} cannot go on: {change}; train it anew")
-
-
-def refuse_changes(stored: dict[str, Any], config: TrainConfig) -> None:
-    """UserError that names the first setting which differs from the run's own."""
-    wanted = config.to_json()
-    for name, value in stored.items():
-        if name not in FREE_ON_RESUME and wanted.get(name) != value:
-            new = wanted.get(name)
-            while isinstance(value, dict) and isinstance(new, dict):
-                name = next(k for k in value | new if value.get(k) != new.get(k))
-                value, new = value.get(name), new.get(name)
-            flag = name.replace("_", "-")
-            raise UserError(
-                f"--resume keeps the run's settings, but --{flag} is {value}, not {new}"
-            )
-
-
 def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     """The trainer's own checkpoint; UserError on a damaged or foreign one."""
     state = read(path)
@@ -263,7 +181,7 @@ def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Any) -> None:
+def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
     """Give the method the nets it requires, training them in folders of their own first."""
     required.provide(
         trainer.method,
@@ -274,51 +192,114 @@ def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, 
     )
 
 
-def train_or_resume(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
-    """Bring the run in `config.out` to its end, whether it has begun or not."""
-    assert config.out is not None
-    if (config.out / "config.json").exists():
-        return resume(config, config.out, progress, say=say)
-    return train(config, progress, say=say)
+@contextlib.contextmanager
+def shown(progress: Progress | None, say: Say | None) -> Iterator[tuple[Progress, Say]]:
+    """Whom a run speaks to: those given, else the standard output."""
+    if progress is not None:
+        yield progress, say or print
+        return
+    with show_training(Console()) as display:
+        yield display, say or display.say
 
 
-def train(config: TrainConfig, progress: Progress, *, say: Any = print) -> Trainer:
-    """Start a new run and finish it."""
+def own_generator(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The caller's random numbers go on after the run as if it had not been."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+@contextlib.contextmanager
+def threads_of(folder: Path, say: Say) -> Iterator[None]:
+    """As many threads as the run in the folder began with: another count sums in another order."""
+    before = torch.get_num_threads()
+    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    if threads == before:
+        yield
+        return
+    say(f"using {threads} threads, as the run did")
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | None = None) -> Path:
+    """Train by these settings, from the beginning to the end; returns the run folder.
+
+    It is `config.out`, or runs/<recipe or data set-method-net>-s<seed>, and holds config.json,
+    metrics.jsonl and checkpoints/{last,best}.pt, which `fastuiat.load_checkpoint` reads and
+    `fastuiat train --resume` goes on with. Progress is shown on the standard output unless
+    `progress` takes it; notes go to `say`.
+
+    UserError on settings that cannot be, before anything is written: also where the folder holds a
+    run. In the main thread Ctrl-C and SIGTERM end the run by `Interrupted`, after a checkpoint.
+
+    >>> from fastuiat import load_checkpoint
+    >>> from fastuiat.training.config import TrainConfig
+    >>> config = TrainConfig(
+    ...     dataset="digits", arch="wrn-10-1", epochs=1, val_size=64, compile=False, out="run",
+    ...     settings={"attack": {"steps": 1}},
+    ... )
+    >>> folder = train(config)  # doctest: +ELLIPSIS
+    epoch   1 ... validation: robust ...
+    >>> net, info = load_checkpoint(folder)
+    >>> info["dataset"], info["epoch"]
+    ('digits', 1)
+    """
     config, device, precision, notes = settle(config)
-    for note in notes:
-        say(note)
     folder = Path(config.out or default_folder(config))
     refuse_folder(folder)
-    trainer = assemble(config, device, precision, progress)
-    required.check(config, trainer.net_info["num_classes"])
-    open_folder(folder, config, device)
-    provide_required(trainer, config, progress, say)
-    trainer.train()
-    return trainer
+    with own_generator(device), shown(progress, say) as (progress, say):
+        for note in notes:
+            say(note)
+        trainer = assemble(config, device, precision, progress)
+        required.check(config, trainer.net_info["num_classes"])
+        open_folder(folder, config, device)
+        provide_required(trainer, config, progress, say)
+        trainer.train()
+    return trainer.folder
 
 
-def resume(config: TrainConfig, folder: Path, progress: Progress, *, say: Any = print) -> Trainer:
-    """Continue the run in `folder` to the same end that it would have reached."""
+def resume(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Path:
+    """Continue the run in `folder` to the same end that it would have reached; returns it.
+
+    `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
+    """
     refuse_changes(stored_config(folder), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
         raise UserError("the run was compiled, and this machine cannot: install g++ and headers")
-    threads = json.loads((folder / "environment.json").read_text())["threads"]
-    if threads != torch.get_num_threads():
-        # Another thread count sums in another order.
-        torch.set_num_threads(threads)
-        say(f"using {threads} threads, as the run did")
-    trainer = assemble(settled, device, precision, progress)
-    last = folder / "checkpoints" / "last.pt"
-    offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
-    if trainer.is_finished:
-        say(f"{folder} is finished: step {trainer.step}")
-        trainer.loader.close()
-        return trainer
-    refuse_other_mathematics(folder)
-    provide_required(trainer, settled, progress, say)
-    say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
-    os.makedirs(folder / "checkpoints", exist_ok=True)
-    trainer.train(offset)
-    return trainer
+    with (
+        own_generator(device),
+        shown(progress, say) as (progress, say),
+        threads_of(folder, say),
+    ):
+        trainer = assemble(settled, device, precision, progress)
+        last = folder / "checkpoints" / "last.pt"
+        offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
+        if trainer.is_finished:
+            say(f"{folder} is finished: step {trainer.step}")
+            progress.begin(trainer.step, trainer.last_step)
+            trainer.loader.close()
+            return folder
+        refuse_other_mathematics(folder)
+        provide_required(trainer, settled, progress, say)
+        say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
+        os.makedirs(folder / "checkpoints", exist_ok=True)
+        trainer.train(offset)
+    return folder
+
+
+def train_or_resume(config: TrainConfig, progress: Progress, *, say: Say) -> Path:
+    """Bring the run in `config.out` to its end, whether it has begun or not."""
+    assert config.out is not None
+    if (config.out / "config.json").exists():
+        return resume(config, config.out, progress=progress, say=say)
+    return train(config, progress=progress, say=say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastuiat.config import TrainConfig, UserError
+from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data import Batch, one_ahead
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.step import TrainingStep
 
@@ -112,8 +114,11 @@ class Trainer:
 
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
-        """Run to the last step. Interrupted on Ctrl-C or SIGTERM, after a checkpoint."""
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        """Run to the last step. Interrupted on Ctrl-C or SIGTERM, after a checkpoint; in a thread
+        of its own, where Python takes no handlers, signals are left to the process."""
+        in_main = threading.current_thread() is threading.main_thread()
+        caught = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        handlers = {signum: signal.signal(signum, self._ask_to_stop) for signum in caught}
         self.log = MetricsLog(self.folder, offset=metrics_offset, step=self.step)
         self.saved_at = time.monotonic()
         self.logged_at = self.clock.mark()

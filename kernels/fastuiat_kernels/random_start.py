@@ -31,6 +31,7 @@ from fastuiat_kernels.spec import (
     Inputs,
     KernelSpec,
     Pointer,
+    SampleInputs,
     Size,
     Tolerance,
     Variant,
@@ -168,7 +169,7 @@ def random_start(
     return random_start_reference(x, index, key, eps=eps, kind=kind, lo=lo, hi=hi)
 
 
-def _inputs(kind: str, channels_last: bool):
+def _inputs(kind: str, channels_last: bool) -> SampleInputs:
     def inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
         random = generator(size)
         x = images(size, size.batch, random, device)

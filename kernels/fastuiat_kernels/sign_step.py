@@ -19,6 +19,7 @@ from fastuiat_kernels.spec import (
     Inputs,
     KernelSpec,
     Pointer,
+    SampleInputs,
     Size,
     Variant,
     generator,
@@ -206,7 +207,9 @@ def _pointers(inputs: Inputs) -> dict[str, Pointer]:
     return pointers
 
 
-def _variant(name: str, inputs, replaces: int, mutates: tuple[str, ...] = ()) -> Variant:
+def _variant(
+    name: str, inputs: SampleInputs, replaces: int, mutates: tuple[str, ...] = ()
+) -> Variant:
     return Variant(
         name=name,
         op=sign_step,

@@ -44,6 +44,10 @@ SIZES: Mapping[str, Size] = {
 """
 
 
+SampleInputs = Callable[[Size, torch.dtype, torch.device], Inputs]
+"""Makes an operation's inputs, of a size, in a precision, on a device."""
+
+
 @dataclass(frozen=True)
 class Pointer:
     """What one pointer argument of a kernel may cost.
@@ -79,7 +83,7 @@ class Variant:
     """Plain PyTorch: oracle, CPU path, and what bench gives to eager and Inductor."""
     launcher: Callable[..., Any]
     """Launches the kernel whatever the device: what interpreter and audit call."""
-    inputs: Callable[[Size, torch.dtype, torch.device], Inputs]
+    inputs: SampleInputs
     """Sample input, the same numbers on every device."""
     dtypes: tuple[torch.dtype, ...]
     """Dtypes that the kernel takes for the tensor that may come in several."""

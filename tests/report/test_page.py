@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastuiat.report.page import Marked, Page, house_style, new_figure
+from fastuiat.report.page import Marked, Page, new_figure, page_style
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import open_browser
@@ -38,7 +38,7 @@ return {
 
 def draw(page: Page, name: str, width: float = 4.4) -> None:
     figure, axes = new_figure(width)
-    with house_style():
+    with page_style():
         for i in range(8):
             axes.plot([1, 2, 3], [i, i + 1, i], marker="o", label=f"$run$ <{i}>")
         axes.legend()

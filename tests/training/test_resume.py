@@ -15,10 +15,11 @@ import torch
 
 import fastuiat
 from fastuiat.cli import main
-from fastuiat.config import TrainConfig, UserError, of_this_version
+from fastuiat.config import UserError, of_this_version
 from fastuiat.report.runs import read_run
 from fastuiat.training.checkpoint import save_checkpoint
-from fastuiat.training.run import refuse_changes
+from fastuiat.training.config import TrainConfig
+from fastuiat.training.folder import refuse_changes
 
 
 def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastuiat
 from fastuiat import methods
 from fastuiat.attacks import pgd
-from fastuiat.config import TrainConfig
 from fastuiat.data import Batch
 from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.targets import universal_gradient
 from fastuiat.training import run
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.step import TrainingStep
 from fastuiat_kernels import checks
 
@@ -177,12 +177,13 @@ def test_a_run_and_its_resumption_compile_each_region_once(tmp_path, monkeypatch
         ),
     )
     with torch._dynamo.config.patch(error_on_recompile=True):
-        run.train(dataclasses.replace(config, max_steps=3), Silent(), say=lambda _: None)
+        first = dataclasses.replace(config, max_steps=3)
+        run.train(first, progress=Silent(), say=lambda _: None)
         before_t = len(graphs)
         stored = tmp_path / "run" / "config.json"
         stored.write_text(json.dumps(json.loads(stored.read_text()) | {"max_steps": None}))
         progress = Silent()
-        run.resume(config, tmp_path / "run", progress, say=lambda _: None)
+        run.resume(config, tmp_path / "run", progress=progress, say=lambda _: None)
     # Three regions of each process: attack, f(x), training; and at T' the inverse gradient.
     assert before_t == 3 and len(graphs) == 3 + 4
     assert all(rate > 0 for _, _, rate in progress.lines)

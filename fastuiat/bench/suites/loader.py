@@ -52,7 +52,7 @@ class Images:
         return images, random.integers(0, NUM_CLASSES, self.n)
 
 
-class PILImages(torch.utils.data.Dataset):
+class PILImages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """(image, label) one by one, augmented by torchvision as CIFAR code usually is."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
