@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastuiat.config import parse_radius
 from fastuiat.gradients import input_gradient, leaf
 from fastuiat.losses import ATTACK_LOSSES, AttackLoss
 from fastuiat.network import BatchNormMode, FrozenNetwork, Model, frozen
@@ -67,8 +68,8 @@ def pgd(
     x: Tensor,
     y: Tensor,
     *,
-    eps: float,
-    alpha: float,
+    eps: float | str,
+    alpha: float | str,
     steps: int,
     loss: str | AttackLoss = "ce",
     target_probs: Tensor | None = None,
@@ -80,11 +81,19 @@ def pgd(
 ) -> Tensor:
     """Projected sign-gradient attack in the L∞ ball (Madry et al. 2018), detached.
 
-    x (B, C, H, W) in [0, 1], y int64 (B,); eps and alpha in pixel units. `loss` is `ce`, `margin`,
-    `kl` (needs target_probs) or a function of (logits, y, target_probs) summed over the batch;
-    `targeted` descends it. `project=False` keeps only the pixel range. `noise` is a Noise, a key or
-    an int seed. ValueError on an unknown loss or start.
+    x (B, C, H, W) in [0, 1], y int64 (B,); eps and alpha in pixel units, such as 8/255 or "8/255".
+    `loss` is `ce`, `margin`, `kl` (needs target_probs) or a function of (logits, y, target_probs)
+    summed over the batch; `targeted` descends it. `project=False` keeps only the pixel range.
+    `noise` is a Noise, a key or an int seed. ValueError on an unknown loss or start, UserError on
+    text that is no radius.
+
+    >>> import torch, fastuiat
+    >>> net, x, y = fastuiat.build_model("wrn-10-1"), torch.rand(2, 3, 32, 32), torch.tensor([3, 7])
+    >>> x_adv = fastuiat.pgd(net, x, y, eps="8/255", alpha="2/255", steps=2)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
     """
+    eps, alpha = (parse_radius(r) if isinstance(r, str) else r for r in (eps, alpha))
     if isinstance(loss, str):
         if loss not in ATTACK_LOSSES:
             raise ValueError(f"unknown loss {loss!r}: choose from {', '.join(ATTACK_LOSSES)}")

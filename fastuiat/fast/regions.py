@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.fast.recording import Recorded, Recorder
-from fastuiat.fast.torch_internals import compile_alone, foreach_mul_, while_compiling
+from fastuiat.fast.torch_internals import (
+    compile_alone,
+    compiler_errors,
+    foreach_mul_,
+    while_compiling,
+)
 
+logger = logging.getLogger(__name__)
 BACKEND = "inductor"
 REPEATABLE = {"deterministic": True}
 """Inductor's: no choice by measured time may change the order of a sum, or a resumed process would
@@ -30,7 +37,8 @@ def signature(argument: Any) -> Any:
 class Regions:
     """Functions `f(net, *arguments)` compiled whole, once per mode and signature.
 
-    Each graph has a cache of its own, so another shape or mode compiles another graph and never
+    A function that the compiler cannot take runs as it is, which is said on the log. Each graph has
+    a cache of its own, so another shape or mode compiles another graph and never
     the same one again: a recompilation is always an error of ours. Whatever changes from step to
     step must come in as a tensor. On CUDA each is recorded and replayed (recording.py); a tensor
     among the arguments that a region writes into must be in `kept`.
@@ -54,8 +62,14 @@ class Regions:
             options = REPEATABLE if BACKEND == "inductor" else None
             graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
             self._graphs[key] = Recorded(graph, self._record, self.kept)
-            with while_compiling():
-                return self._graphs[key](net, *arguments)
+            try:
+                with while_compiling():
+                    return self._graphs[key](net, *arguments)
+            except compiler_errors() as error:
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("%s runs eager, it does not compile: %s", function.__name__, reason)
+                self._graphs[key] = function
+                return function(net, *arguments)
 
         return run
 

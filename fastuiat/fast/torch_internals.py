@@ -121,6 +121,12 @@ def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What a call raises whose function does not compile."""
+    found = internal("torch._dynamo.exc.TorchDynamoException", "any RuntimeError counts as its")
+    return (RuntimeError,) if found is MISSING else (found,)
+
+
 @contextmanager
 def while_compiling() -> Iterator[None]:
     """Around the call that compiles a region."""

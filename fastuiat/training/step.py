@@ -27,7 +27,7 @@ SGD = OptimizerConfig()
 @contextmanager
 def draws_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """PyTorch's own draws, such as dropout's, are meanwhile a function of (seed, step)."""
-    own = (seed << 32) + step & (1 << 63) - 1
+    own = ((seed << 32) + step) & ((1 << 63) - 1)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(own)
