@@ -2,8 +2,26 @@
 
 __version__ = "0.1.0"
 
+from fastuiat.attacks import pgd
 from fastuiat.config import OptimizerConfig
+from fastuiat.data.batch import Batch
+from fastuiat.methods import create as create_method
 from fastuiat.models import build_model
+from fastuiat.recipes import config as recipe_config
 from fastuiat.training.checkpoint import load_checkpoint
+from fastuiat.training.config import TrainConfig
+from fastuiat.training.run import train
+from fastuiat.training.step import TrainingStep
 
-__all__ = ["OptimizerConfig", "build_model", "load_checkpoint"]
+__all__ = [
+    "Batch",
+    "OptimizerConfig",
+    "TrainConfig",
+    "TrainingStep",
+    "build_model",
+    "create_method",
+    "load_checkpoint",
+    "pgd",
+    "recipe_config",
+    "train",
+]
