@@ -33,9 +33,9 @@ SMALL_RUN = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever starts the command as a process is slow; all others say so themselves."""
+    """Who starts the command as a process, or has it packed, is slow; others say so themselves."""
     for item in items:
-        if "fastuiat" in getattr(item, "fixturenames", ()):
+        if {"fastuiat", "distributions"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
