@@ -28,6 +28,7 @@ def test_rows_are_compared_point_by_point(tmp_path, capsys):
     assert "0.1% of each attack's iterations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_happens_in_a_process_is_said():
     net, x, y = suite.fresh("wrn-10-1", 2)
     case = suite.Case(

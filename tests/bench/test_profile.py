@@ -81,6 +81,7 @@ def flops_counted(ops):
 # On the CPU, for real.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["uiat", "gradalign"])
 def test_the_sum_is_the_step_and_the_layers_are_those_counted(method):
     case = dataclasses.replace(
