@@ -1,4 +1,4 @@
-.PHONY: demo test check bench gpu fashion-mnist evidence install clean
+.PHONY: demo test test-fast check bench gpu fashion-mnist evidence install clean
 BIN := .venv/bin
 
 install: .venv/ready
@@ -14,6 +14,10 @@ demo: .venv/ready
 # A process per core, one thread in each: small nets gain nothing from a second thread.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# Without those marked slow: minutes less, for the time between two edits.
+test-fast: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 check: .venv/ready
 	$(BIN)/ruff check .

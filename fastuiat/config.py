@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -60,6 +60,15 @@ def not_negative(**values: float) -> None:
             raise UserError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
 
 
+def refuse_other_choices(settings: Any) -> None:
+    """UserError on a setting that is none of the values its Literal lists."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise UserError(f"--{name.replace('_', '-')} {value}: choose from {choices}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
     """The attack that makes the training examples."""
@@ -76,6 +85,7 @@ class AttackConfig:
     def __post_init__(self) -> None:
         for name in ("eps", "alpha"):
             object.__setattr__(self, name, parse_radius(getattr(self, name)))
+        refuse_other_choices(self)
         positive(eps=self.eps, alpha=self.alpha)
         if self.steps < 1:
             raise UserError(f"--steps must be at least 1, got {self.steps}")
@@ -100,6 +110,7 @@ class SingleStepConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", parse_radius(self.eps))
+        refuse_other_choices(self)
         positive(eps=self.eps)
         if self.alpha is not None:
             object.__setattr__(self, "alpha", parse_radius(self.alpha))

@@ -34,6 +34,14 @@ SMALL_RUN = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who starts the command as a process, or has it packed, is slow; others say so themselves."""
+    for item in items:
+        if {"fastuiat", "distributions"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def fastuiat(tmp_path: Path):
     """Run `fastuiat WORDS…` in tmp_path to its end; returns the CompletedProcess."""

@@ -259,6 +259,7 @@ def test_results_of_another_checkpoint_stay(refused, tmp_path, run_folder):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, run_folder):
     """The file-size limit of a real process stands for the full disk."""
     run = tmp_path / "run"
@@ -281,6 +282,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, run_folder):
     assert [p.name for p in (run / "checkpoints").iterdir()] == []
 
 
+@pytest.mark.slow
 def test_training_that_diverges_stops_at_the_step(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:

@@ -43,6 +43,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_training_says_how_it_goes_or_where_it_went(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = trained[1].splitlines()

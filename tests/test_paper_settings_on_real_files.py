@@ -62,6 +62,7 @@ def evaluated(fastuiat, tmp_path: Path, *words: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((tmp_path / "run/eval").glob("*.json"))]
 
 
+@pytest.mark.slow
 def test_svhn(fastuiat, tmp_path):
     write_svhn(tmp_path / "files")
     recipe = ["--recipe", "table1/svhn/uiat-oneoff", *QUICK, "--epochs", "2"]
@@ -92,6 +93,7 @@ def test_svhn_is_cropped_only(tmp_path):
     assert len(places) == 9  # every horizontal shift occurs
 
 
+@pytest.mark.slow
 def test_cifar100(fastuiat, tmp_path):
     write_cifar100(tmp_path / "files")
     recipe = ["--recipe", "table1/cifar100/uiat", *QUICK, "--epochs", "2"]
@@ -104,6 +106,7 @@ def test_cifar100(fastuiat, tmp_path):
     assert record["dataset"] == "cifar100"
 
 
+@pytest.mark.slow
 def test_large_radius(fastuiat, tmp_path):
     write_cifar10(tmp_path / "files")
     recipe = ["--recipe", "table3/eps-16/uiat-oneoff", *QUICK, "--steps", "10", "--epochs", "1"]

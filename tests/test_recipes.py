@@ -312,6 +312,10 @@ def test_overrides():
         ({"settings": {}}, "no setting 'settings'"),
         ({"method": "foo"}, "unknown method 'foo'"),
         ({"extra_share": 0.6}, "--extra-share does nothing without --extra-data"),
+        ({"loader": "fast"}, "--loader fast: choose from auto, ffcv, resident"),
+        ({"inverse_forward": "half"}, "--inverse-forward half: choose from eval, train, attached"),
+        ({"attack": {"start": "x"}}, "--start x: choose from uniform, normal, zero"),
+        ({"method": "rs-fgsm", "attack": {"start": "x"}}, "--start x: choose from uniform, zero"),
         ({"gamma": 0.0, "momentum_epoch": 9}, "--momentum-epoch does nothing with --gamma 0"),
     ],
 )

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from fastuiat.config import UserError
+from fastuiat.config import UserError, refuse_other_choices
 from fastuiat.methods.base import REGISTRY, Method, StepOutput, register
 
 for _file in pkgutil.iter_modules(__path__):
@@ -39,7 +39,9 @@ def configure(cls: type, settings: dict[str, Any]) -> Any:
             default = factory()
             value = dataclasses.replace(default, **_known(type(default), value))
         values[key] = value
-    return cls(**values)
+    made = cls(**values)
+    refuse_other_choices(made)
+    return made
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, positive
+from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class TrainConfig:
                 object.__setattr__(self, name, Path(path))
         self._complete("optimizer", OptimizerConfig)
         self._complete("settings", methods.get(self.method).Config)
+        refuse_other_choices(self)
         positive(
             epochs=self.epochs,
             batch_size=self.batch_size,

@@ -15,6 +15,7 @@ from fastuiat.config import UserError
 WORDS = ["bench", "autoattack", "--n", "3", "--batch-size", "2", "--package-batch-sizes", "2", "3"]
 
 
+@pytest.mark.slow
 def test_rows_are_compared_point_by_point(tmp_path, capsys):
     path = tmp_path / "autoattack.jsonl"
     main([*WORDS, "--share", "0.001", "--eps", "0.02", "--json", str(path)])
@@ -27,6 +28,7 @@ def test_rows_are_compared_point_by_point(tmp_path, capsys):
     assert "0.1% of each attack's iterations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_happens_in_a_process_is_said():
     net, x, y = suite.fresh("wrn-10-1", 2)
     case = suite.Case(

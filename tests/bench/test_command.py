@@ -43,6 +43,7 @@ def test_one_phase_of_a_one_off_run(fastuiat):
     assert "wrn-10-1/b4/uiat-oneoff/after" in done.stdout and "22.9" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_a_killed_bench_had_finished_is_on_disk(tmp_path):
     """Three cases, one a phase; killed in the second, the first stands whole."""
     path = tmp_path / "step.jsonl"

@@ -266,6 +266,7 @@ def test_half_a_line_is_left_out_with_a_word(capsys):
         read_records(Path("gone.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser():
     records = [epoch(A100, m, s, a) for m, s in METHODS.items() for a in ("resnet-18", "wrn-28-10")]
     records += [epoch(H100, m, s / 4) for m, s in METHODS.items()]

@@ -31,6 +31,8 @@ from quick_stages import (
     verdicts,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["machine", "out"]  # fixtures
 
 

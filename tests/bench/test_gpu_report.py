@@ -90,6 +90,7 @@ def test_records_that_do_not_fit_are_the_oldest(monkeypatch):
     assert report.newest(["1234", "5678", "9"]) == ["5678\n", "9\n"]
 
 
+@pytest.mark.slow
 def test_the_outcomes_of_tests_survive_a_run_that_does_not(out, tmp_path, monkeypatch):
     """One test of each kind, then one that ends the process: no report of pytest's own is left."""
     folder = tmp_path / "checks"

@@ -24,6 +24,7 @@ def test_every_variant_of_every_operation_is_a_case():
         suite.cases(("nope",), ("cifar10",), every_dtype=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sign_step", "bank_step"])
 def test_eager_and_inductor_rows(name, capsys):
     case = suite.cases((name,), ("small",), every_dtype=False)[0]

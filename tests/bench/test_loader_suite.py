@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
 IMAGES = suite.Images(n=300, batch_size=64, workers=1, device=CPU)
 
 
+@pytest.mark.slow
 def test_each_loader_gives_a_whole_epoch(tmp_path, monkeypatch):
     counts: list[int] = []
 

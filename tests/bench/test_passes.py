@@ -96,6 +96,7 @@ def test_every_method_has_a_floor_and_a_naive_baseline():
     assert not names - set(BASELINES), "write the new method's naive step in bench/baselines.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", NETS)
 @pytest.mark.parametrize("method", methods.names())
 def test_step_is_at_its_floor(method, arch):
@@ -125,6 +126,7 @@ READINGS = {
 """Passes by where p comes from; of one-off methods before, in and after T'."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", READINGS)
 @pytest.mark.parametrize("reading", ["eval", "train", "attached"])
 def test_the_readings_of_the_inverse_forward(method, reading):
@@ -156,6 +158,7 @@ def test_what_one_off_costs_on_average():
     assert sum(p.share * ONE_OFF[p.name] for p in single) == pytest.approx(0.87, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.names())
 def test_naive_steps_spend_what_they_say(method):
     arch = "wrn-10-2"

@@ -81,6 +81,7 @@ def flops_counted(ops):
 # On the CPU, for real.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["uiat", "gradalign"])
 def test_the_sum_is_the_step_and_the_layers_are_those_counted(method):
     case = dataclasses.replace(
@@ -107,6 +108,7 @@ def test_the_sum_is_the_step_and_the_layers_are_those_counted(method):
     assert {HOST, OTHER, OPTIMISER, COPIES} <= by_kind.keys() and by_kind[HOST][1] > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_step_names_its_kernels(capsys, tmp_path, monkeypatch):
     """As a user calls it: Inductor's kernels by name, and convolutions found between them."""
     from torch._inductor import config

@@ -91,6 +91,7 @@ def test_half_a_line_left_by_a_kill_does_not_swallow_the_next(tmp_path):
     assert path.read_text() == '{"i": 0}\n{"i": 1, "half\n{"i": 2}\n'
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_finished_is_there(tmp_path):
     path = tmp_path / "results.jsonl"
     code = f"""
@@ -120,6 +121,7 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
         Recorder(tmp_path)
 
 
+@pytest.mark.slow
 def test_commit_is_that_of_the_package_and_not_of_a_repository_around_it(tmp_path):
     """An installed copy inside somebody's repository has no commit of its own."""
     site = tmp_path / "site"

@@ -34,6 +34,7 @@ def small(method: str = "uiat", **more) -> Case:
     return Case(arch="wrn-10-1", method=method, batch_size=4, **{"settings": QUICK, **more})
 
 
+@pytest.mark.slow
 def test_every_row_has_its_passes_and_its_costs():
     records = suite.measure(small(settings={}), SETTING, plan=PLAN)
     rows = {r["provider"]: r for r in records}

@@ -227,6 +227,7 @@ def test_after_the_one_off_epoch_no_sample_is_new():
 SMALL = ["bench", "table2", "--archs", "wrn-10-1", "--batch-size", "8", "--no-compile"]
 
 
+@pytest.mark.slow
 def test_table2_on_this_machine(tmp_path, capsys):
     """Every row, by a real trainer; the figures agree with each other."""
     path = tmp_path / "new" / "table2.jsonl"
@@ -268,6 +269,7 @@ def test_table2_on_this_machine(tmp_path, capsys):
     assert "~ extrapolated" in said and "resnet-18" in said
 
 
+@pytest.mark.slow
 def test_table5_with_a_real_loader(tmp_path, capsys, monkeypatch):
     """The data set's own loader feeds the steps, and its classes and samples size the method."""
     monkeypatch.chdir(tmp_path)
@@ -286,6 +288,7 @@ def test_table5_with_a_real_loader(tmp_path, capsys, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
 
 
+@pytest.mark.slow
 def test_memory_that_is_really_not_there(tmp_path, capsys, monkeypatch):
     """A real allocation that no machine grants, in one row of a real run."""
     original = Steps.ours

@@ -14,6 +14,7 @@ from fastuiat.cli import main
 from fastuiat.device import resolve_precision
 
 
+@pytest.mark.slow
 def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypatch):
     """A row that a slow machine had no time for is a row; the summary counts what is there."""
     monkeypatch.setattr(suite, "size_for", lambda device: Size("wrn-10-1", 4, 300))

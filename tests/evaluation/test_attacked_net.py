@@ -15,6 +15,8 @@ from fastuiat.evaluation.package import make_adversary, package
 from fastuiat.evaluation.projection import projection_linf
 from fastuiat.models import build_model
 
+pytestmark = pytest.mark.slow
+
 
 def images(n: int) -> torch.Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))

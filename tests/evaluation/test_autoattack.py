@@ -229,6 +229,7 @@ def test_nets_that_cannot_be_attacked_are_refused(tmp_path):
         run_autoattack(net, x, y, eps=EPS, version="x", state_path=tmp_path / "s", device=CPU)
 
 
+@pytest.mark.slow
 def test_the_compiled_net_gives_the_same_verdicts(tmp_path, monkeypatch):
     net = small_net()
     x, y = points(net, 24)
@@ -261,6 +262,7 @@ def whole(tmp_path_factory):
     return outcome(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_goes_on_from_every_batch(tmp_path, whole):
     """Stopped after each batch in turn, the random numbers of all places kept."""
 
@@ -281,6 +283,7 @@ def test_goes_on_from_every_batch(tmp_path, whole):
     assert result == whole
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(tmp_path, whole):
     positions = []
     for _ in range(2):

@@ -44,6 +44,7 @@ def view_of(net, compiled, precision="fp32"):
     return TrainingView(net, device=CPU, precision=precision, compiled=compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_compiled_attack_is_eager_bit_for_bit(loss):
     net = net_with_history()
@@ -56,6 +57,7 @@ def test_compiled_attack_is_eager_bit_for_bit(loss):
     assert torch.equal(outcomes[0], outcomes[2])
 
 
+@pytest.mark.slow
 def test_compiled_kl_attack_takes_the_steps_of_eager():
     """q − p cancels near x, so here and there a sign is one of rounding: one step, not all bits."""
     net = net_with_history()
@@ -73,6 +75,7 @@ def relative(a, b):
     return (distance / size).sqrt().item()
 
 
+@pytest.mark.slow
 def test_one_training_step_agrees_with_eager():
     """SiLU: a rounding difference that flips one ReLU moves a gradient by more than rounding."""
     net = net_with_history("silu")
@@ -94,6 +97,7 @@ def test_one_training_step_agrees_with_eager():
         compiled.backward()
 
 
+@pytest.mark.slow
 def test_gradients_accumulate_and_follow_the_factor_and_the_scale(counted):
     net = net_with_history("silu")
     view = view_of(net, True)
@@ -120,6 +124,7 @@ def aligned(net, x, x_noisy, y):
     return torch.nn.functional.cross_entropy(net(x), y) + grad.square().sum(), grad
 
 
+@pytest.mark.slow
 def test_a_double_backward_stays_inside_the_region(counted):
     net = net_with_history("silu")
     twin = copy.deepcopy(net)
@@ -137,6 +142,7 @@ def batch_of(epoch: int, step: int, first: int) -> Batch:
     return Batch(images(100 * epoch + step), labels(), index, epoch, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_each_region_compiles_once(name, counted, small_net):
     """Over epochs, an evaluation between them, and a state loaded; the one-off epoch T' apart."""
@@ -188,6 +194,7 @@ def train(view, seed: int, x, y, steps: int = 50) -> tuple[float, float]:
     return sum(losses[-10:]) / 10, accuracy
 
 
+@pytest.mark.slow
 def test_fifty_steps_end_inside_the_spread_of_the_seeds(small_net, digits):
     outcomes = []
     for compiled in (False, True):

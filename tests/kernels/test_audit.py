@@ -18,6 +18,8 @@ from fastuiat_kernels.audit import compiling, sass
 from fastuiat_kernels.audit.__main__ import main
 from fastuiat_kernels.audit.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(fastuiat_kernels.__file__).parent
 
 

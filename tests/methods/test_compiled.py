@@ -16,6 +16,8 @@ from fastuiat.bench.workload import Case, make_loader, make_step
 from fastuiat.fast import regions
 from fastuiat.fast.view import TrainingView
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "settings"),

@@ -63,6 +63,7 @@ def page(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_page_is_whole_on_every_screen(page):
     with open_browser() as browser:
         sights = [
@@ -85,6 +86,7 @@ def test_a_page_is_whole_on_every_screen(page):
     assert light.screenshot != dark.screenshot
 
 
+@pytest.mark.slow
 def test_the_browser_sees_what_is_wrong(tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(

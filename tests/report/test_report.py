@@ -221,6 +221,7 @@ def test_inverse_examples_raise_the_likelihood_and_stay_in_the_ball(full):
     torch.testing.assert_close(made.p_universal, p)
 
 
+@pytest.mark.slow
 def test_the_pages_in_a_browser(full, other, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["report", str(full[0])])

@@ -14,6 +14,8 @@ import torch
 
 from fastuiat import build_model
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--method", "hat", "--steps", "1", "--max-steps", "6", "--epochs", "2", "--log-every", "1"]
 QUICK += ["--batch-size", "64"]
 

@@ -21,6 +21,8 @@ from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import refuse_changes
 
+pytestmark = pytest.mark.slow
+
 
 def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(

@@ -150,6 +150,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption_compile_each_region_once(tmp_path, monkeypatch):
     """Real epochs, validations and a resumed process' worth of state, through the trainer."""
     from torch._dynamo.backends.debugging import aot_eager
