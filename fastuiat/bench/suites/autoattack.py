@@ -72,7 +72,7 @@ def fresh(arch: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build_model(arch).eval()
-        nn.init.normal_(getattr(net, net.head).weight)
+        nn.init.normal_(getattr(net, str(net.head)).weight)
         x = torch.rand(n, 3, 32, 32)
     with torch.no_grad():
         return net, x, torch.cat([net(part).argmax(dim=1) for part in x.split(64)])
