@@ -22,9 +22,9 @@ from fastuiat.commands.parsing import parse
 from fastuiat.commands.train import default_config
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
+from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.runs import seconds_per_epoch
-from fastuiat.training.checkpoint import sha256_of
 
 
 def configure(flags):

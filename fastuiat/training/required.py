@@ -15,8 +15,9 @@ from torch import nn
 
 from fastuiat import methods
 from fastuiat.config import TrainConfig, UserError
+from fastuiat.files import write_atomically
 from fastuiat.methods import Method
-from fastuiat.training.checkpoint import load_checkpoint, locate, write_atomically
+from fastuiat.training.checkpoint import load_checkpoint, locate
 
 WHICH = "last"
 """`best` is chosen by accuracy under attack, which a naturally trained net has by chance only."""
