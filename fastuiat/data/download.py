@@ -24,8 +24,8 @@ def fetch(url: str, path: Path, md5: str | None = None) -> Path:
     UserError, naming the URL and the place for the file, if anything fails.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
             length = int(response.headers.get("Content-Length") or 0)
             what = f"downloading {path.name}"
             write_atomically(path, lambda file: _copy(response, file, length, md5, what))
