@@ -12,6 +12,17 @@ BatchNormMode = Literal["eval", "batch", "train"]
 
 
 @contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Put back each module's own `training` flag: a part that was kept in eval mode stays so."""
+    flags = [(module, module.training) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
 def batchnorm_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     """eval: running statistics; batch: the batch's own, nothing kept; train: the same, tracked."""
     was_training = model.training

@@ -38,6 +38,7 @@ from fastuiat.bench.timing import (
 )
 from fastuiat.evaluation import run_autoattack
 from fastuiat.evaluation.package import MOST_TARGETS, package
+from fastuiat.fast.allocator import keep_freed_memory
 
 PROVIDERS = ("package", "fastuiat")
 EPS_OF_A_FRESH_NET = 1e-6
@@ -110,6 +111,8 @@ def by_package(batch_size: int, case: Case) -> Verdicts:
 
 def by_fastuiat(case: Case) -> Verdicts:
     """A whole evaluation as `fastuiat eval` does it."""
+    if case.device.type == "cpu":
+        keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="fastuiat-bench-") as folder:
         result = run_autoattack(
             case.net.to(case.device),
