@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import inspect
+import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,3 +58,56 @@ def mend_reductions() -> None:
         self.reduction_suffix.writeline("}")
 
     CppVecKernel.store_reduction = scoped  # type: ignore[method-assign]
+
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """One line on the log, the first time."""
+    _log.warning(text)
+
+
+def cpu_has(unit: str) -> bool:
+    """Whether the CPU has what PyTorch calls `amx_tile` or `avx512_bf16`."""
+    ask = getattr(torch.cpu, f"_is_{unit}_supported", None)
+    if ask is None:
+        say_once(f"this PyTorch does not tell whether the CPU has {unit}: computing as without it")
+        return False
+    return bool(ask())
+
+
+@contextlib.contextmanager
+def compiler_config(part: str, **options: Any) -> Iterator[None]:
+    """`torch.PART.config` (_inductor, _functorch, _dynamo) with other values meanwhile.
+
+    Options that this PyTorch does not have are left out, and the log says so.
+    """
+    try:
+        config: Any = importlib.import_module(f"torch.{part}.config")
+    except ImportError:
+        config = None
+    known = {name: value for name, value in options.items() if hasattr(config, name)}
+    if lacking := sorted(options.keys() - known.keys()):
+        say_once(f"torch.{part} lacks the options {', '.join(lacking)}: compiled nets are slower")
+    before = {name: getattr(config, name) for name in known}
+    try:
+        for name, value in known.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+@contextlib.contextmanager
+def no_word_of_nvcc() -> Iterator[None]:
+    """Meanwhile PyTorch does not warn of an nvcc without a GPU: nothing that a user has to mend."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
