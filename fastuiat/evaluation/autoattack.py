@@ -47,6 +47,7 @@ from fastuiat.evaluation.package import (
     MOST_TARGETS,
     RANDOMISED,
     VERSIONS,
+    Listener,
     Run,
     let_net_differentiate,
     make_adversary,
@@ -178,8 +179,9 @@ class AutoAttackRun:
         self.progress, self.say = progress, say or (lambda text: None)
         self.model = model.to(device).eval()
         self.net = AttackedNet(self.model)
+        self.listener = Listener()
         self.adversary = make_adversary(
-            self.net, eps=eps, version=version, seed=seed, device=device
+            self.net, eps=eps, version=version, seed=seed, device=device, listener=self.listener
         )
         if adjust:
             adjust(self.adversary)
@@ -339,7 +341,7 @@ class AutoAttackRun:
             adversarial = perturb(self.adversary, run, x, y)
         if not run.last:
             self.state.streams[place : place + 1] = [stream_text(self.device)]
-        zeros = self.adversary.apgd.logger.zero_gradients()
+        zeros = self.listener.zero_gradients()
         if zeros:
             counts = self.state.zero_gradients
             counts[run.attack] = counts.get(run.attack, 0) + zeros
