@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from fastuiat.attacks import pgd
 from fastuiat.config import OptimizerConfig
 from fastuiat.data.batch import Batch
+from fastuiat.evaluation.arrays import autoattack, evaluate
 from fastuiat.methods import create as create_method
 from fastuiat.models import build_model
 from fastuiat.recipes import config as recipe_config
@@ -18,8 +19,10 @@ __all__ = [
     "OptimizerConfig",
     "TrainConfig",
     "TrainingStep",
+    "autoattack",
     "build_model",
     "create_method",
+    "evaluate",
     "load_checkpoint",
     "pgd",
     "recipe_config",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fastuiat.config import UserError
-from fastuiat.fast.torch_internals import multiplies_bf16
+from fastuiat.fast.torch_internals import cpu_has
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +28,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return multiplies_bf16()
+    return cpu_has("avx512_bf16") or cpu_has("amx_tile")
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

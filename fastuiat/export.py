@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
-from fastuiat.evaluation.robustbench import Home, home, model_info
+from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
 from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.training.checkpoint import load_checkpoint
@@ -100,9 +100,9 @@ def torch_export_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def robustbench_bytes(house: Home) -> bytes:
+def robustbench_bytes(entry: ZooClass) -> bytes:
     buffer = io.BytesIO()
-    torch.save(house.state, buffer)
+    torch.save(entry.state, buffer)
     return buffer.getvalue()
 
 
@@ -151,7 +151,7 @@ def records_of(run: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_model_info(
-    path: Path, house: Home, info: dict[str, Any], run: Path | None
+    path: Path, entry: ZooClass, info: dict[str, Any], run: Path | None
 ) -> tuple[str, ...]:
     """Write model_info and return the fields still open.
 
@@ -159,7 +159,7 @@ def write_model_info(
     """
     config = stored_config(run) if run else {}
     known = model_info(
-        house,
+        entry,
         info,
         records_of(run, info) if run else [],
         eps=(config.get("settings") or {}).get("attack", {}).get("eps"),
@@ -190,9 +190,9 @@ def export(
     """
     if path.exists() and path.samefile(info["path"]):
         raise UserError(f"{path} is the checkpoint itself: choose another --out")
-    house = home(net, info) if form == "robustbench" else None
-    if house:
-        content = robustbench_bytes(house)
+    entry = zoo_class(net, info) if form == "robustbench" else None
+    if entry:
+        content = robustbench_bytes(entry)
     else:
         make = {"safetensors": safetensors_bytes, "onnx": onnx_bytes}.get(form, torch_export_bytes)
         content = make(net, info)
@@ -204,8 +204,8 @@ def export(
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    if not house:
+    if not entry:
         return Exported(path, difference)
     described = path.with_suffix(".json")
-    left = write_model_info(described, house, info, run)
-    return Exported(path, difference, house.constructor, described, left)
+    left = write_model_info(described, entry, info, run)
+    return Exported(path, difference, entry.constructor, described, left)

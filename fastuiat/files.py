@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what they hold in one number."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -39,3 +40,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n"))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -17,7 +17,7 @@ import fastuiat
 from fastuiat import export as library
 from fastuiat.cli import main
 from fastuiat.config import UserError
-from fastuiat.evaluation.robustbench import home
+from fastuiat.evaluation.robustbench import zoo_class
 from fastuiat.models.normalised import Normalised
 
 K = 10
@@ -125,10 +125,10 @@ def test_every_net_in_its_robustbench_class(robustbench, arch, activation):
             tensor.normal_(0, 0.1)
         elif name in ("mean", "std"):
             tensor.add_(0.05)
-    house = home(net, {"arch": arch, "activation": activation, "num_classes": K})
-    theirs = made(robustbench, house.constructor)
-    theirs.load_state_dict(house.state, strict=True)
-    assert all(v.is_contiguous() for v in house.state.values())
+    entry = zoo_class(net, {"arch": arch, "activation": activation, "num_classes": K})
+    theirs = made(robustbench, entry.constructor)
+    theirs.load_state_dict(entry.state, strict=True)
+    assert all(v.is_contiguous() for v in entry.state.values())
     x = images(2)
     with torch.no_grad():
         torch.testing.assert_close(theirs(x), net(x), atol=1e-5, rtol=1e-5)
@@ -186,12 +186,12 @@ def test_model_info(exported, finished, tmp_path):
 
 
 def test_generated_images_are_a_footnote():
-    house = home(
+    entry = zoo_class(
         fastuiat.build_model("wrn-10-1"),
         {"arch": "wrn-10-1", "activation": "relu", "num_classes": 10},
     )
     for extra, additional, noted in (("ddpm1m", False, True), ("my.npz", None, False)):
-        fields = library.model_info(house, {"dataset": "cifar10"}, [], eps=None, extra_data=extra)
+        fields = library.model_info(entry, {"dataset": "cifar10"}, [], eps=None, extra_data=extra)
         assert fields["additional_data"] is additional and bool(fields["footnote"]) is noted
 
 
@@ -251,7 +251,7 @@ def test_nets_without_a_class_name_the_formats_that_remain():
     for net, arch, activation in ((silu, "resnet-18", "silu"), (plain, "wrn-10-1", "relu")):
         info = {"arch": arch, "activation": activation, "num_classes": K}
         with pytest.raises(UserError, match=r"no class for .*safetensors, onnx or torch-export"):
-            home(net, info | {"normalised": net is plain})
+            zoo_class(net, info | {"normalised": net is plain})
 
 
 def test_a_file_with_other_logits_is_not_written(finished, tmp_path, monkeypatch):

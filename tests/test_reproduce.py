@@ -22,9 +22,9 @@ from fastuiat import paper, recipes, reproduce
 from fastuiat.commands.train import settings_in
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
+from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.runs import seconds_per_epoch
-from fastuiat.training.checkpoint import sha256_of
 
 
 class FakeRuns:

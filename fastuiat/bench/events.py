@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from fastuiat.bench.memory import quiet_stderr
+from fastuiat.fast.torch_internals import kernels_named
 
 MARK = "fastuiat profile"
 """The event that spans what is counted."""
@@ -156,14 +157,5 @@ def named_kernels(device: torch.device) -> Iterator[None]:
 
     Their code then asks once a call whether someone listens; on a GPU the driver tells.
     """
-    from torch._inductor import config
-
-    if device.type != "cpu" or not hasattr(config.cpp, "enable_kernel_profile"):
+    with kernels_named() if device.type == "cpu" else nullcontext():
         yield
-        return
-    before = config.cpp.enable_kernel_profile
-    config.cpp.enable_kernel_profile = True
-    try:
-        yield
-    finally:
-        config.cpp.enable_kernel_profile = before

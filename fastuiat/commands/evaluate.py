@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.published import PublishedOptions
-from fastuiat.config import Radius, UserError, parse_radius, radius_text
+from fastuiat.config import UserError, parse_radius, radius_text
 
 
 def sweep(words: list[str]) -> tuple[float, ...]:
@@ -53,24 +53,12 @@ class EvalOptions(PublishedOptions, OutputOptions):
 
     path: tyro.conf.Positional[Path]
     """Run folder, checkpoint, or state dict."""
-    attacks: tuple[Literal["clean", "pgd", "cw", "autoattack"], ...] = ("clean", "pgd")
-    """Which attacks to run."""
     n: int | None = None
     """Only the first so many test images."""
     eps: Radii = (8 / 255,)
-    """Radii of the L∞ ball; a negative one descends the loss (pgd, cw): the inverse attack."""
+    """Radii of the L∞ ball; a negative one descends the loss: the inverse attack."""
     eps_sweep: Sweep = None
     """LO HI N: so many radii evenly from LO to HI, in place of --eps."""
-    alpha: Radius = 2 / 255
-    """Step size of pgd and cw."""
-    steps: int = 20
-    """Steps of pgd and cw."""
-    restarts: int = 1
-    """Random starts of pgd and cw; a sample counts by its worst."""
-    version: Literal["standard", "plus", "rand"] = "standard"
-    """AutoAttack's version; rand is for nets that answer by chance."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the net for AutoAttack; auto: where the work is worth it."""
     seed: int = 0
     """Fixes starts and restarts."""
     batch_size: int = 200
@@ -87,27 +75,73 @@ class EvalOptions(PublishedOptions, OutputOptions):
     out: Path | None = None
     """Where eval/*.json goes; by default the run folder."""
 
+    def __post_init__(self) -> None:
+        """Each attack checks its own settings, which a subclass adds to these."""
+
+
+def eval_class() -> Any:
+    """EvalOptions with the names of all attacks and their settings, which is what `eval` parses."""
+    from fastuiat.evaluation import attacks
+
+    names: Any = Literal[tuple(attacks.names())]
+    which = Annotated[tuple[names, ...], tyro.conf.arg(help="Which attacks to run.")]
+    return dataclasses.make_dataclass(
+        "EvalOptions",
+        [("attacks", which, dataclasses.field(default=("clean", "pgd")))],
+        bases=(EvalOptions, *attacks.configs()),
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def flags_in(argv: list[str]) -> set[str]:
+    """The flags that were typed, without dashes at the front."""
+    words = (word.split("=")[0] for word in argv if word.startswith("--"))
+    return {word[2:].replace("-", "_") for word in words}
+
+
+def settings_of(options: Any, typed: set[str]) -> dict[str, Any]:
+    """The attacks' settings by name; UserError on a typed flag that does nothing for them."""
+    from fastuiat.evaluation import attacks
+
+    chosen = [attacks.get(name) for name in options.attacks]
+    used = {name for attack in chosen for name in attack.settings()}
+    words = " ".join(dict.fromkeys(options.attacks))
+    for flag in sorted(typed):
+        owners = attacks.owners(flag)
+        if owners and flag not in used:
+            raise UserError(
+                f"--{flag.replace('_', '-')} does nothing for --attacks {words}: "
+                f"it is a setting of {' and '.join(owners)}"
+            )
+    if {"eps", "eps_sweep"} <= typed:
+        raise UserError("--eps does nothing beside --eps-sweep: give one of them")
+    radii = sorted({"eps", "eps_sweep"} & typed)
+    if radii and not any(attack.has_radius for attack in chosen):
+        raise UserError(f"--{radii[0].replace('_', '-')} does nothing for --attacks {words}")
+    return {name: getattr(options, name) for name in sorted(used)}
+
 
 def evaluate(argv: list[str]) -> None:
-    options = parse(EvalOptions, negative_radii(argv), prog="fastuiat eval")
+    argv = negative_radii(argv)
+    options = parse(eval_class(), argv, prog="fastuiat eval", description=EvalOptions.__doc__)
+    typed = flags_in(argv)
+    settings = settings_of(options, typed)
     from fastuiat import data, load_checkpoint
     from fastuiat.device import resolve_device
-    from fastuiat.evaluation import Strength, table
     from fastuiat.evaluation import evaluate as measure
+    from fastuiat.evaluation import table
+    from fastuiat.fast.allocator import keep_freed_memory
     from fastuiat.progress import show_evaluation
     from fastuiat.training.run import stored_config
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
-    strength = Strength(
-        alpha=options.alpha,
-        steps=options.steps,
-        restarts=options.restarts,
-        version=options.version,
-    )
     model, info = load_checkpoint(
         options.path, which=options.which, weights=options.weights, **options.described()
     )
+    if "which" in typed and "epoch" in info and options.path.is_file():
+        raise UserError(f"--which chooses from a run folder, and {options.path} is one checkpoint")
     output = Output(options)
     if note := info.get("note"):
         output.say(note)
@@ -125,11 +159,13 @@ def evaluate(argv: list[str]) -> None:
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
     device = resolve_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with show_evaluation(output.console) as progress:
         records = measure(
             model.to(device),
             images,
-            attacks=list(options.attacks),
+            attacks=options.attacks,
             eps=options.eps_sweep or options.eps,
             n=options.n,
             seed=options.seed,
@@ -137,8 +173,7 @@ def evaluate(argv: list[str]) -> None:
             device=device,
             out=folder,
             info=info,
-            strength=strength,
-            compile={"auto": None, "on": True, "off": False}[options.compile],
+            settings=settings,
             progress=progress,
             say=progress.say,
         )

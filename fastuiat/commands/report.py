@@ -110,9 +110,8 @@ def losses_of(
     """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
     from fastuiat import data, load_checkpoint
     from fastuiat.evaluation.inverse import natural_losses
-    from fastuiat.files import write_json
+    from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
-    from fastuiat.training.checkpoint import sha256_of
 
     kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
     weights = (record.values.get("checkpoint") or {}).get("weights", "averaged")

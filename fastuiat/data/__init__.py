@@ -11,20 +11,31 @@ import numpy as np
 import torch
 
 from fastuiat.config import UserError
+from fastuiat.data import sets  # noqa: F401  (registers them)
 from fastuiat.data.ahead import one_ahead
 from fastuiat.data.batch import Batch
 from fastuiat.data.beton import Images
 from fastuiat.data.extra import extra_path, load_extra
 from fastuiat.data.order import Order, validation_split
 from fastuiat.data.resident_loader import ResidentLoader
-from fastuiat.data.sources import DATASETS, ImageSet, dataset_info, load
+from fastuiat.data.sources import (
+    DATASETS,
+    DatasetInfo,
+    ImageSet,
+    PublishedFile,
+    dataset_info,
+    load,
+    register,
+)
 
 __all__ = [
     "DATASETS",
     "Batch",
+    "DatasetInfo",
     "ImageSet",
     "Loader",
     "Order",
+    "PublishedFile",
     "ResidentLoader",
     "dataset_info",
     "extra_path",
@@ -35,6 +46,7 @@ __all__ = [
     "make_loader",
     "one_ahead",
     "prepare",
+    "register",
     "validation_split",
 ]
 

@@ -6,16 +6,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
 from fastuiat.config import UserError
-from fastuiat.files import write_json
+from fastuiat.files import sha256_of, write_atomically, write_json
 
 _PAGE = 8 << 20
 """FFCV's own default, in bytes."""
@@ -62,7 +60,7 @@ def check(path: Path, expected: str | None = None) -> None:
     try:
         written = json.loads(_sidecar(path).read_text())
         fits = expected is None or written["fingerprint"] == expected
-        whole = written["bytes"] == path.stat().st_size and written["sha256"] == _sha256(path)
+        whole = written["bytes"] == path.stat().st_size and written["sha256"] == sha256_of(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by fastuiat: {again}") from error
     if not fits:
@@ -73,14 +71,6 @@ def check(path: Path, expected: str | None = None) -> None:
 
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -94,7 +84,7 @@ def _locked(path: Path) -> Iterator[None]:
 class _Hashed:
     """Writes to a file and remembers the sha256 of all of it, so that nothing is read back."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> None:
@@ -108,18 +98,13 @@ class _Hashed:
 
 
 def _write(path: Path, parts: list[np.ndarray], labels: np.ndarray, source: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            out = _Hashed(cast(BinaryIO, file))
-            _write_content(out, parts, labels)
-            os.fsync(file.fileno())
+    def write(file: IO[bytes]) -> None:
+        out = _Hashed(file)
+        _write_content(out, parts, labels)
         written = {"fingerprint": source, "bytes": out.bytes, "sha256": out.digest.hexdigest()}
         write_json(_sidecar(path), written)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import tempfile
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import wrap_file
 
 from fastuiat.config import UserError
+from fastuiat.files import write_atomically
 
 _TIMEOUT_S = 10
 _CHUNK = 1 << 20
@@ -24,29 +23,20 @@ def fetch(url: str, path: Path, md5: str | None = None) -> Path:
 
     UserError, naming the URL and the place for the file, if anything fails.
     """
-    partial: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
             length = int(response.headers.get("Content-Length") or 0)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            partial = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                _copy(response, file, length, md5, f"downloading {path.name}")
-        partial.replace(path)
+            what = f"downloading {path.name}"
+            write_atomically(path, lambda file: _copy(response, file, length, md5, what))
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {url} ({error}): get the file yourself and place it at {path}"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return path
 
 
-def _copy(
-    response: BinaryIO, file: BinaryIO, length: int, md5: str | None, description: str
-) -> None:
+def _copy(response: Any, file: IO[bytes], length: int, md5: str | None, description: str) -> None:
     digest, received = hashlib.md5(usedforsecurity=False), 0
     console = Console(stderr=True)
     with wrap_file(response, length, description=description, console=console) as source:
@@ -57,5 +47,3 @@ def _copy(
         raise ValueError(f"{received} of {length} bytes arrived")
     if md5 is not None and digest.hexdigest() != md5:
         raise ValueError("its checksum is not the published one")
-    file.flush()
-    os.fsync(file.fileno())

@@ -9,25 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from fastuiat.config import UserError
-from fastuiat.data.download import fetch
-from fastuiat.data.sources import ImageSet, checked, dataset_info
+from fastuiat.data.sources import DATASETS, ImageSet, checked, dataset_info
 
-DDPM_BUCKET = "https://storage.googleapis.com/dm-adversarial-robustness"
 FULL_POOL = 100
 """A pool of this many images a class on average has some of every class."""
-DDPM_SETS = ("cifar10", "cifar100", "svhn")
 
 
 def extra_path(spec: str, dataset: str, data_dir: Path) -> Path:
     """Where the file of `ddpm1m`, or of a path, lies; it is downloaded if it must be."""
     if spec != "ddpm1m":
         return Path(spec)
-    if dataset not in DDPM_SETS:
-        raise UserError(f"there are no ddpm1m images of {dataset}, only of {', '.join(DDPM_SETS)}")
-    path = Path(data_dir) / f"{dataset}_ddpm.npz"
-    if not path.is_file():
-        fetch(f"{DDPM_BUCKET}/{path.name}", path)
-    return path
+    pool = dataset_info(dataset).ddpm1m
+    if pool is None:
+        have = ", ".join(name for name, info in DATASETS.items() if info.ddpm1m)
+        raise UserError(f"there are no ddpm1m images of {dataset}, only of {have}")
+    return pool.fetched(Path(data_dir))
 
 
 def load_extra(spec: str, dataset: str, data_dir: Path) -> ImageSet:

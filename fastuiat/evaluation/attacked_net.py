@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.convolutions import full_fp32
-from fastuiat.fast.torch_internals import compile_alone
+from fastuiat.fast.torch_internals import compile_alone, compiler_config, no_word_of_nvcc
 from fastuiat.gradients import leaf
 from fastuiat.losses import logits_ratio, targeted_logits_ratio
 
@@ -151,8 +150,6 @@ class AttackedNet:
         x (B, C, H, W); to be called under `compiler_settings`.
         """
         x = x[torch.arange(max(len(x), LEAST)) % len(x)]
-        # It warns where nvcc is installed and no GPU is: nothing that a user has to mend.
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         self.compiled = True
         with torch.no_grad():
             logits = self(x)
@@ -204,10 +201,11 @@ def compiler_settings() -> Iterator[None]:
     with (
         # Weights become constants: BatchNorm is folded, convolutions are packed beforehand and take
         # activation and addition along.
-        torch._inductor.config.patch(freezing=True),
+        compiler_config("torch._inductor.config", freezing=True),
         # FAB without targets runs the backward once per class over one forward.
-        torch._functorch.config.patch(donated_buffer=False),
+        compiler_config("torch._functorch.config", donated_buffer=False),
         # A gradient is inference as well; its weights are met while gradients are on.
-        torch._dynamo.config.patch(trace_autograd_ops=True, prepare_freezing=True),
+        compiler_config("torch._dynamo.config", trace_autograd_ops=True, prepare_freezing=True),
+        no_word_of_nvcc(),
     ):
         yield

@@ -35,18 +35,19 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
+from fastuiat.evaluation.accuracy import Progress, finite_logits
 from fastuiat.evaluation.attacked_net import (
     COMPILE_FROM,
     AttackedNet,
     compiler_settings,
     forward_flops,
 )
-from fastuiat.evaluation.attacks import Progress, finite_logits
 from fastuiat.evaluation.package import (
     DYNAMIC,
     MOST_TARGETS,
     RANDOMISED,
     VERSIONS,
+    Listener,
     Run,
     let_net_differentiate,
     make_adversary,
@@ -58,8 +59,8 @@ from fastuiat.evaluation.package import (
     warnings_before,
 )
 from fastuiat.evaluation.projection import fast_projection
-from fastuiat.fast.allocator import keep_freed_memory
 from fastuiat.files import write_json
+from fastuiat.network import modes_kept
 
 Say = Callable[[str], object]
 
@@ -118,9 +119,9 @@ def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
     return digest.hexdigest()
 
 
-def read_state(path: Path, expected: str) -> State | None:
+def read_state(path: Path | None, expected: str) -> State | None:
     """The state to go on from, or None; UserError where it is of something else."""
-    if not path.exists():
+    if path is None or not path.exists():
         return None
     try:
         state = State(**json.loads(path.read_text()))
@@ -152,7 +153,7 @@ def set_stream(text: str, device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-class Evaluation:
+class AutoAttackRun:
     """One AutoAttack over one set of points: what its runs share."""
 
     def __init__(
@@ -166,7 +167,7 @@ class Evaluation:
         seed: int,
         batch_size: int,
         compile: bool | None,
-        state_path: Path,
+        state_path: Path | None,
         device: torch.device,
         adjust: Callable[[Any], object] | None,
         progress: Progress | None,
@@ -176,12 +177,11 @@ class Evaluation:
         self.version, self.seed, self.batch_size = version, seed, batch_size
         self.state_path, self.device = state_path, device
         self.progress, self.say = progress, say or (lambda text: None)
-        if device.type == "cpu":
-            keep_freed_memory()
         self.model = model.to(device).eval()
         self.net = AttackedNet(self.model)
+        self.listener = Listener()
         self.adversary = make_adversary(
-            self.net, eps=eps, version=version, seed=seed, device=device
+            self.net, eps=eps, version=version, seed=seed, device=device, listener=self.listener
         )
         if adjust:
             adjust(self.adversary)
@@ -313,14 +313,18 @@ class Evaluation:
             part["seconds"] += elapsed
             state.seconds[run.attack] = state.seconds.get(run.attack, 0.0) + elapsed
             state.queue = rest
-            write_json(self.state_path, asdict(state))
+            self.write()
             self.show(run)
         part["accuracy"] = len(self.standing) / len(state.robust)
         state.run, state.queue = state.run + 1, None
         if run.last:
             state.accuracy[run.attack] = part["accuracy"]
             self.say(self.account(run.attack))
-        write_json(self.state_path, asdict(state))
+        self.write()
+
+    def write(self) -> None:
+        if self.state_path:
+            write_json(self.state_path, asdict(self.state))
 
     def attack(self, run: Run, rows: list[int], place: int) -> list[bool]:
         """One run on one batch: which of its points the net still gets right.
@@ -337,7 +341,7 @@ class Evaluation:
             adversarial = perturb(self.adversary, run, x, y)
         if not run.last:
             self.state.streams[place : place + 1] = [stream_text(self.device)]
-        zeros = self.adversary.apgd.logger.zero_gradients()
+        zeros = self.listener.zero_gradients()
         if zeros:
             counts = self.state.zero_gradients
             counts[run.attack] = counts.get(run.attack, 0) + zeros
@@ -377,7 +381,7 @@ def run_autoattack(
     seed: int = 0,
     batch_size: int = 200,
     compile: bool | None = None,
-    state_path: Path,
+    state_path: Path | None = None,
     device: torch.device,
     adjust: Callable[[Any], object] | None = None,
     progress: Progress | None = None,
@@ -387,14 +391,16 @@ def run_autoattack(
 
     x fp32 (N, C, H, W) in [0, 1], y int64 (N,). `compile` None decides after the first attack, by
     the work that is left. `adjust` may change the package's attacks before they begin (fewer
-    iterations). `say` is told each attack's outcome and each warning. The state file is left for
-    the caller to remove. On a CPU the process keeps what it frees from then on (allocator.py).
-    UserError on a foreign state, NaN logits or fewer than two classes.
+    iterations). `say` is told each attack's outcome and each warning. Where there is a
+    state file, it is gone on from and left for the caller to remove. The net comes back in the
+    modes that it had. UserError on a foreign state, NaN logits or fewer than two classes.
     """
     if version not in VERSIONS:
         raise UserError(f"unknown version '{version}': choose from {', '.join(VERSIONS)}")
-    evaluation = Evaluation(
-        model, x, y, eps=eps, version=version, seed=seed, batch_size=batch_size, compile=compile,
-        state_path=state_path, device=device, adjust=adjust, progress=progress, say=say,
-    )  # fmt: skip
-    return evaluation.finish()
+    with modes_kept(model):
+        run = AutoAttackRun(
+            model, x, y, eps=eps, version=version, seed=seed, batch_size=batch_size,
+            compile=compile, state_path=state_path, device=device, adjust=adjust,
+            progress=progress, say=say,
+        )  # fmt: skip
+        return run.finish()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastuiat.attacks import pgd
 from fastuiat.data import ImageSet
-from fastuiat.evaluation.attacks import Progress, finite_logits, padded_batches, pixels
+from fastuiat.evaluation.accuracy import Progress, finite_logits, padded_batches, pixels
 
 ALPHA, STEPS = 2 / 255, 5
 """Of the instance-wise inverse attack (paper, appendix A.2)."""

@@ -2,13 +2,16 @@
 
 Its `perturb` methods loop over restarts and target classes inside one batch. What they call in that
 loop, `attack_single_run`, is called here instead, so that whoever drives it may form the batches
-anew from the points still standing; the attack itself is the package's own code.
+anew from the points still standing; the attack itself is the package's own code. A package that has
+not what is asked of it here runs the attack by its own evaluation, batch by batch, which is slower;
+the log says so.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import re
 import sys
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.fast.torch_internals import say_once
 
 NAMES = ("pyautoattack", "autoattack")
 VERSIONS = ("standard", "plus", "rand")
@@ -37,28 +41,47 @@ def package() -> tuple[Any, str]:
     raise UserError("AutoAttack is not installed: pip install pyautoattack")
 
 
-def checks() -> Any:
-    """The package's own module of checks."""
-    return importlib.import_module(f"{package()[0].__module__.split('.')[0]}.checks")
+def check(name: str, *arguments: Any, **options: Any) -> Any:
+    """One of the package's own checks of a net; None, which the log says, where it has no such."""
+    try:
+        module: Any = importlib.import_module(f"{package()[0].__module__.split('.')[0]}.checks")
+        function = getattr(module, name)
+    except (ImportError, AttributeError):
+        say_once(f"{package()[1]} has no {name}: the net goes without this check")
+        return None
+    # Its counter would go on from the last net.
+    counts = getattr(module, "funcs", {})
+    counts.update(dict.fromkeys(counts, 0))
+    return function(*arguments, **options)
 
 
 class Listener:
     """Stands in for the package's logger and keeps what it warns of."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.warnings: list[str] = []
 
     def warning(self, message: str, *_: Any) -> None:
-        self.heard.append(message)
+        self.warnings.append(message)
 
     log = debug = info = warning
 
     def zero_gradients(self) -> int:
-        """How many points with a zero gradient it has heard of since the last call."""
-        counts = (re.search(r"there are (\d+) points with zero", text) for text in self.heard)
+        """How many points with a zero gradient it was told of since the last call."""
+        counts = (re.search(r"there are (\d+) points with zero", text) for text in self.warnings)
         total = sum(int(match[1]) for match in counts if match)
-        self.heard.clear()
+        self.warnings.clear()
         return total
+
+    def warned(self) -> bool:
+        """Whether it was warned since the last call."""
+        found = bool(self.warnings)
+        self.warnings.clear()
+        return found
+
+
+WHOLE = -1
+"""As a run's restart: all target classes and restarts in one go, by the package's own loop."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +101,49 @@ class Run:
     """Forward passes per point; a backward to the image counts as one more."""
 
 
-def make_adversary(net: Any, *, eps: float, version: str, seed: int, device: torch.device) -> Any:
-    """The package's object, quiet, in the L∞ ball."""
+PARTS = {
+    "apgd-ce": "apgd",
+    "apgd-dlr": "apgd",
+    "apgd-t": "apgd_targeted",
+    "fab": "fab",
+    "fab-t": "fab",
+    "square": "square",
+}
+"""Which part of the package's object runs an attack."""
+ASKED = {
+    "apgd": "attack_single_run init_hyperparam n_restarts n_iter eot_iter",
+    "apgd_targeted": "attack_single_run init_hyperparam n_restarts n_iter eot_iter model",
+    "fab": "attack_single_run predict eps n_restarts n_iter targeted target_class",
+    "square": "attack_single_run init_hyperparam predict n_restarts n_queries",
+}
+"""What is asked of each beyond what the package documents."""
+
+
+def lacking(adversary: Any, attack: str) -> list[str]:
+    """Which of the names asked for this package does not have."""
+    part = PARTS[attack]
+    runner = getattr(adversary, part, None)
+    return [f"{part}.{name}" for name in ASKED[part].split() if not hasattr(runner, name)]
+
+
+def make_adversary(
+    net: Any,
+    *,
+    eps: float,
+    version: str,
+    seed: int,
+    device: torch.device,
+    listener: Listener | None = None,
+) -> Any:
+    """The package's object, quiet, in the L∞ ball; `listener` is told of zero gradients."""
     adversary = package()[0](
         net, norm="Linf", eps=eps, version=version, seed=seed, device=str(device)
     )
     adversary.verbose = False
-    adversary.apgd.logger = adversary.apgd_targeted.logger = Listener()
+    adversary.logger = Listener()
+    for part in ("apgd", "apgd_targeted"):
+        if hasattr(adversary, part):
+            getattr(adversary, part).logger = listener or Listener()
     return adversary
 
 
@@ -93,9 +152,17 @@ def let_net_differentiate(adversary: Any, net: Any) -> None:
 
     The package has this way for nets of TensorFlow; nothing else in an attack depends on it.
     """
-    adversary.apgd.is_tf_model = adversary.apgd_targeted.is_tf_model = True
+    runners: list[Any] = [getattr(adversary, part, None) for part in ("apgd", "apgd_targeted")]
     name = "get_diff_logits_grads_batch_targeted"
-    setattr(adversary.fab, name, getattr(net, name))
+    fab = getattr(adversary, "fab", None)
+    if not (all(hasattr(r, "is_tf_model") for r in runners) and hasattr(fab, name)):
+        say_once(
+            f"{package()[1]} takes no gradients from a net: its attacks take their own, slower"
+        )
+        return
+    for runner in runners:
+        runner.is_tf_model = True
+    setattr(fab, name, getattr(net, name))
 
 
 def possible(attacks: list[str], classes: int) -> tuple[list[str], list[str]]:
@@ -110,21 +177,43 @@ def possible(attacks: list[str], classes: int) -> tuple[list[str], list[str]]:
     return fit, [a for a in attacks if a not in fit]
 
 
+PASSES = {
+    "apgd-ce": 202,
+    "apgd-dlr": 202,
+    "apgd-t": 1827,
+    "fab": 6000,
+    "fab-t": 2718,
+    "square": 5001,
+}
+"""About how many forward passes an attack of ten classes takes, for the progress."""
+
+
 def runs_of(adversary: Any, attack: str, classes: int) -> list[Run]:
-    """The passes of one attack in the package's order: target classes, and restarts of each."""
+    """The passes of one attack in the package's order: target classes, and restarts of each.
+
+    One for all where the package has not what it takes to do them apart.
+    """
+    if names := lacking(adversary, attack):
+        say_once(
+            f"{package()[1]} has no {', '.join(names)}: {attack} runs in its own batches, slower"
+        )
+        for part in ("apgd_targeted", "fab"):
+            if hasattr(adversary, part):
+                getattr(adversary, part).n_target_classes = min(MOST_TARGETS, classes - 1)
+        return [Run(attack, 0, WHOLE, first=True, last=True, passes=PASSES[attack])]
     targets = list(range(2, min(MOST_TARGETS, classes - 1) + 2))
-    apgd, targeted, fab, square = (
-        adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square
-    )  # fmt: skip
-    restarts, passes = {
-        "apgd-ce": (apgd.n_restarts, 2 * apgd.eot_iter * (apgd.n_iter + 1)),
-        "apgd-dlr": (apgd.n_restarts, 2 * apgd.eot_iter * (apgd.n_iter + 1)),
-        "apgd-t": (targeted.n_restarts, 2 * targeted.eot_iter * (targeted.n_iter + 1) + 1),
-        "fab": (fab.n_restarts, (classes + 2) * fab.n_iter),
+    runner = getattr(adversary, PARTS[attack])
+    if attack in ("apgd-ce", "apgd-dlr"):
+        restarts, passes = runner.n_restarts, 2 * runner.eot_iter * (runner.n_iter + 1)
+    elif attack == "apgd-t":
+        restarts, passes = runner.n_restarts, 2 * runner.eot_iter * (runner.n_iter + 1) + 1
+    elif attack == "fab":
+        restarts, passes = runner.n_restarts, (classes + 2) * runner.n_iter
+    elif attack == "fab-t":
         # The standard evaluation sets this number itself before it runs the attack.
-        "fab-t": (1, 3 * fab.n_iter + 2),
-        "square": (square.n_restarts, square.n_queries + 1),
-    }[attack]
+        restarts, passes = 1, 3 * runner.n_iter + 2
+    else:
+        restarts, passes = runner.n_restarts, runner.n_queries + 1
     order = [(t, r) for t in (targets if attack.endswith("-t") else [0]) for r in range(restarts)]
     return [
         Run(attack, t, r, first=i == 0, last=i == len(order) - 1, passes=passes)
@@ -137,6 +226,8 @@ def perturb(adversary: Any, run: Run, x: Tensor, y: Tensor) -> Tensor:
 
     The random numbers go on from wherever torch's generator stands.
     """
+    if run.restart == WHOLE:
+        return perturb_whole(adversary, run.attack, x, y)
     if run.attack in ("apgd-ce", "apgd-dlr", "apgd-t"):
         runner = adversary.apgd_targeted if run.attack == "apgd-t" else adversary.apgd
         runner.init_hyperparam(x)
@@ -163,29 +254,41 @@ def perturb(adversary: Any, run: Run, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(broken[:, None, None, None], found, x)
 
 
+def perturb_whole(adversary: Any, attack: str, x: Tensor, y: Tensor) -> Tensor:
+    """The same by the package's documented evaluation, of this one attack."""
+    evaluation, kept = adversary.run_standard_evaluation, adversary.attacks_to_run
+    size = "batch_size" if "batch_size" in inspect.signature(evaluation).parameters else "bs"
+    adversary.attacks_to_run = [attack]
+    try:
+        out = evaluation(x, y, **{size: len(x)})
+    finally:
+        adversary.attacks_to_run = kept
+    found: Tensor = out[0] if isinstance(out, tuple) else out
+    return found
+
+
 def warnings_before(
     net: nn.Module, x: Tensor, y: Tensor, *, version: str, attacks: list[str]
 ) -> list[str]:
     """What the package would say of the net on its first batch, by its own checks."""
     found = []
-    tests, listener = checks(), Listener()
+    listener = Listener()
     if version != "rand":
-        tests.check_randomized(net, x, y, bs=len(x), logger=listener)
-        if listener.heard:
+        check("check_randomized", net, x, y, bs=len(x), logger=listener)
+        if listener.warned():
             found.append(RANDOMISED)
-        listener.heard.clear()
-    classes = tests.check_range_output(net, x, logger=listener)
-    if listener.heard:
+    check("check_range_output", net, x, logger=listener)
+    if listener.warned():
         found.append("the net puts out probabilities: attacks need its logits")
-    listener.heard.clear()
-    tests.funcs.update(dict.fromkeys(tests.funcs, 0))  # it would go on counting from the last net
     before = sys.gettrace()
     try:
-        tests.check_dynamic(net, x, False, logger=listener)
+        check("check_dynamic", net, x, False, logger=listener)
     finally:
         sys.settrace(before)
-    if listener.heard:
+    if listener.warned():
         found.append(DYNAMIC)
+    with torch.no_grad():
+        classes = net(x[:1]).shape[1]
     fit, left_out = possible(attacks, classes)
     if left_out:
         found.append(

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastuiat.fast.torch_internals import say_once
+
 
 def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Step d (B, D) from `points` (B, D) to the planes w·x = b, w (B, D), b (B,), all fp32.
@@ -53,10 +55,13 @@ def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def fast_projection(fab: Any) -> Iterator[None]:
-    """The package's FAB by the projection of this file meanwhile."""
-    module: Any = next(
-        sys.modules[c.__module__] for c in type(fab).__mro__ if c.__name__ == "FABAttack"
-    )
+    """The package's FAB by the projection of this file meanwhile, where it has one to replace."""
+    bases = [c for c in type(fab).__mro__ if c.__name__ == "FABAttack"]
+    module: Any = next((sys.modules[c.__module__] for c in bases), None)
+    if not hasattr(module, "projection_linf"):
+        say_once("AutoAttack's FAB has no projection_linf to replace: it projects itself, slower")
+        yield
+        return
     its_own, module.projection_linf = module.projection_linf, projection_linf
     try:
         yield

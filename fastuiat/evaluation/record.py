@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,16 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, positive, radius_text
+from fastuiat.config import UserError, radius_text
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
-from fastuiat.evaluation.attacks import LOSSES, Progress, correct_over_restarts, pixels
-from fastuiat.evaluation.autoattack import Say, run_autoattack
+from fastuiat.evaluation import attacks as registry
+from fastuiat.evaluation.accuracy import Progress
+from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
+from fastuiat.evaluation.attacks.base import Say
+from fastuiat.evaluation.attacks.gradient import STEPS
 from fastuiat.files import write_json
-
-ALPHA, STEPS = 2 / 255, 20
-"""PGD-20 and CW-20 of the published tables."""
+from fastuiat.network import modes_kept
 
 
 def bits(correct: Tensor) -> str:
@@ -32,161 +31,57 @@ def bits(correct: Tensor) -> str:
     return "".join("1" if c else "0" for c in correct.tolist())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strength:
-    """How hard the attacks try; none of it is in a file's name where it is usual."""
+def file_name(attack: Attack | str, eps: float, n: int) -> str:
+    """The record of an attack, without its folder and .json; `clean` has no radius.
 
-    alpha: float = ALPHA
-    """Step of pgd and cw, in pixel units."""
-    steps: int = STEPS
-    """Steps of pgd and cw."""
-    restarts: int = 1
-    """Random starts of pgd and cw, each sample's worst case."""
-    version: str = "standard"
-    """AutoAttack's version: standard, plus or rand."""
-
-    def __post_init__(self) -> None:
-        positive(alpha=self.alpha, steps=self.steps, restarts=self.restarts)
-
-    def label(self, attack: str) -> str:
-        """The attack with what is unusual of it: pgd-20, pgd-50_r5, autoattack_plus."""
-        if attack == "autoattack":
-            return attack if self.version == "standard" else f"{attack}_{self.version}"
-        if attack not in LOSSES:
-            return attack
-        step = "" if self.alpha == ALPHA else f"_alpha{in_file_name(self.alpha)}"
-        restarts = "" if self.restarts == 1 else f"_r{self.restarts}"
-        return f"{attack}-{self.steps}{step}{restarts}"
+    A bare name is the attack of the usual settings.
+    """
+    attack = registry.create(attack) if isinstance(attack, str) else attack
+    radius = f"_eps{radius_text(eps).replace('/', 'over')}" if attack.has_radius else ""
+    return f"{attack.label()}{radius}_n{n}"
 
 
-USUAL = Strength()
+def record_of(
+    evaluation: Evaluation, attack: Attack, eps: float, outcome: Outcome
+) -> dict[str, Any]:
+    """All that is needed to repeat the measurement, and its outcome sample by sample.
+
+    Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `seed`,
+    `batch_size`, `seconds`, the machine, `time`, `checkpoint` (path, sha256 …) and `per_sample`, a
+    character 0 or 1 per sample in the data set's order.
+    All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
+    pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
+    holds after each restart, the last one being `accuracy`).
+    autoattack: `version`, `package`, `parts` (accuracy after each attack, from `clean` on),
+    `part_seconds`, `part_points` (samples that it met), `runs` (the same for every target class
+    and restart), `target_classes`, `left_out` (attacks that the number of classes does not
+    allow), `warnings`, `compiled`, `compile_seconds`; `version` alone at eps 0.
+    """
+    return {
+        "attack": attack.name,
+        **({"eps": radius_text(eps), "eps_value": eps} if attack.has_radius else {}),
+        **outcome.settings,
+        "accuracy": outcome.accuracy,
+        "correct": int(outcome.correct.sum()),
+        "n": len(outcome.correct),
+        "dataset": evaluation.images.name,
+        "split": "test",
+        "seed": evaluation.seed,
+        "batch_size": evaluation.batch_size,
+        "seconds": outcome.seconds,
+        **machine(evaluation.device),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "per_sample": bits(outcome.correct),
+    }
 
 
-def in_file_name(radius: float) -> str:
-    return radius_text(radius).replace("/", "over")
-
-
-def file_name(attack: str, eps: float, n: int, strength: Strength = USUAL) -> str:
-    """The record of an attack, without its folder and .json; `clean` has no radius."""
-    radius = "" if attack == "clean" else f"_eps{in_file_name(eps)}"
-    return f"{strength.label(attack)}{radius}_n{n}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What all attacks of one evaluation share."""
-
-    model: nn.Module
-    images: ImageSet
-    strength: Strength
-    seed: int
-    batch_size: int
-    device: torch.device
-    compile: bool | None
-    progress: Progress | None
-    say: Say | None
-
-    def autoattack(self, eps: float, state: Path) -> tuple[Tensor, float, dict[str, Any]]:
-        """Which samples stand, bool (N,); seconds; what the record says of the attack."""
-        if eps == 0:
-            clean, seconds, _ = self.gradient_attack("clean", 0.0)
-            return clean, seconds, {"version": self.strength.version}
-        result = run_autoattack(
-            self.model,
-            pixels(self.images.images, torch.device("cpu")).contiguous(),
-            torch.from_numpy(self.images.labels),
-            eps=eps,
-            version=self.strength.version,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            compile=self.compile,
-            state_path=state,
-            device=self.device,
-            progress=self.progress,
-            say=self.say,
-        )
-        settings = {
-            "version": self.strength.version,
-            "package": result.package,
-            "parts": result.accuracy,
-            "part_seconds": result.seconds,
-            "part_points": result.points,
-            "runs": result.parts,
-            "target_classes": result.target_classes,
-            "left_out": result.left_out,
-            "warnings": result.warnings,
-            "compiled": result.compiled,
-            "compile_seconds": result.compile_seconds,
-        }
-        seconds = sum(result.seconds.values()) + result.compile_seconds
-        return result.robust, seconds, settings
-
-    def gradient_attack(self, attack: str, eps: float) -> tuple[Tensor, float, dict[str, Any]]:
-        """The same for clean, pgd and cw."""
-        began = time.monotonic()
-        strength, loss = self.strength, LOSSES.get(attack)
-        correct, accuracy = correct_over_restarts(
-            self.model,
-            self.images,
-            attack,
-            eps=eps if loss else 0.0,
-            alpha=strength.alpha,
-            steps=strength.steps,
-            restarts=strength.restarts,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-            progress=self.named(attack, eps),
-        )
-        settings: dict[str, Any] = {}
-        if loss:
-            settings = {"alpha": radius_text(strength.alpha), "steps": strength.steps}
-            settings |= {"loss": loss, "start": "uniform", "restarts": strength.restarts}
-            settings |= {"inverse": eps < 0, "restart_accuracy": accuracy}
-        return correct, time.monotonic() - began, settings
-
-    def named(self, attack: str, eps: float) -> Progress | None:
-        """The progress of one radius of a sweep under a name of its own."""
-        show = self.progress
-        if show is None or attack == "clean":
-            return show
-        name = f"{self.strength.label(attack)} {radius_text(eps)}"
-        return lambda _, done, total: show(name, done, total)
-
-    def record(
-        self, attack: str, eps: float, correct: Tensor, seconds: float, settings: dict[str, Any]
-    ) -> dict[str, Any]:
-        """All that is needed to repeat the measurement, and its outcome sample by sample.
-
-        Always: `attack` (clean, pgd, cw, autoattack), `accuracy` (a share), `correct`, `n`,
-        `dataset`, `split`, `seed`, `batch_size`, `seconds`, the machine, `time`, `checkpoint`
-        (path, sha256 …) and `per_sample`, a character 0 or 1 per sample in the data set's order.
-        All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
-        pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
-        holds after each restart, the last one being `accuracy`).
-        autoattack: `version`, `package`, `parts` (accuracy after each attack, from `clean` on),
-        `part_seconds`, `part_points` (samples that it met), `runs` (the same for every target class
-        and restart), `target_classes`, `left_out` (attacks that the number of classes does not
-        allow), `warnings`, `compiled`, `compile_seconds`; `version` alone at eps 0.
-        """
-        count = len(self.images.labels)
-        radius = {"eps": radius_text(eps), "eps_value": eps}
-        return {
-            "attack": attack,
-            **({} if attack == "clean" else radius),
-            **settings,
-            "accuracy": int(correct.sum()) / count,
-            "correct": int(correct.sum()),
-            "n": count,
-            "dataset": self.images.name,
-            "split": "test",
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "seconds": seconds,
-            **machine(self.device),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "per_sample": bits(correct),
-        }
+def radii_of(eps: float | Sequence[float], attacks: Sequence[Attack]) -> list[float]:
+    """The radii in order; UserError on a negative one for an attack that has no inverse."""
+    radii = sorted({eps} if isinstance(eps, int | float) else set(eps))
+    for attack in attacks:
+        if radii[0] < 0 and attack.has_radius and not attack.has_inverse:
+            raise UserError(f"{attack.name} has no inverse: give it radii from 0 on")
+    return radii
 
 
 @repeatable()
@@ -194,7 +89,7 @@ def evaluate(
     model: nn.Module,
     images: ImageSet,
     *,
-    attacks: list[str],
+    attacks: Sequence[str],
     eps: float | Sequence[float],
     n: int | None,
     seed: int,
@@ -202,22 +97,20 @@ def evaluate(
     device: torch.device,
     out: Path,
     info: dict[str, Any],
-    strength: Strength = USUAL,
-    compile: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> list[dict[str, Any]]:
     """Measure each attack on the first n test images and write OUT/eval/<attack>.json.
 
-    Each radius of `eps` has a record of its own; a negative one is the inverse attack of pgd and
-    cw, as in the paper's Figures 1 and 4. `info` says which weights these are (path, sha256 …).
-    `compile` is AutoAttack's. An unfinished AutoAttack is gone on with. UserError where OUT/eval
-    holds the results of another checkpoint or cannot be written, or on a negative radius for
-    AutoAttack.
+    Each radius of `eps` has a record of its own; a negative one is the inverse attack, as in the
+    paper's Figures 1 and 4. `info` says which weights these are (path, sha256 …). `settings` go to
+    those attacks that have them. An unfinished AutoAttack is gone on with. UserError where OUT/eval
+    holds the results of another checkpoint or cannot be written, on a setting that no attack has,
+    or on a negative radius for one without an inverse.
     """
-    radii = sorted({eps} if isinstance(eps, int | float) else set(eps))
-    if "autoattack" in attacks and radii[0] < 0:
-        raise UserError("AutoAttack has no inverse: give it radii from 0 on")
+    made = registry.chosen(attacks, settings or {})
+    radii = radii_of(eps, made)
     if n is not None:
         images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     folder = out / "eval"
@@ -225,24 +118,22 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
-    todo = [(a, e) for a in dict.fromkeys(attacks) for e in (radii[:1] if a == "clean" else radii)]
-    names = {part: file_name(*part, len(images.labels), strength) for part in todo}
-    for name in names.values():
+    todo = [(a, e) for a in made for e in (radii if a.has_radius else radii[:1])]
+    names = [file_name(*part, len(images.labels)) for part in todo]
+    for name in names:
         refuse_foreign(folder / f"{name}.json", info)
     evaluation = Evaluation(
-        model=model.eval(), images=images, strength=strength, seed=seed, batch_size=batch_size,
-        device=device, compile=compile, progress=progress, say=say,
+        model=model, images=images, seed=seed, batch_size=batch_size, device=device,
+        progress=progress, say=say,
     )  # fmt: skip
     records = []
-    for (attack, radius), name in names.items():
-        state = folder / f"{name}.state"
-        if attack == "autoattack":
-            outcome = evaluation.autoattack(radius, state)
-        else:
-            outcome = evaluation.gradient_attack(attack, radius)
-        records.append(evaluation.record(attack, radius, *outcome) | {"checkpoint": info})
-        write_json(folder / f"{name}.json", records[-1])
-        if attack == "autoattack":
+    with modes_kept(model):
+        model.eval()
+        for (attack, radius), name in zip(todo, names, strict=True):
+            state = folder / f"{name}.state"
+            outcome = attack.measure(evaluation, radius, state)
+            records.append(record_of(evaluation, attack, radius, outcome) | {"checkpoint": info})
+            write_json(folder / f"{name}.json", records[-1])
             state.unlink(missing_ok=True)
     return records
 

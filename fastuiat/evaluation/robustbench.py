@@ -19,7 +19,7 @@ TEST_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
-class Home:
+class ZooClass:
     """Which class of robustbench.model_zoo.architectures a net fits, and its state dict there."""
 
     constructor: str
@@ -46,8 +46,8 @@ def robust_resnet(channels: list[int], blocks: list[int], strides: list[int], cl
     return f"robust_resnet.PreActResNet(num_classes={classes}, {words})"
 
 
-def home(net: nn.Module, info: dict[str, Any]) -> Home:
-    """Where a net of ours lives at RobustBench; UserError where no class there computes it."""
+def zoo_class(net: nn.Module, info: dict[str, Any]) -> ZooClass:
+    """The class that computes what a net of ours does; UserError where RobustBench has none."""
     arch, silu, classes = info["arch"], info["activation"] == "silu", info["num_classes"]
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
     four = [2, 2, 2, 2]
@@ -57,11 +57,11 @@ def home(net: nn.Module, info: dict[str, Any]) -> Home:
         state = {k: v for k, v in state.items() if k not in ("mean", "std")}
         if isinstance(net, DeepMindPreActResNet18):
             call = f"DMPreActResNet(num_classes={classes}, depth=18, width=0, {words})"
-            return Home(f"dm_wide_resnet.{call}", "PreActResNet-18", state)
+            return ZooClass(f"dm_wide_resnet.{call}", "PreActResNet-18", state)
         assert isinstance(net, DeepMindWideResNet)
         depth, width = arch.split("-")[2:]
         call = f"DMWideResNet(num_classes={classes}, depth={depth}, width={width}, {words})"
-        return Home(f"dm_wide_resnet.{call}", f"WideResNet-{depth}-{width}", state)
+        return ZooClass(f"dm_wide_resnet.{call}", f"WideResNet-{depth}-{width}", state)
     if isinstance(net, WideResNet):
         depth, width = map(int, arch.split("-")[1:])
         call = f"wide_resnet.WideResNet(depth={depth}, widen_factor={width}, num_classes={classes})"
@@ -69,20 +69,20 @@ def home(net: nn.Module, info: dict[str, Any]) -> Home:
             channels = [16, 16 * width, 32 * width, 64 * width]
             call = robust_resnet(channels, [(depth - 4) // 6] * 3, [1, 2, 2], classes)
             state = renamed(state, ROBUST_RESNET["wrn"])
-        return Home(call, f"WideResNet-{depth}-{width}", state)
+        return ZooClass(call, f"WideResNet-{depth}-{width}", state)
     if isinstance(net, ResNet18) and not silu:
         call = f"resnet.ResNet(resnet.BasicBlock, {four}, num_classes={classes})"
-        return Home(call, "ResNet-18", state)
+        return ZooClass(call, "ResNet-18", state)
     if isinstance(net, PreActResNet18) and not net.variant.shortcut_bn:
         variant = net.variant
         if not silu:
             block = "PreActBlock" if variant.raw_shortcut else "PreActBlockV2"
             final = f"bn_before_fc={variant.final_bn}"
             call = f"PreActResNet(resnet.{block}, {four}, num_classes={classes}, {final})"
-            return Home(f"resnet.{call}", "PreActResNet-18", state)
+            return ZooClass(f"resnet.{call}", "PreActResNet-18", state)
         if variant.final_bn and not variant.raw_shortcut:
             call = robust_resnet([64, 64, 128, 256, 512], four, [1, 2, 2, 2], classes)
-            return Home(call, "PreActResNet-18", renamed(state, ROBUST_RESNET["prn"]))
+            return ZooClass(call, "PreActResNet-18", renamed(state, ROBUST_RESNET["prn"]))
     front = "a normalisation in front of " if info.get("normalised") else ""
     raise UserError(
         f"RobustBench has no class for {front}a {arch} with {info['activation']}: "
@@ -102,7 +102,7 @@ def measured(records: list[dict[str, Any]], attack: str, eps: float | None) -> s
 
 
 def model_info(
-    house: Home,
+    entry: ZooClass,
     info: dict[str, Any],
     records: list[dict[str, Any]],
     *,
@@ -124,7 +124,7 @@ def model_info(
         "number_forward_passes": 1,
         "dataset": info.get("dataset"),
         "venue": None,
-        "architecture": house.architecture,
+        "architecture": entry.architecture,
         "eps": None if eps is None else radius_text(eps),
         "clean_acc": measured(records, "clean", None),
         "reported": robust,

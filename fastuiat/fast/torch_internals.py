@@ -19,12 +19,20 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 MISSING = object()
+CPU_UNITS = {
+    "amx_tile": "torch.cpu._is_amx_tile_supported",
+    "avx512_bf16": "torch.cpu._is_avx512_bf16_supported",
+}
 
 
 @functools.cache
+def say_once(text: str) -> None:
+    """One line on the log, the first time in a process."""
+    logger.warning(text)
+
+
 def say_missing(name: str, instead: str) -> None:
-    """Once in a process."""
-    logger.warning("this PyTorch (%s) has no %s: %s", torch.__version__, name, instead)
+    say_once(f"this PyTorch ({torch.__version__}) has no {name}: {instead}")
 
 
 def internal(name: str, instead: str) -> Any:
@@ -86,16 +94,10 @@ def foreach_lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: flo
         tensor.lerp_(end, weight)
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies tiles of bf16 (AMX)."""
-    asked = internal("torch.cpu._is_amx_tile_supported", "this CPU's matrix units are not used")
+def cpu_has(unit: str) -> bool:
+    """Whether the CPU has what PyTorch calls `amx_tile` or `avx512_bf16`."""
+    asked = internal(CPU_UNITS[unit], f"computing as if this CPU had no {unit}")
     return asked is not MISSING and bool(asked())
-
-
-def multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware."""
-    asked = internal("torch.cpu._is_avx512_bf16_supported", "bf16 on this CPU is not the default")
-    return has_matrix_units() or (asked is not MISSING and bool(asked()))
 
 
 def compile_alone(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -130,34 +132,50 @@ def compiler_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def while_compiling() -> Iterator[None]:
     """Around the call that compiles a region."""
-    with ExitStack() as stack:
-        # Without it torch.autograd.grad breaks the graph.
-        patched("torch._dynamo.config", stack, trace_autograd_ops=True)
-        stack.enter_context(reductions_mended())
-        stack.enter_context(quiet("torch.utils.cpp_extension"))
+    # Without the option torch.autograd.grad breaks the graph.
+    options = compiler_config("torch._dynamo.config", trace_autograd_ops=True)
+    with options, reductions_mended(), no_word_of_nvcc():
         yield
-
-
-def patched(module: str, stack: ExitStack, **settings: Any) -> None:
-    """Settings of a compiler's own, until the stack is closed; one that is gone is left out."""
-    config = internal(module, f"{', '.join(settings)} cannot be set")
-    for name, value in settings.items():
-        if config is MISSING or not hasattr(config, name):
-            say_missing(f"{module}.{name}", "compiling goes on without it")
-        else:
-            stack.enter_context(config.patch(**{name: value}))
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Errors alone on a logger: this one warns where nvcc is installed and no GPU is."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def compiler_config(module: str, **options: Any) -> Iterator[None]:
+    """Options of a compiler's own meanwhile; one that is gone is left out, and the log says so."""
+    config = internal(module, f"{', '.join(options)} cannot be set")
+    with ExitStack() as stack:
+        for name, value in options.items():
+            if config is MISSING or not hasattr(config, name):
+                say_missing(f"{module}.{name}", "compiling goes on without it")
+            else:
+                stack.enter_context(config.patch(**{name: value}))
+        yield
+
+
+@contextmanager
+def kernels_named() -> Iterator[None]:
+    """What Inductor compiles meanwhile for a CPU tells a profiler its kernels' names."""
+    cpp = internal("torch._inductor.config.cpp", "kernels on a CPU have no names in a profile")
+    before = getattr(cpp, "enable_kernel_profile", None)
+    if before is None:
+        yield
+        return
+    cpp.enable_kernel_profile = True
     try:
         yield
     finally:
-        logger.setLevel(before)
+        cpp.enable_kernel_profile = before
+
+
+@contextmanager
+def no_word_of_nvcc() -> Iterator[None]:
+    """Meanwhile PyTorch does not warn of an nvcc without a GPU: nothing that a user has to mend."""
+    loud = logging.getLogger("torch.utils.cpp_extension")
+    before = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loud.setLevel(before)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+from fastuiat.fast.torch_internals import cpu_has
+
+MATRIX_UNITS = cpu_has("amx_tile")
 """Whether this CPU multiplies bf16 matrices in units of their own."""
 
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
 from fastuiat.models.convolution import Conv3x3
+from fastuiat.models.registry import register
+from fastuiat.models.wide_resnet import is_wide
 
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -79,6 +81,7 @@ class WideGroup(nn.Module):
         return self.block(x)
 
 
+@register("dm-wrn-{depth}-{width}", legal=is_wide)
 class DeepMindWideResNet(NormalisedInside):
     """dm-wrn-D-W."""
 
@@ -118,6 +121,7 @@ class PreActBlock(nn.Module):
         return self.conv_2d_2(self.act(self.batchnorm_1(out))) + residual
 
 
+@register("dm-prn-18")
 class DeepMindPreActResNet18(NormalisedInside):
     """dm-prn-18."""
 

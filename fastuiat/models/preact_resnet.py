@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
 from fastuiat.models.convolution import Conv3x3
+from fastuiat.models.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +85,7 @@ class PreActResNet18(Classifier):
         for stage in range(1, 5):
             out = getattr(self, f"layer{stage}")(out)
         return pooled(out if self.bn is None else self.act(self.bn(out)))
+
+
+for _name, _variant in VARIANTS.items():
+    register(_name)(partial(PreActResNet18, variant=_variant))

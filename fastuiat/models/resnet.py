@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
 from fastuiat.models.convolution import Conv3x3
+from fastuiat.models.registry import register
 
 
 class BasicBlock(nn.Module):
@@ -25,6 +26,7 @@ class BasicBlock(nn.Module):
         return self.act(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
+@register("resnet-18")
 class ResNet18(Classifier):
     head = "linear"
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
 from fastuiat.models.convolution import Conv3x3
+from fastuiat.models.registry import register
 
 
 class WideBlock(nn.Module):
@@ -41,6 +42,12 @@ class WideGroup(nn.Module):
         return self.layer(x)
 
 
+def is_wide(depth: int, width: int) -> bool:
+    """Whether there is a wide ResNet of this depth and width: depth 10, 16, 22, 28, 34 …"""
+    return depth >= 10 and (depth - 4) % 6 == 0 and width >= 1
+
+
+@register("wrn-{depth}-{width}", legal=is_wide, example="wrn-28-10 (D = 10, 16, 22, 28, 34 …)")
 class WideResNet(Classifier):
     head = "fc"
 

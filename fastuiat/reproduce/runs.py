@@ -14,9 +14,9 @@ import torch
 from fastuiat.bench.machine import describe
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
-from fastuiat.files import write_json
+from fastuiat.files import sha256_of, write_json
 from fastuiat.reproduce.rows import Options, Row
-from fastuiat.training.checkpoint import locate, read, sha256_of
+from fastuiat.training.checkpoint import locate, read
 from fastuiat.training.run import stored_config
 
 Run = Callable[..., None]
@@ -80,7 +80,8 @@ def evaluate_row(
         wanted = [attacks[c] for c in points if points[c] == n]
         missing = [a for a in wanted if measured(folder, a, row.eps, n) is None]
         if missing:
-            words = ["--attacks", *missing, "--n", str(n), "--eps", repr(row.eps)]
+            words = ["--attacks", *missing, "--n", str(n)]
+            words += [] if missing == ["clean"] else ["--eps", repr(row.eps)]
             words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
             run("eval", str(folder), *words, "--device", options.device)
     result = {}

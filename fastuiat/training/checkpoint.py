@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from fastuiat.config import UserError
-from fastuiat.files import write_atomically
+from fastuiat.files import sha256_of, write_atomically
 from fastuiat.models import build_model
 from fastuiat.models.interchange import load_published, load_weights
 
@@ -77,14 +76,6 @@ def locate(path: str | Path, which: str = "best") -> Path:
         if (file := path / "checkpoints" / f"{name}.pt").is_file():
             return file
     raise UserError(f"{path} holds no checkpoints/{which}.pt: is it a run folder?")
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def net_of(content: dict[str, Any]) -> dict[str, Any]:

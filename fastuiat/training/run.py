@@ -21,7 +21,7 @@ from fastuiat import data, methods
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
-from fastuiat.evaluation.attacks import correct_under
+from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
 from fastuiat.training import required
@@ -65,19 +65,18 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[st
 
 def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Evaluate:
     """Natural and PGD accuracy of a net on a part that does not train it, in fp32."""
-    attack = getattr(config.settings, "attack", None)
-    eps, alpha = (attack.eps, attack.validation_alpha) if attack else (8 / 255, 2 / 255)
+    trained = getattr(config.settings, "attack", None)
+    eps, alpha = (trained.eps, trained.validation_alpha) if trained else (8 / 255, 2 / 255)
+    clean = attacks.create("clean")
+    pgd = attacks.create("pgd", alpha=alpha, steps=VALIDATION_STEPS)
 
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         shares = {}
-        for name, kind in (("natural", "clean"), ("robust", "pgd")):
-            correct = correct_under(
+        for name, attack in (("natural", clean), ("robust", pgd)):
+            correct = attack.correct(
                 net,
                 images,
-                kind,
                 eps=eps,
-                alpha=alpha,
-                steps=VALIDATION_STEPS,
                 seed=config.seed,
                 batch_size=min(EVALUATION_BATCH, len(images.labels)),
                 device=device,

@@ -6,15 +6,18 @@ import pickle
 import struct
 import tarfile
 import urllib.error
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torchvision
 from scipy.io import savemat
 
 from fastuiat.config import UserError
-from fastuiat.data import DATASETS, load, sources
+from fastuiat.data import DATASETS, load
 from fastuiat.data.download import fetch
+from fastuiat.data.sets import fashion_mnist
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +28,7 @@ def no_network(monkeypatch):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", sources.Path("/nonexistent"))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", Path("/nonexistent"))
 
 
 def pixels(n):
@@ -84,7 +87,7 @@ def test_cifar100_fine_labels(tmp_path):
 
 class Malice:
     def __reduce__(self):
-        return (sources.Path.touch, (sources.Path("executed"),))
+        return (Path.touch, (Path("executed"),))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,70 @@ def test_without_network_url_and_place_are_named(tmp_path, name):
     with pytest.raises(UserError, match="http") as raised:
         load(name, tmp_path / "new", "train")
     assert str(tmp_path / "new") in str(raised.value) and "\n" not in str(raised.value)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_those_that_torchvision_fetches():
+    theirs = torchvision.datasets
+    places: dict[str, list[tuple[str, str]]] = {
+        "cifar10": [(theirs.CIFAR10.url, theirs.CIFAR10.tgz_md5)],
+        "cifar100": [(theirs.CIFAR100.url, theirs.CIFAR100.tgz_md5)],
+        "svhn": [
+            (row[0], row[2]) for name, row in theirs.SVHN.split_list.items() if name != "extra"
+        ],
+        "fashion-mnist": [
+            (theirs.FashionMNIST.mirrors[0] + name, md5)
+            for name, md5 in theirs.FashionMNIST.resources
+        ],
+        "digits": [],
+    }
+    for name, info in DATASETS.items():
+        ours = {(file.url, file.md5) for files in info.files.values() for file in files}
+        assert ours == set(places[name]), name
+
+
+def test_a_download_is_unpacked_once(tmp_path, monkeypatch):
+    """Whole or not at all, and read from the folder from then on."""
+    images, labels = write_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    whole = archive.read_bytes()
+    asked = []
+
+    def served(url, timeout):
+        asked.append(url)
+        response = io.BytesIO(content)
+        response.headers = {"Content-Length": str(len(content))}  # type: ignore[attr-defined]
+        return response
+
+    monkeypatch.setattr("urllib.request.urlopen", served)
+    content, data_dir = whole, tmp_path / "data"
+    with pytest.raises(UserError, match="checksum is not the published one"):
+        load("cifar10", data_dir, "train")
+    assert list(data_dir.iterdir()) == []
+    monkeypatch.setattr("fastuiat.data.download.hashlib.md5", lambda **_: Published())
+    content = whole[:-2000]
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz cannot be unpacked"):
+        load("cifar10", data_dir, "train")
+    assert [p.name for p in data_dir.iterdir()] == ["cifar-10-python.tar.gz"]
+    (data_dir / "cifar-10-python.tar.gz").unlink()
+    content = whole
+    train = load("cifar10", data_dir, "train")
+    np.testing.assert_array_equal(train.images, images)
+    assert len(asked) == 3 and (data_dir / "cifar-10-batches-py" / "data_batch_5").is_file()
+    (data_dir / "cifar-10-python.tar.gz").unlink()
+    assert load("cifar10", data_dir, "test").labels.tolist() == labels[:2].tolist()
+
+
+class Published:
+    """A digest that says what is published of CIFAR-10, whatever it was made of."""
+
+    def update(self, chunk):
+        pass
+
+    def hexdigest(self):
+        return torchvision.datasets.CIFAR10.tgz_md5
 
 
 def test_download_is_whole_and_checked(tmp_path, monkeypatch):
@@ -193,8 +259,8 @@ def test_download_is_whole_and_checked(tmp_path, monkeypatch):
 
 
 def test_names():
-    with pytest.raises(UserError, match="cifar10, cifar100, svhn, fashion-mnist, digits"):
+    with pytest.raises(UserError, match="cifar10, cifar100, digits, fashion-mnist, svhn"):
         load("imagenet", "unused", "train")
     with pytest.raises(UserError, match="train or test"):
         load("digits", "unused", "val")
-    assert [name for name, d in DATASETS.items() if not d.flip] == ["svhn", "digits"]
+    assert [name for name, d in DATASETS.items() if not d.flip] == ["digits", "svhn"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastuiat.evaluation import attacked_net
 from fastuiat.evaluation.attacked_net import AttackedNet, compiler_settings
 from fastuiat.evaluation.package import make_adversary, package
 from fastuiat.evaluation.projection import projection_linf
+from fastuiat.fast import torch_internals
 from fastuiat.models import build_model
 
 pytestmark = pytest.mark.slow
@@ -213,3 +215,63 @@ def test_projection_reaches_the_plane_or_the_corner(scale):
     largest = step.abs().amax(dim=1, keepdim=True)
     free = (corner.abs() > largest) & (w != 0)
     torch.testing.assert_close(step.abs()[free], largest.expand_as(step)[free])
+
+
+OPTIONS = {
+    "_inductor": ["freezing"],
+    "_functorch": ["donated_buffer"],
+    "_dynamo": ["trace_autograd_ops", "prepare_freezing"],
+}
+
+
+def compiler_options() -> dict[str, bool]:
+    parts = {part: importlib.import_module(f"torch.{part}.config") for part in OPTIONS}
+    return {f"{p}.{name}": getattr(parts[p], name) for p in OPTIONS for name in OPTIONS[p]}
+
+
+def test_the_compiler_s_settings_are_put_back():
+    before = compiler_options(), logging.getLogger("torch.utils.cpp_extension").level
+    with pytest.raises(ZeroDivisionError), compiler_settings():
+        assert compiler_options() != before[0]
+        raise ZeroDivisionError
+    AttackedNet(build_model("wrn-10-1"))
+    assert before == (compiler_options(), logging.getLogger("torch.utils.cpp_extension").level)
+
+
+@pytest.mark.parametrize(("part", "option"), [(p, o) for p in OPTIONS for o in OPTIONS[p]])
+def test_without_an_option_the_verdicts_stay(monkeypatch, caplog, part, option):
+    """Compiled without it, or not compiled, which is said; never dead."""
+    torch_internals.say_once.cache_clear()
+    real = importlib.import_module(f"torch.{part}.config")
+
+    class Without:
+        """The real settings but one."""
+
+        def __getattr__(self, name):
+            if name == option:
+                raise AttributeError(name)
+            return getattr(real, name)
+
+        def __setattr__(self, name, value):
+            setattr(real, name, value)
+
+    imported = importlib.import_module
+    monkeypatch.setattr(
+        torch_internals.importlib,
+        "import_module",
+        lambda name, *more: Without() if name == f"torch.{part}.config" else imported(name, *more),
+    )
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(), nn.Linear(64, 10))
+    net = AttackedNet(plain)
+    x, y = images(20), torch.arange(20) % 10
+    with compiler_settings():
+        failure = net.compile(x, ["apgd-ce"])
+        ours = net.get_logits_loss_grad_xent(x, y)
+    theirs = AttackedNet(plain).get_logits_loss_grad_xent(x, y)
+    for mine, its in zip(ours, theirs, strict=True):
+        close(mine, its)
+    assert (failure is None) == net.compiled
+    said = [r.message for r in caplog.records if r.name == torch_internals.__name__]
+    gone = f"this PyTorch ({torch.__version__}) has no torch.{part}.config.{option}"
+    assert said == [f"{gone}: compiling goes on without it"]

@@ -56,7 +56,7 @@ def single_steps(adversary: Any) -> None:
     adversary.square.n_queries = 1
 
 
-class Heard:
+class Accuracies:
     """A logger for the plain package: its accuracies as it prints them."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def test_agrees_with_the_plain_package(tmp_path, version, batch_size):
     )  # fmt: skip
     plain = package()[0](net, norm="Linf", eps=EPS, version=version, seed=3, device="cpu")
     few_steps(plain)
-    plain.logger = heard = Heard()
+    plain.logger = printed = Accuracies()
     plain.apgd_targeted.n_target_classes = plain.fab.n_target_classes = K - 1
     x_adv, _ = plain.run_standard_evaluation(x, y, batch_size=batch_size)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_agrees_with_the_plain_package(tmp_path, version, batch_size):
     assert torch.equal(ours.robust, expected)
     assert not ours.robust[:2].any() and 0 < ours.robust.sum() < N  # some of each
     after = dict(list(ours.accuracy.items())[1:])
-    assert {attack: f"{share:.2%}" for attack, share in after.items()} == heard.accuracy
+    assert {attack: f"{share:.2%}" for attack, share in after.items()} == printed.accuracy
     assert list(after) == list(plain.attacks_to_run)
     assert [s for s in said if s.startswith("autoattack")] and not ours.compiled
     # A row per target class and restart, each beginning with what the one before it left.

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastuiat.commands.evaluate import EvalOptions, negative_radii
+from fastuiat.commands.evaluate import eval_class, negative_radii
 from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
-from fastuiat.evaluation import Strength, evaluate
+from fastuiat.evaluation import attacks, evaluate
 from fastuiat.evaluation.record import file_name
 from fastuiat_kernels import noise_key, random_start
 
 K, N, SEED, CPU = 4, 150, 5, torch.device("cpu")
 ALPHA, STEPS, RESTARTS = 0.1 / 255, 2, 4
+SETTINGS = {"alpha": ALPHA, "steps": STEPS, "restarts": RESTARTS}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_restarts_and_inverse_radii(net, images, tmp_path, attack, batch_size):
     records = evaluate(
         net, images, attacks=[attack], eps=radii, n=None, seed=SEED, batch_size=batch_size,
         device=CPU, out=tmp_path, info={"path": "net"},
-        strength=Strength(alpha=ALPHA, steps=STEPS, restarts=RESTARTS),
+        settings=SETTINGS,
     )  # fmt: skip
     inverse, clean, adversarial = records
     for record, worst in ((inverse, np.logical_or), (adversarial, np.logical_and)):
@@ -78,8 +79,7 @@ def test_restarts_and_inverse_radii(net, images, tmp_path, attack, batch_size):
     assert adversarial["accuracy"] < clean["accuracy"] < inverse["accuracy"]
     assert (inverse["eps"], clean["eps"], inverse["inverse"]) == ("-8/255", "0/255", True)
     for record in records:
-        strength = Strength(alpha=ALPHA, steps=STEPS, restarts=RESTARTS)
-        name = file_name(attack, record["eps_value"], N, strength)
+        name = file_name(attacks.create(attack, **SETTINGS), record["eps_value"], N)
         assert json.loads((tmp_path / "eval" / f"{name}.json").read_text()) == record
 
 
@@ -94,17 +94,18 @@ def test_autoattack_at_radius_0_is_the_clean_net_and_has_no_inverse(net, images,
 
 def test_only_what_is_unusual_is_in_a_file_name():
     assert file_name("pgd", 8 / 255, 100) == "pgd-20_eps8over255_n100"
-    assert file_name("clean", 8 / 255, 100, Strength(steps=7)) == "clean_n100"
-    assert file_name("autoattack", 8 / 255, 9, Strength(steps=7)) == "autoattack_eps8over255_n9"
-    assert file_name("autoattack", 0.1, 9, Strength(version="plus")) == "autoattack_plus_eps0.1_n9"
-    strength = Strength(alpha=1 / 255, steps=50, restarts=5)
-    assert file_name("cw", -8 / 255, 9, strength) == "cw-50_alpha1over255_r5_eps-8over255_n9"
+    assert file_name("clean", 8 / 255, 100) == "clean_n100"
+    assert file_name("autoattack", 8 / 255, 9) == "autoattack_eps8over255_n9"
+    plus = attacks.create("autoattack", version="plus", compile="off")
+    assert file_name(plus, 0.1, 9) == "autoattack_plus_eps0.1_n9"
+    strong = attacks.create("cw", alpha="1/255", steps=50, restarts=5)
+    assert file_name(strong, -8 / 255, 9) == "cw-50_alpha1over255_r5_eps-8over255_n9"
 
 
 def test_radii_on_the_command_line():
     def radii(words: str) -> list[float]:
         argv = negative_radii(["run", *words.split()])
-        options = parse(EvalOptions, argv, prog="fastuiat eval")
+        options = parse(eval_class(), argv, prog="fastuiat eval")
         return [255 * r for r in options.eps_sweep or options.eps]
 
     assert radii("--eps -16/255 0 8/255") == pytest.approx([-16, 0, 8])

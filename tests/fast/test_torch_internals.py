@@ -55,10 +55,10 @@ def without(monkeypatch, caplog):
         for owning in bases or [place]:
             monkeypatch.delattr(owning, attribute)
 
-    torch_internals.say_missing.cache_clear()
+    torch_internals.say_once.cache_clear()
     with caplog.at_level(logging.WARNING, "fastuiat"):
         yield take
-    torch_internals.say_missing.cache_clear()
+    torch_internals.say_once.cache_clear()
 
 
 def said(caplog) -> list[str]:

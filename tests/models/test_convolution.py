@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from fastuiat.fast import torch_internals
 from fastuiat.models import convolution
 from fastuiat.models.convolution import Conv3x3, product_of_patches
 
@@ -75,3 +77,23 @@ def test_eager_is_the_library_s_own() -> None:
     net = Conv3x3(512, 512).to(torch.bfloat16)
     x = torch.randn(2, 512, 4, 4, dtype=torch.bfloat16)
     assert torch.equal(net(x), F.conv2d(x, net.weight, padding=1))
+
+
+def test_a_pytorch_that_does_not_tell_of_matrix_units(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The layer is imported all the same, without products; the log says so once."""
+    torch_internals.say_once.cache_clear()
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    try:
+        assert importlib.reload(convolution).MATRIX_UNITS is False
+        assert not torch_internals.cpu_has("amx_tile")
+        assert [r.message for r in caplog.records if "amx_tile" in r.message] == [
+            f"this PyTorch ({torch.__version__}) has no torch.cpu._is_amx_tile_supported: "
+            "computing as if this CPU had no amx_tile"
+        ]
+        net = convolution.Conv3x3(512, 512).to(torch.bfloat16)
+        assert net(torch.randn(1, 512, 4, 4, dtype=torch.bfloat16)).shape == (1, 512, 4, 4)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(convolution)

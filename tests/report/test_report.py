@@ -18,10 +18,11 @@ from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.commands.report import ReportOptions, losses_of
 from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples, natural_losses
+from fastuiat.files import sha256_of
 from fastuiat.report import curves
 from fastuiat.report.runs import Record, labels_of, read_run, read_runs
 from fastuiat.report.sensitivity import sensitivities, sensitivity_curves
-from fastuiat.training.checkpoint import locate, sha256_of
+from fastuiat.training.checkpoint import locate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import open_browser

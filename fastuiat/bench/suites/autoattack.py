@@ -38,6 +38,7 @@ from fastuiat.bench.timing import (
 )
 from fastuiat.evaluation import run_autoattack
 from fastuiat.evaluation.package import MOST_TARGETS, package
+from fastuiat.fast.allocator import keep_freed_memory
 
 PROVIDERS = ("package", "fastuiat")
 EPS_OF_A_FRESH_NET = 1e-6
@@ -72,7 +73,7 @@ def fresh(arch: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build_model(arch).eval()
-        nn.init.normal_(getattr(net, net.head).weight)
+        nn.init.normal_(getattr(net, str(net.head)).weight)
         x = torch.rand(n, 3, 32, 32)
     with torch.no_grad():
         return net, x, torch.cat([net(part).argmax(dim=1) for part in x.split(64)])
@@ -110,6 +111,8 @@ def by_package(batch_size: int, case: Case) -> Verdicts:
 
 def by_fastuiat(case: Case) -> Verdicts:
     """A whole evaluation as `fastuiat eval` does it."""
+    if case.device.type == "cpu":
+        keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="fastuiat-bench-") as folder:
         result = run_autoattack(
             case.net.to(case.device),
