@@ -71,7 +71,7 @@ class TrainingBatch(Protocol):
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module's own training flag is afterwards what it was: what was in eval mode stays so."""
+    """Every module's own training flag is afterwards what it was."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         yield
