@@ -21,7 +21,7 @@ from fastuiat.bench.cli_tables import (
 from fastuiat.bench.compare import CompareOptions
 from fastuiat.bench.compare import run as compare
 from fastuiat.bench.gpu.runner import GpuOptions, gpu
-from fastuiat.bench.record import Recorder
+from fastuiat.bench.record import RecordFile
 from fastuiat.bench.timing import Plan
 from fastuiat.config import Radius, UserError, positive
 
@@ -118,7 +118,7 @@ def step(options: StepOptions) -> None:
             "on a GPU a profile slows down what is measured after it: choose one phase with "
             f"--epoch-phase {'|'.join(p.name for p in chosen)}"
         )
-    recorder = Recorder(options.json)
+    recorder = RecordFile(options.json)
     if note:
         print(note)
     whole: list[Phase | None] = [None]
@@ -159,7 +159,7 @@ def kernels(options: KernelOptions) -> None:
 
     device = resolve_device(options.device)
     chosen = suite.cases(options.kernels, options.sizes, options.every_dtype)
-    recorder = Recorder(options.json)
+    recorder = RecordFile(options.json)
     every: list[dict[str, Any]] = []
     with table.progress("kernels") as done:
         bandwidth = suite.copy_bandwidth(device, clock_for(device))
@@ -212,7 +212,7 @@ def loader(options: LoaderOptions) -> None:
         workers=options.workers,
         device=resolve_device(options.device),
     )
-    recorder = Recorder(options.json)
+    recorder = RecordFile(options.json)
     with table.progress("loader") as done:
         records = suite.measure(
             images, plan=options.plan(warmup=0), names=options.providers, done=done
@@ -290,7 +290,7 @@ def autoattack(options: AutoAttackOptions) -> None:
         compile={"auto": None, "on": True, "off": False}[options.compile],
         device=resolve_device(options.device),
     )
-    recorder = Recorder(options.json)
+    recorder = RecordFile(options.json)
     with table.progress("autoattack") as done:
         records = suite.measure(
             case, plan=options.plan(warmup=0), names=options.providers, done=done

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastuiat.bench.record import Recorder
+from fastuiat.bench.record import RecordFile
 from fastuiat.config import positive
 
 TABLE_BUDGET = 500.0
@@ -93,7 +93,7 @@ def run_table(table: Any, options: TableOptions) -> list[dict[str, Any]]:
     source = Source(options.data, options.data_dir, options.loader)
     case = Case(batch_size=options.batch_size, num_classes=source.num_classes, epochs=table.epochs)
     budget = options.budget or (None if options.steps else TABLE_BUDGET)
-    recorder, every = Recorder(options.json), []
+    recorder, every = RecordFile(options.json), []
     if note:
         print(note)
     for i, arch in enumerate(archs):
@@ -141,7 +141,7 @@ def tour(options: TourOptions) -> None:
     from fastuiat.bench.suites.tour import Tour, size_for
 
     setting, note = make_setting(options.device, "auto", options.compile)
-    recorder = Recorder(options.json)
+    recorder = RecordFile(options.json)
     if note:
         print(note)
     Tour(setting, size_for(setting.device), options.budget, recorder).run()

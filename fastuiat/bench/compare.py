@@ -11,8 +11,9 @@ from typing import Annotated
 
 import tyro
 
+from fastuiat import machine
 from fastuiat.bench import compare_tables as tables
-from fastuiat.bench import floors, machine, table
+from fastuiat.bench import floors, table
 from fastuiat.bench.comparison import Comparison, compare, counted
 from fastuiat.bench.record import read_records
 from fastuiat.config import UserError

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastuiat import paper
-from fastuiat.bench import floors, machine
+from fastuiat import machine, paper
+from fastuiat.bench import floors
 from fastuiat.config import UserError
 
 Record = dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
-from fastuiat.bench.memory import quiet_stderr
+from fastuiat.bench.call_memory import quiet_stderr
 
 MARK = "fastuiat profile"
 """The event that spans what is counted."""

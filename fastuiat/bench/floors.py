@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuiat.bench import machine
+from fastuiat import machine
 from fastuiat.bench.timing import Clock, Plan, Provider, WallClock, interleaved
 from fastuiat.models import build_model
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from fastuiat.bench.floors import fields
-from fastuiat.bench.machine import describe
 from fastuiat.bench.timing import Interruption, Measurement
 from fastuiat.config import UserError
+from fastuiat.machine import describe
 
 FORMAT = "fastuiat-bench-1"
 FAMILY = "fastuiat-bench-"
@@ -80,7 +80,7 @@ def make_record(
     return {**fields(record, device), **record}
 
 
-class Recorder:
+class RecordFile:
     """Appends records to a file, each whole and on disk before the next case begins.
 
     A run that is killed leaves what it had finished; half a line that another left behind is closed
@@ -126,7 +126,7 @@ class Recorder:
 def read_records(
     path: Path, *, say: Callable[[str], object] = lambda word: None
 ) -> list[dict[str, Any]]:
-    """The records of a file in their order; `say` hears of half a line that a kill left.
+    """The records of a file in their order; `say` is told of half a line that a kill left.
 
     UserError where the file cannot be read, holds nothing, or holds anything but records of this
     format: a number that is doubtful is not compared.

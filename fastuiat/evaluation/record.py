@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fastuiat.data import ImageSet
 from fastuiat.evaluation.attacks import LOSSES, Progress, correct_over_restarts, pixels
 from fastuiat.evaluation.autoattack import Say, run_autoattack
 from fastuiat.files import write_json
+from fastuiat.machine import summary
 
 ALPHA, STEPS = 2 / 255, 20
 """PGD-20 and CW-20 of the published tables."""
@@ -248,16 +248,8 @@ def evaluate(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "gpu": gpu,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "precision": "tf32" if gpu and torch.backends.cudnn.allow_tf32 else "fp32",
-    }
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return {"device": device.type, **summary(device), "precision": "tf32" if tf32 else "fp32"}
 
 
 def refuse_foreign(path: Path, info: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any, cast
 
 import torch
 
-import fastuiat
-from fastuiat import data, methods
+from fastuiat import data, machine, methods
 from fastuiat.config import TrainConfig, UserError, changed_since, of_this_version
 from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
@@ -42,17 +40,8 @@ def default_folder(config: TrainConfig) -> Path:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on beside the settings."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "fastuiat": fastuiat.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
+    versions = {name: machine.versions()[name] for name in ("fastuiat", "platform")}
+    return {**versions, **machine.summary(device), "command": sys.argv}
 
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastuiat import data
-from fastuiat.bench.memory import resident_peak
+from fastuiat.bench.call_memory import resident_peak
 from fastuiat.bench.suites import loader as suite
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError

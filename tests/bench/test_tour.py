@@ -97,7 +97,7 @@ def test_kernels_go_on_while_there_is_time(monkeypatch):
     monkeypatch.setattr(suite.kernels, "measure", measure)
     monkeypatch.setattr(suite.kernels, "copy_bandwidth", lambda device, clock: 1.0)
     monkeypatch.setattr(suite.kernels, "show", lambda records: None)
-    recorder = suite.Recorder(None)
+    recorder = suite.RecordFile(None)
     tour = Tour(setting, SMALL, 100.0, recorder, now=lambda: time[0])
     assert len(tour.kernels(lambda event: None)) == len(measured) == 2
     assert len(Tour(setting, SMALL, 1.0, recorder, now=lambda: time[0]).kernels(print)) == 1

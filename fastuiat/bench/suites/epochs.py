@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from fastuiat.bench.call_memory import graph_memory, peak_memory
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
-from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.record import make_record
 from fastuiat.bench.suites.epoch_steps import Part, Steps, parts_of
 from fastuiat.bench.suites.step import Setting, costs

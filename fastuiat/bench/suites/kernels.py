@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from fastuiat.bench import table
+from fastuiat.bench.call_memory import peak_memory
 from fastuiat.bench.floors import copy_bandwidth as copy_bandwidth
 from fastuiat.bench.graphs import Graphs, Pool, cuda_graphs, make_pool, replayed
-from fastuiat.bench.machine import cache_bytes
-from fastuiat.bench.memory import peak_memory
 from fastuiat.bench.record import make_record
 from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, clock_for, interleaved
 from fastuiat.config import UserError
+from fastuiat.machine import cache_bytes
 from fastuiat_kernels import SIZES, SPECS, KernelSpec, Variant
 
 Function = Callable[..., Any]

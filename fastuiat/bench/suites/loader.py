@@ -20,7 +20,7 @@ import torch
 
 from fastuiat import data
 from fastuiat.bench import table
-from fastuiat.bench.memory import ResidentPeak, resident_peak
+from fastuiat.bench.call_memory import ResidentPeak, resident_peak
 from fastuiat.bench.record import make_record
 from fastuiat.bench.timing import Call, Clock, Plan, Provider, clock_for, interleaved
 

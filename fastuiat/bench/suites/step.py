@@ -18,8 +18,8 @@ import torch
 
 from fastuiat.bench import profile, table
 from fastuiat.bench.baselines import BASELINES
+from fastuiat.bench.call_memory import graph_memory, peak_memory
 from fastuiat.bench.events import named_kernels
-from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.passes import Op, inventory, total_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.replay import replay

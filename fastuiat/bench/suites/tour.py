@@ -12,7 +12,7 @@ import torch
 
 from fastuiat.bench import table
 from fastuiat.bench.feed import Source, steps_per_epoch
-from fastuiat.bench.record import Recorder
+from fastuiat.bench.record import RecordFile
 from fastuiat.bench.suites import epochs, kernels, loader, step, tables
 from fastuiat.bench.timing import Plan, clock_for
 from fastuiat.bench.workload import Case
@@ -49,7 +49,7 @@ class Tour:
     setting: step.Setting
     size: Size
     budget: float
-    recorder: Recorder
+    recorder: RecordFile
     now: Callable[[], float] = time.perf_counter
     records: dict[str, Records] = field(default_factory=dict)
 
