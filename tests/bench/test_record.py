@@ -108,3 +108,12 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
         RecordFile(tmp_path / "file" / "results.jsonl")
     with pytest.raises(UserError, match="cannot be written"):
         RecordFile(tmp_path)
+
+
+def test_a_file_that_nothing_came_into_is_not_left_behind(tmp_path):
+    new, old = tmp_path / "new.jsonl", tmp_path / "old.jsonl"
+    old.touch()
+    for path in (new, old):
+        with pytest.raises(UserError, match="no such net"), RecordFile(path):
+            raise UserError("no such net")
+    assert not new.exists() and old.exists()
