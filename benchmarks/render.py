@@ -16,23 +16,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastuiat.bench import table
-from fastuiat.bench.compare_tables import amount, percent, software, span
-from fastuiat.bench.comparison import (
-    PAPER_TABLES,
-    Record,
-    Row,
-    arrange,
-    device_of,
-    paper_net,
-    tell_apart,
-)
+from fastuiat.bench import suites, table
+from fastuiat.bench.columns import Record
+from fastuiat.bench.compare_tables import software
+from fastuiat.bench.comparison import arrange, device_of, tell_apart
 from fastuiat.bench.gpu import recorded
-from fastuiat.bench.record import read_records
+from fastuiat.bench.reading import read_records
 from fastuiat.config import UserError
 from fastuiat.reproduce.recorded import baseline_of, curves_of, gain, table_of
 from fastuiat.reproduce.table import cell
@@ -46,167 +39,6 @@ PAGES = (
 """Every page that may hold a block."""
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
-Columns = dict[str, Callable[[Row, Record], str]]
-"""What stands in each column, of a row and its record on one device."""
-
-
-def case(row: Row, r: Record) -> str:
-    return f"{row.case} ({row.differs})" if row.differs else row.case
-
-
-def provider(row: Row, r: Record) -> str:
-    return row.provider
-
-
-def arithmetic(row: Row, r: Record) -> str:
-    return r["config"].get("precision", table.NONE)
-
-
-def median(row: Row, r: Record) -> str:
-    return "failed" if r["error"] else table.seconds(r["median_s"])
-
-
-def quantiles(row: Row, r: Record) -> str:
-    return span(table.seconds(r["p20_s"]), table.seconds(r["p80_s"])) if r["n"] else table.NONE
-
-
-def count(row: Row, r: Record) -> str:
-    return str(r["n"])
-
-
-def of(name: str, form: str, scale: float = 1.0) -> Callable[[Row, Record], str]:
-    """A number of the record, in a form."""
-
-    def text(row: Row, r: Record) -> str:
-        value = r.get(name)
-        return table.number(value and value / scale, form)
-
-    return text
-
-
-def seconds_of(name: str) -> Callable[[Row, Record], str]:
-    return lambda row, r: table.seconds(r.get(name))
-
-
-def epoch(row: Row, r: Record) -> str:
-    if r["error"]:
-        return "failed"
-    return ("~" if r["extrapolated"] else "") + amount(row.suite, r["epoch_s"])
-
-
-def epoch_quantiles(row: Row, r: Record) -> str:
-    if not r["n"]:
-        return table.NONE
-    low, high = (amount(row.suite, r[p] * r["steps_per_epoch"]) for p in ("p20_s", "p80_s"))
-    return span(low, high)
-
-
-def inner(name: str) -> Callable[[Row, Record], str]:
-    """A ratio between two methods on this device."""
-    return lambda row, r: table.number((r.get("ratios", {}).get(name) or {}).get("median"), ".2f")
-
-
-def by_paper(name: str) -> Callable[[Row, Record], str]:
-    """The paper's own ratio, from its printed table."""
-    return lambda row, r: table.number(row.paper_ratio(name), ".2f")
-
-
-def method(row: Row, r: Record) -> str:
-    return f"{row.label} ({row.differs})" if row.differs else row.label
-
-
-def net(row: Row, r: Record) -> str:
-    return row.group
-
-
-def peak(row: Row, r: Record) -> str:
-    return percent(r.get("peak_share"))
-
-
-def copy_share(row: Row, r: Record) -> str:
-    return percent(r.get("copy_share"))
-
-
-def timed_by(row: Row, r: Record) -> str:
-    """Older records, which do not say it, were all timed by calls."""
-    return r.get("timed", "calls")
-
-
-def ratios(names: Mapping[str, str]) -> Columns:
-    columns: Columns = {}
-    for name, heading in names.items():
-        columns[f"÷ {heading}"] = inner(name)
-        columns[f"paper: ÷ {heading}"] = by_paper(name)
-    return columns
-
-
-SUITES: dict[str, Columns] = {
-    "step": {
-        "case": case,
-        "provider": provider,
-        "arithmetic": arithmetic,
-        "median": median,
-        "20–80%": quantiles,
-        "n": count,
-        "÷ fastuiat": of("ratio_median", ".2f"),
-        "passes": of("passes", ".1f"),
-        "TFLOP/s": of("tflops_per_s", ".3g"),
-        "of peak": peak,
-        "bound, computed": seconds_of("bound_s"),
-    },
-    "kernels": {
-        "operation": case,
-        "provider": provider,
-        "median": median,
-        "20–80%": quantiles,
-        "n": count,
-        "÷ eager": of("ratio_median", ".2f"),
-        "GB/s": of("bytes_per_s", ".3g", 1e9),
-        "of a copy's": copy_share,
-        "timed by": timed_by,
-        "a call from Python": seconds_of("call_s"),
-    },
-    "loader": {
-        "case": case,
-        "loader": provider,
-        "images/s": of("images_per_s", ",.0f"),
-        "epoch": median,
-        "20–80%": quantiles,
-        "n": count,
-        "first epoch": seconds_of("first_epoch_s"),
-        "prepare": seconds_of("prepare_s"),
-    },
-    "autoattack": {
-        "net, points, batch": case,
-        "by": provider,
-        "evaluation": median,
-        "20–80%": quantiles,
-        "n": count,
-        "times as fast": of("speedup", ".2f"),
-        "first evaluation": seconds_of("first_s"),
-        "hold out": of("robust", ",.0f"),
-        "same verdicts": of("same_verdicts", ",.0f"),
-    },
-    "table2": {
-        "net": net,
-        "method": method,
-        "min/epoch": epoch,
-        "20–80%": epoch_quantiles,
-        "n": count,
-        **ratios({"natural": "natural", "uiat": "UIAT"}),
-        "passes": of("passes", ".1f"),
-    },
-    "table5": {
-        "net": net,
-        "method": method,
-        "s/epoch": epoch,
-        "20–80%": epoch_quantiles,
-        "n": count,
-        **ratios({"rs-fgsm": "RS-FGSM", "plain": "without UIAT"}),
-        "passes": of("passes", ".1f"),
-    },
-}
-
 
 EVIDENCE = "fashion-mnist-small"
 
@@ -261,7 +93,8 @@ def render(name: str, results: Path) -> str:
     parts = []
     for device in columns:
         own = [row for row in rows if device in row.cells and not row.is_phase]
-        parts.append(one_device(name, device, [(row, row.cells[device]) for row in own]))
+        found = [row.cells[device] | {"differs": row.differs} for row in own]
+        parts.append(one_device(name, device, found))
     return "\n".join(parts)
 
 
@@ -299,25 +132,16 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 """Those that are made of no bench's records."""
 
 
-def one_device(name: str, device: str, found: Sequence[tuple[Row, Record]]) -> str:
-    cells = {head: [value(row, r) for row, r in found] for head, value in SUITES[name].items()}
+def one_device(name: str, device: str, records: Sequence[Record]) -> str:
+    suite = suites.of(name)
+    cells = {head: [value(r) for r in records] for head, value in suite.columns().items()}
     kept = {head: column for head, column in cells.items() if set(column) != {table.NONE}}
     lines = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
     lines += ["| " + " | ".join(line) + " |" for line in zip(*kept.values(), strict=True)]
-    records = [r for _, r in found]
-    return "\n".join([*lines, "", *remarks(name, found), provenance(device, records), ""])
-
-
-def remarks(name: str, found: Sequence[tuple[Row, Record]]) -> list[str]:
-    said = []
-    if any(r["extrapolated"] for _, r in found):
-        said.append("~: an epoch extrapolated from the median of n samples.")
-    if name in PAPER_TABLES:
-        beside = {arch: paper_net(name, arch) for row, _ in found if (arch := row.config["arch"])}
-        others = [f"{net} has those of {own}" for net, own in beside.items() if own != net]
-        said += [f"The paper's ratios: {other}." for other in others]
-    errors = [f"{row.case} {row.provider}: {r['error']}" for row, r in found if r["error"]]
-    return [*said, *(f"{error}." for error in errors)]
+    said = ["~: an epoch extrapolated from the median of n samples."]
+    said = [*said * any(r["extrapolated"] for r in records), *suite.remarks(records)]
+    said += [f"{r['case']} {r['provider']}: {r['error']}." for r in records if r["error"]]
+    return "\n".join([*lines, "", *said, provenance(device, records), ""])
 
 
 def provenance(device: str, records: Sequence[Record]) -> str:
@@ -342,8 +166,8 @@ def provenance(device: str, records: Sequence[Record]) -> str:
     said = [
         f"{device} ({'; '.join(hardware)})",
         versions + (f" at {commits}" if commits else ""),
-        f"n = {span(str(min(counts)), str(max(counts)))}",
-        span(dates[0], dates[-1]),
+        f"n = {table.span(str(min(counts)), str(max(counts)))}",
+        table.span(dates[0], dates[-1]),
     ]
     return f"Measured on {'; '.join(said)}."
 
@@ -356,8 +180,8 @@ def filled(text: str, results: Path, where: str) -> tuple[str, list[str]]:
 
     def fill(match: re.Match[str]) -> str:
         opening, name, old, closing = match.groups()
-        if name not in SUITES and name not in BLOCKS:
-            known = ", ".join([*SUITES, *BLOCKS])
+        if name not in suites.names() and name not in BLOCKS:
+            known = ", ".join([*suites.names(), *BLOCKS])
             raise UserError(f"{where}: unknown block '{name}': choose from {known}")
         new = render(name, results)
         if new != old:

@@ -11,10 +11,11 @@ from typing import Annotated
 
 import tyro
 
+from fastuiat import machine
 from fastuiat.bench import compare_tables as tables
-from fastuiat.bench import floors, machine, table
+from fastuiat.bench import floors, suites, table
 from fastuiat.bench.comparison import Comparison, compare, counted
-from fastuiat.bench.record import read_records
+from fastuiat.bench.reading import read_records
 from fastuiat.config import UserError
 from fastuiat.files import write_atomically
 
@@ -52,7 +53,7 @@ class CompareOptions:
         return [] if self.baseline in (None, "paper") else [Path(str(self.baseline))]
 
 
-def run(options: CompareOptions) -> None:
+def compare_files(options: CompareOptions) -> None:
     """Read, compare, print; then write the page and the CSV."""
     from fastuiat.bench.compare_page import make_page
 
@@ -71,7 +72,7 @@ def run(options: CompareOptions) -> None:
         with_paper=options.baseline == "paper",
     )
     cards = bound_cards(comparison) if options.bounds else {}
-    show(comparison, cards)
+    show_comparison(comparison, cards)
     page = make_page(comparison, cards)
     if options.csv is not None:
         content = tables.csv_text(comparison, cards).encode()
@@ -105,13 +106,13 @@ def bound_cards(comparison: Comparison) -> dict[str, floors.Rates]:
     return cards
 
 
-def show(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> None:
+def show_comparison(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> None:
     """All suites as tables on the terminal."""
     short = comparison.letters()
     for suite in comparison.suites():
         headings, rows = tables.times(comparison, suite, short)
         table.show(
-            f"{suite}: {tables.unit(suite)}", headings, rows, tables.notes(comparison, suite)
+            f"{suite}: {suites.of(suite).unit}", headings, rows, tables.notes(comparison, suite)
         )
         if ratios := tables.inner(comparison, suite, short):
             said = ["each made inside one run"]
@@ -120,7 +121,7 @@ def show(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> None:
             table.show(f"{suite}: ratios between methods", *ratios, said)
         if least := tables.bounds(comparison, suite, short, cards):
             said = ["a bound is computed and not measured: no code can take less at those rates"]
-            table.show(f"{suite}: bounds, {tables.unit(suite)}", *least, said)
+            table.show(f"{suite}: bounds, {suites.of(suite).unit}", *least, said)
     lines = [f"{letter}: {device}" for device, letter in short.items() if letter != device]
     for line in [*lines, *tables.reference_note(comparison, short), *comparison.notes]:
         print(f"  {line}")

@@ -10,24 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fastuiat.bench import compare_tables as tables
-from fastuiat.bench import floors, table
-from fastuiat.bench.comparison import Comparison, Row
+from fastuiat.bench import floors, suites, table
+from fastuiat.bench.comparison import ComparedRow, Comparison
+from fastuiat.bench.suite import Rate
 from fastuiat.report.page import INK, MUTED, PALETTE, Page, new_figure, page_style
 
-TITLES = {
-    "table2": "Training time by method and net",
-    "table5": "Single-step training",
-    "step": "One training step",
-    "kernels": "The kernels",
-    "loader": "The loaders",
-}
-WHAT = {
-    "table2": "minutes of an epoch of 50,000 images",
-    "table5": "seconds of an epoch of 50,000 images",
-    "step": "the time of an optimiser step",
-    "kernels": "the time of a call",
-    "loader": "the time of an epoch of batches, without training",
-}
 WIDE_RANGE = 100.0
 """Bars of values further apart than this are points on a logarithmic axis instead."""
 PAPER = "paper's A100"
@@ -88,12 +75,12 @@ class Chart:
 
     what: str
     axis: str
-    value: Callable[[Row, str], float | None]
+    value: Callable[[ComparedRow, str], float | None]
     """Of a row on a device."""
-    paper: Callable[[Row], float | None] | None = None
+    paper: Callable[[ComparedRow], float | None] | None = None
     text: Callable[[float], str] = "{:.3g}".format
 
-    def series(self, rows: Sequence[Row], comparison: Comparison) -> dict[str, Values]:
+    def series(self, rows: Sequence[ComparedRow], comparison: Comparison) -> dict[str, Values]:
         """By device, the paper last; without those that have no value at all."""
         series = {d: [self.value(row, d) for row in rows] for d in comparison.devices}
         if self.paper and comparison.with_paper:
@@ -101,37 +88,35 @@ class Chart:
         return {label: values for label, values in series.items() if any(values)}
 
 
-def charts_of(comparison: Comparison, suite: str) -> list[Chart]:
-    if suite == "kernels":
+def charts_of(comparison: Comparison, name: str) -> list[Chart]:
+    suite = suites.of(name)
+    if (rate := suite.rate) is not None:
+        value = partial(rate_of, rate)
+        return [Chart(rate.what, rate.axis, value, text=f"{{:{rate.form}}}".format)]
 
-        def traffic(row: Row, device: str) -> float | None:
-            return scaled(field(row, device, "bytes_per_s"), 1e9)
+    def spent(row: ComparedRow, device: str) -> float | None:
+        return scaled(row.seconds(device), suite.unit_s)
 
-        return [Chart("memory traffic", "GB/s", traffic)]
-    if suite == "loader":
-        images = partial(field, name="images_per_s")
-        return [Chart("images per second", "images/s", images, text="{:,.0f}".format)]
-    text: Callable[[float], str] = "{:.3g}".format
-    axis, per = tables.unit(suite), 60.0 if suite == "table2" else 1.0
-    if suite == "step":
-        axis, text = "a step", table.seconds
+    def by_paper(row: ComparedRow) -> float | None:
+        return scaled(row.paper_seconds(), suite.unit_s)
 
-    def spent(row: Row, device: str) -> float | None:
-        return scaled(row.seconds(device), per)
+    def text(value: float) -> str:
+        return suite.amount(value * suite.unit_s)
 
-    made = [Chart("time", axis, spent, lambda row: scaled(row.paper_seconds(), per), text)]
-    for kind in dict.fromkeys(k for row in comparison.of(suite) for k in row.ratio_names()):
-        ours, theirs = partial(Row.inner_ratio, name=kind), partial(Row.paper_ratio, name=kind)
+    made = [Chart("time", suite.unit, spent, by_paper, text)]
+    for kind in dict.fromkeys(k for row in comparison.of(name) for k in row.ratio_names()):
+        ours = partial(ComparedRow.inner_ratio, name=kind)
+        theirs = partial(ComparedRow.paper_ratio, name=kind)
         made.append(Chart(f"time over that of {kind}", f"÷ {kind}", ours, theirs, "{:.2f}".format))
 
-    def share(row: Row, device: str) -> float | None:
+    def share(row: ComparedRow, device: str) -> float | None:
         return scaled(row.share(device), 0.01)
 
     return [*made, Chart("share of the device's peak", "% of peak", share)]
 
 
-def field(row: Row, device: str, name: str) -> float | None:
-    return row.cells.get(device, {}).get(name)
+def rate_of(rate: Rate, row: ComparedRow, device: str) -> float | None:
+    return scaled(row.cells.get(device, {}).get(rate.field), rate.scale)
 
 
 def scaled(value: float | None, by: float) -> float | None:
@@ -141,7 +126,7 @@ def scaled(value: float | None, by: float) -> float | None:
 def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
     colours = {d: PALETTE[i % len(PALETTE)] for i, d in enumerate(comparison.devices)}
     colours[PAPER] = MUTED
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ComparedRow]] = {}
     for row in comparison.of(suite):
         if not row.is_phase:
             groups.setdefault(row.group, []).append(row)
@@ -157,7 +142,7 @@ def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
             page.figure(figure, caption=f"{group}: {chart.what}", name=f"{suite}-{g}-{c}")
 
 
-def label_of(row: Row) -> str:
+def label_of(row: ComparedRow) -> str:
     return f"{row.label}\n{row.differs}" if row.differs else row.label
 
 
@@ -167,15 +152,14 @@ def make_page(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> Page
     dates = sorted(row.cells[d]["time"][:10] for row in comparison.rows for d in row.cells)
     page = Page(
         f"fastuiat: {' · '.join(shown)}",
-        f"Measured {tables.span(dates[0], dates[-1])}. Times are medians; less is faster.",
+        f"Measured {table.span(dates[0], dates[-1])}. Times are medians; less is faster.",
     )
     page.table(
         *tables.machines(comparison), note="* from changed source" if any_dirty(comparison) else ""
     )
     for suite in comparison.suites():
-        page.section(
-            TITLES.get(suite, suite), f"`fastuiat bench {suite}`: {WHAT.get(suite, 'times')}."
-        )
+        of_it = suites.of(suite)
+        page.section(of_it.title or suite, f"`fastuiat bench {suite}`: {of_it.what}.")
         add_charts(page, comparison, suite)
         add_tables(page, comparison, suite, cards)
     page.section("Rates and remarks")

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastuiat.bench import floors, table
-from fastuiat.bench.comparison import Comparison, Row, counted
+from fastuiat.bench import floors, suites, table
+from fastuiat.bench.comparison import ComparedRow, Comparison, counted
 
 Words = list[str]
 PAPER_RATIOS = "the paper's are for the same net, or for its first where it does not have that one"
@@ -17,31 +17,15 @@ Grid = tuple[Words, list[Words]]
 """Headings and rows."""
 
 
-def unit(suite: str) -> str:
-    return {"table2": "min/epoch", "table5": "s/epoch", "loader": "an epoch"}.get(suite, "a call")
-
-
-def amount(suite: str, seconds: float | None) -> str:
-    """Seconds in the suite's unit; three digits."""
-    if seconds is None or suite not in ("table2", "table5"):
-        return table.seconds(seconds)
-    value = seconds / 60 if suite == "table2" else seconds
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
-
-
-def percent(share: float | None) -> str:
-    return table.NONE if share is None else f"{100 * share:.3g}%"
-
-
-def cell(row: Row, device: str) -> str:
+def cell(row: ComparedRow, device: str) -> str:
     """The measured time, or why there is none."""
     record = row.cells.get(device)
     if record is None:
         return table.NONE
-    return "failed" if record["error"] else amount(row.suite, row.seconds(device))
+    return "failed" if record["error"] else row.suite_of_it.amount(row.seconds(device))
 
 
-def names(row: Row) -> Words:
+def names(row: ComparedRow) -> Words:
     """What a line is about."""
     return [f"{row.case} ({row.differs})" if row.differs else row.case, row.provider]
 
@@ -51,6 +35,7 @@ def times(comparison: Comparison, suite: str, short: Mapping[str, str]) -> Grid:
 
     `short` are the devices' names in headings.
     """
+    amount = suites.of(suite).amount
     base = comparison.reference
     others = [device for device in comparison.devices if device != base]
     rows = comparison.of(suite)
@@ -65,7 +50,7 @@ def times(comparison: Comparison, suite: str, short: Mapping[str, str]) -> Grid:
         line += [table.number(row.ratio(device, base), ".3g") for device in others]
         if with_paper:
             paper = row.paper_seconds()
-            line.append(amount(suite, paper))
+            line.append(amount(paper))
             for device in comparison.devices:
                 own = row.seconds(device)
                 line.append(table.number(own / paper if own and paper else None, ".3g"))
@@ -104,6 +89,7 @@ def bounds(
     rows = [r for r in comparison.of(suite) if not r.is_phase and floors.work_of(r.first)]
     if not rows or not cards:
         return None
+    amount = suites.of(suite).amount
     headings = ["case", "provider"]
     for device in comparison.devices:
         headings += [f"{short[device]}: bound", "measured ÷ bound", "share of peak"]
@@ -113,10 +99,10 @@ def bounds(
         line = names(row)
         for device in comparison.devices:
             own, bound = row.seconds(device), row.own_bound(device)
-            line.append(amount(suite, bound))
+            line.append(amount(bound))
             line.append(table.number(own / bound if own and bound else None, ".3g"))
-            line.append(percent(row.share(device)))
-        line += [amount(suite, row.bound(rates)) for rates in cards.values()]
+            line.append(table.percent(row.share(device)))
+        line += [amount(row.bound(rates)) for rates in cards.values()]
         lines.append(line)
     return headings, lines
 
@@ -158,7 +144,7 @@ def csv_text(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> str:
 
 
 def csv_line(
-    comparison: Comparison, cards: Mapping[str, floors.Rates], row: Row, device: str
+    comparison: Comparison, cards: Mapping[str, floors.Rates], row: ComparedRow, device: str
 ) -> dict[str, Any]:
     r = row.cells[device]
     kinds = dict.fromkeys(k for other in comparison.rows for k in other.ratio_names())
@@ -168,7 +154,7 @@ def csv_line(
         "provider": row.provider,
         "device": device,
         "seconds": row.seconds(device),
-        "of": unit(row.suite),
+        "of": row.suite_of_it.unit,
         **{key: r.get(key) for key in ("median_s", "p20_s", "p80_s", "n", "extrapolated", "error")},
         "reference": comparison.reference,
         "ratio_to_reference": row.ratio(device, comparison.reference),
@@ -225,8 +211,8 @@ def machines(comparison: Comparison) -> Grid:
             [
                 short[device] if short[device] != device else "",
                 device,
-                span(str(min(counts)), str(max(counts))),
-                span(dates[0], dates[-1]),
+                table.span(str(min(counts)), str(max(counts))),
+                table.span(dates[0], dates[-1]),
                 gpu.get("driver") or table.NONE,
                 *own,
                 counted(cpu.get("name") or table.NONE, cpu.get("cpus"), "CPU"),
@@ -237,7 +223,3 @@ def machines(comparison: Comparison) -> Grid:
 
 def joined(values: Any) -> str:
     return ", ".join(sorted({str(v) for v in values if v}))
-
-
-def span(low: str, high: str) -> str:
-    return low if low == high else f"{low} – {high}"

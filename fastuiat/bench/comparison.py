@@ -11,18 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastuiat import paper
-from fastuiat.bench import floors, machine
+from fastuiat import machine
+from fastuiat.bench import floors, suites
+from fastuiat.bench.columns import Record
+from fastuiat.bench.suite import Suite
 from fastuiat.config import UserError
-
-Record = dict[str, Any]
-PAPER_BATCH = 128
-PAPER_TABLES = {"table2": ("table2", 60.0), "table5": ("table5_time", 1.0)}
-"""The suites that measure a table of the paper: its name there, and the seconds of its unit."""
-SUITES = ("table2", "table5", "step", "kernels", "loader")
-"""In the order in which they are shown."""
-SINGLE_STEP_NET = "prn-18"
-"""The net of Table 5, whose one column names none."""
 
 
 def device_of(record: Mapping[str, Any]) -> str:
@@ -39,13 +32,6 @@ def counted(name: str, number: int | None, what: str) -> str:
     return f"{name}, {number} {what}{'s' if number != 1 else ''}" if number else name
 
 
-def seconds_of(record: Mapping[str, Any]) -> float | None:
-    """What is compared: an epoch where the suite is about epochs, else the call."""
-    if record["error"]:
-        return None
-    return record.get("epoch_s") if record["suite"] in PAPER_TABLES else record["median_s"]
-
-
 def newest(records: Iterable[Record]) -> dict[tuple[str, str, str, str], Record]:
     """The last made record of each (suite, case, provider, config_hash)."""
     found: dict[tuple[str, str, str, str], Record] = {}
@@ -56,26 +42,8 @@ def newest(records: Iterable[Record]) -> dict[tuple[str, str, str, str], Record]
     return found
 
 
-def paper_epoch_s(suite: str, method: str, arch: str) -> float | None:
-    """Seconds of an epoch that the paper prints for a method and net."""
-    if suite not in PAPER_TABLES:
-        return None
-    name, unit = PAPER_TABLES[suite]
-    table = paper.tables()[name]
-    columns = (SINGLE_STEP_NET,) if suite == "table5" else table.columns
-    if method not in table.rows or arch not in columns:
-        return None
-    return table.rows[method][columns.index(arch)] * unit
-
-
-def paper_net(suite: str, arch: str) -> str:
-    """The net whose ratios stand beside this one's: itself, or the paper's first."""
-    columns = paper.tables()["table2"].columns if suite == "table2" else (SINGLE_STEP_NET,)
-    return arch if arch in columns else columns[0]
-
-
 @dataclass
-class Row:
+class ComparedRow:
     """One case by one provider in one configuration: a record for each device that has it."""
 
     suite: str
@@ -97,27 +65,23 @@ class Row:
         return "phase_share" in self.first
 
     @property
+    def suite_of_it(self) -> Suite:
+        return suites.of(self.suite)
+
+    @property
     def label(self) -> str:
         """Its name inside a group: a table's row, an operation, or the provider."""
-        if self.suite in PAPER_TABLES:
-            name = self.first.get("row") or self.config.get("method") or self.case
-            return f"{name}, {self.config.get('phase')}" if self.is_phase else name
-        if self.suite == "kernels":
-            return f"{self.case.split('/')[0]}, {self.provider}"
-        return self.provider
+        return self.suite_of_it.label(self.first)
 
     @property
     def group(self) -> str:
         """What a chart is about: rows of one group stand in one."""
-        if self.suite in PAPER_TABLES and "arch" in self.config:
-            return f"{self.config['arch']}, batch {self.config.get('batch_size')}"
-        if self.suite == "kernels":
-            return ", ".join(self.case.split("/")[1:])
-        return self.case
+        return self.suite_of_it.group(self.first)
 
     def seconds(self, device: str) -> float | None:
+        """What is compared: an epoch where the suite is about epochs, else the call."""
         record = self.cells.get(device)
-        return seconds_of(record) if record else None
+        return self.suite_of_it.seconds(record) if record else None
 
     def ratio(self, device: str, reference: str) -> float | None:
         """This device's time over the reference's: 2 is twice as slow."""
@@ -126,9 +90,7 @@ class Row:
 
     def paper_seconds(self) -> float | None:
         """The paper's A100 at the same method, net and batch."""
-        if self.is_phase or self.config.get("batch_size") != PAPER_BATCH:
-            return None
-        return paper_epoch_s(self.suite, self.config.get("method", ""), self.config.get("arch", ""))
+        return self.suite_of_it.paper_seconds(self.first)
 
     def ratio_names(self) -> list[str]:
         """The ratios inside a table that its records carry: to natural, to uiat, …"""
@@ -142,11 +104,7 @@ class Row:
 
     def paper_ratio(self, name: str) -> float | None:
         """The paper's for the same net, or for its first where it has not that one."""
-        method = self.config.get("method", "")
-        other = method.removesuffix("+uiat") if name == "plain" else name
-        net = paper_net(self.suite, self.config.get("arch", ""))
-        own, base = (paper_epoch_s(self.suite, m, net) for m in (method, other))
-        return own / base if own and base and not self.is_phase else None
+        return self.suite_of_it.paper_ratio(self.first, name)
 
     def share(self, device: str) -> float | None:
         """Of the device's peak; the record's own, which knows its machine, before a datasheet."""
@@ -160,16 +118,12 @@ class Row:
             return None
         return work.flops / record["median_s"] / rates.flops_per_s[work.precision]
 
-    def scale(self, record: Mapping[str, Any]) -> float:
-        """Steps in what is compared: those of an epoch, or one."""
-        return record.get("steps_per_epoch", 1) if self.suite in PAPER_TABLES else 1
-
     def bound(self, rates: floors.Rates) -> float | None:
         """Seconds at least on another device, in the row's unit."""
         work = floors.work_of(self.first)
         if work is None or (work.flops and work.precision not in rates.flops_per_s):
             return None
-        return floors.bound_s(work, rates) * self.scale(self.first)
+        return floors.bound_s(work, rates) * self.suite_of_it.steps(self.first)
 
     def own_bound(self, device: str) -> float | None:
         """Seconds at least on the device that measured, by its own rates."""
@@ -185,7 +139,7 @@ class Row:
             if rates is None and record.get("cpu") == machine.cpu() and not record.get("gpu"):
                 rates = floors.cpu_rates(work.precision)
             bound = floors.bound_s(work, rates) if rates else None
-        return bound * self.scale(record) if bound is not None else None
+        return bound * self.suite_of_it.steps(record) if bound is not None else None
 
 
 def letter(i: int) -> str:
@@ -198,16 +152,16 @@ class Comparison:
     """Rows of all devices; ratios between devices refer to `reference`."""
 
     devices: list[str]
-    rows: list[Row]
+    rows: list[ComparedRow]
     reference: str
     with_paper: bool
     notes: list[str]
 
     def suites(self) -> list[str]:
-        found = dict.fromkeys(row.suite for row in self.rows)
-        return [*(s for s in SUITES if s in found), *(s for s in found if s not in SUITES)]
+        found, known = dict.fromkeys(row.suite for row in self.rows), suites.names()
+        return [*(s for s in known if s in found), *(s for s in found if s not in known)]
 
-    def of(self, suite: str) -> list[Row]:
+    def of(self, suite: str) -> list[ComparedRow]:
         return [row for row in self.rows if row.suite == suite]
 
     def letters(self) -> dict[str, str]:
@@ -252,17 +206,17 @@ def compare(
     return Comparison(list(columns), ordered, reference, with_paper, notes + remarks(columns))
 
 
-def arrange(columns: Mapping[str, Iterable[Record]]) -> list[Row]:
+def arrange(columns: Mapping[str, Iterable[Record]]) -> list[ComparedRow]:
     """The rows of some devices, in the order in which their cases first appear."""
-    rows: dict[tuple[str, str, str, str], Row] = {}
+    rows: dict[tuple[str, str, str, str], ComparedRow] = {}
     for device, own in columns.items():
         for key, record in newest(own).items():
-            row = rows.setdefault(key, Row(*key[:3], record["config"], key[3]))
+            row = rows.setdefault(key, ComparedRow(*key[:3], record["config"], key[3]))
             row.cells[device] = record
     return list(rows.values())
 
 
-def is_compared(row: Row, with_paper: bool) -> bool:
+def is_compared(row: ComparedRow, with_paper: bool) -> bool:
     measured = sum(row.seconds(device) is not None for device in row.cells)
     beside = with_paper and any(
         [row.paper_seconds(), *(row.paper_ratio(name) for name in row.ratio_names())]
@@ -270,9 +224,9 @@ def is_compared(row: Row, with_paper: bool) -> bool:
     return measured + bool(beside and measured) >= 2
 
 
-def tell_apart(rows: Sequence[Row]) -> list[str]:
+def tell_apart(rows: Sequence[ComparedRow]) -> list[str]:
     """Name in each row what sets it apart from its like; a line for each such case."""
-    alike: dict[tuple[str, str, str], list[Row]] = {}
+    alike: dict[tuple[str, str, str], list[ComparedRow]] = {}
     for row in rows:
         alike.setdefault((row.suite, row.case, row.provider), []).append(row)
     lines = []

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
-from fastuiat.bench.memory import quiet_stderr
+from fastuiat.bench.call_memory import quiet_stderr
 from fastuiat.fast.torch_internals import kernels_named
 
 MARK = "fastuiat profile"

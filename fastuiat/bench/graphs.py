@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from fastuiat.bench.machine import cache_bytes
 from fastuiat.bench.timing import Call
 from fastuiat.fast.recording import Record, Recorder
+from fastuiat.machine import cache_bytes
 
 Inputs = dict[str, Any]
 

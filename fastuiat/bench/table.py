@@ -28,6 +28,14 @@ def number(value: float | None, form: str = ",.0f") -> str:
     return NONE if value is None else format(value, form)
 
 
+def percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.3g}%"
+
+
+def span(low: str, high: str) -> str:
+    return low if low == high else f"{low} – {high}"
+
+
 def size(value: float | None) -> str:
     """Bytes in MB or GB (powers of 1000)."""
     if value is None:

@@ -217,7 +217,7 @@ def interleaved(
     """Measure the providers in rounds; one that raises gets an error, the others go on.
 
     `peak` measures the memory of one more call, after the rounds; `graphs` tells what all recorded
-    graphs hold at the moment. `done` hears of progress. Ctrl-C ends it early, and is an
+    graphs hold at the moment. `done` is told of progress. Ctrl-C ends it early, and is an
     Interruption to be heeded once the results are written down.
     """
     run = _Run(providers, clock, plan, with_peak=peak is not None)

@@ -15,17 +15,16 @@ class DoctorOptions(OutputOptions):
 
 def doctor(argv: list[str]) -> None:
     options = parse(DoctorOptions, argv, prog="fastuiat doctor")
-    import torch
-
-    from fastuiat import __version__, data
+    from fastuiat import __version__, data, machine
     from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 
     device = resolve_device("auto")
+    here = machine.summary(device)
     rows = {
         "fastuiat": __version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "torch": here["torch"],
+        "device": here["gpu"] or "cpu",
+        "cpu": f"{here['cpu']}, {here['threads']} threads",
         "precision": resolve_precision("auto", device),
         "compile": missing_for_compilation(device) or "yes",
         "ffcv": "yes" if data.ffcv_available() else "not installed",

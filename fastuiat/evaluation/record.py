@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +22,7 @@ from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.base import Say
 from fastuiat.evaluation.attacks.gradient import STEPS
 from fastuiat.files import write_json
+from fastuiat.machine import summary
 from fastuiat.network import modes_kept
 
 
@@ -139,16 +139,8 @@ def evaluate(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "gpu": gpu,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "precision": "tf32" if gpu and torch.backends.cudnn.allow_tf32 else "fp32",
-    }
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return {"device": device.type, **summary(device), "precision": "tf32" if tf32 else "fp32"}
 
 
 def refuse_foreign(path: Path, info: dict[str, Any]) -> None:

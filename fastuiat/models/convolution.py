@@ -23,18 +23,15 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
     @property
-    def better_as_product(self) -> bool:
-        """Measured on two AMX cores, batch 128, forward and input gradient, oneDNN's convolution
-        against the product: 512 channels at 4×4 13.5 and 3.9 ms (with the weights' gradient 47 and
-        13), 256 to 512 with stride 2 8.4 and 3.2, 640 at 8×8 34 and 25, but 256 at 8×8 3.9 and 4.6.
-        """
+    def is_faster_as_product(self) -> bool:
+        """Whether a wide layer, whose patches are few beside its weights: measured on AMX."""
         return self.in_channels >= 256 and self.out_channels >= 512
 
     def forward(self, x: Tensor) -> Tensor:
         cpu_bf16 = x.device.type == "cpu" and x.dtype == torch.bfloat16
         # Eager, copying the patches costs what the product gains.
         fast = MATRIX_UNITS and cpu_bf16 and torch.compiler.is_compiling()
-        if fast and self.better_as_product:
+        if fast and self.is_faster_as_product:
             return product_of_patches(x, self.weight, self.stride[0])
         return super().forward(x)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat import paper
-from fastuiat.bench.compare_tables import software, span
+from fastuiat.bench.compare_tables import software
+from fastuiat.bench.table import span
 from fastuiat.reproduce.ledger import Ledger
 from fastuiat.reproduce.table import cell, mean_and_spread
 
@@ -81,12 +82,8 @@ def table_of(path: Path, table: str) -> str:
 
 def papers(method: str, columns: list[str]) -> list[str]:
     """The paper's values of the method on CIFAR-10 with resnet-18, at its own scale."""
-    printed = paper.tables()["table1"]
-    values = printed.rows.get(f"cifar10/{method}")
-    if values is None:
-        return [NONE] * len(columns)
-    by_column = dict(zip(printed.columns, values, strict=True))
-    return [f"{by_column[c]:.2f}" for c in columns]
+    printed = paper.tables()["table1"].by_column(f"cifar10/{method}")
+    return [f"{printed[c]:.2f}" if printed else NONE for c in columns]
 
 
 def made_on(lines: list[Line]) -> list[str]:

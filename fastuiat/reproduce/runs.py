@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fastuiat.bench.machine import describe
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import sha256_of, write_json
+from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.training.checkpoint import locate, read
 from fastuiat.training.run import stored_config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-import fastuiat
+from fastuiat import machine
 from fastuiat.config import UserError, changed_since, of_this_version
 from fastuiat.files import write_json
 from fastuiat.training.config import TrainConfig
@@ -29,17 +28,8 @@ def default_folder(config: TrainConfig) -> Path:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on beside the settings."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "fastuiat": fastuiat.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
+    versions = {name: machine.versions()[name] for name in ("fastuiat", "platform")}
+    return {**versions, **machine.summary(device), "command": sys.argv}
 
 
 def refuse_folder(folder: Path) -> None:

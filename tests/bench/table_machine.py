@@ -6,16 +6,17 @@ from unittest import mock
 
 import torch
 
+from fastuiat.bench import epoch_steps, epochs
+from fastuiat.bench.epoch_steps import Steps
+from fastuiat.bench.epochs import measure
 from fastuiat.bench.feed import Feed, Source
-from fastuiat.bench.suites import epoch_steps, epochs
-from fastuiat.bench.suites.epoch_steps import Steps
-from fastuiat.bench.suites.epochs import measure
-from fastuiat.bench.suites.step import Setting
-from fastuiat.bench.suites.tables import TABLE2
+from fastuiat.bench.setting import Setting
+from fastuiat.bench.suites.table2 import Table2
 from fastuiat.bench.timing import Plan, WallClock
 from fastuiat.bench.workload import Case
 from fastuiat.data import Batch
 
+TABLE2 = Table2.table
 CPU = torch.device("cpu")
 SETTING = Setting(device=CPU, precision="fp32", compiled=False)
 CASE = Case(arch="wrn-10-1", batch_size=4)

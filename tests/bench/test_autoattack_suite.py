@@ -31,7 +31,7 @@ def test_rows_are_compared_point_by_point(tmp_path, capsys):
 @pytest.mark.slow
 def test_what_happens_in_a_process_is_said():
     net, x, y = suite.fresh("wrn-10-1", 2)
-    case = suite.Case(
+    case = suite.AutoAttackCase(
         name="", net=net, x=x, y=y, eps=0.01, batch_size=2, package_batch_sizes=(2,), share=0.001,
         compile=False, device=torch.device("cpu"),
     )  # fmt: skip

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fastuiat.bench import floors
-from fastuiat.bench.record import config_hash, read_records
+from fastuiat.bench.reading import read_records
+from fastuiat.bench.record import config_hash
 from fastuiat.cli import main
 from fastuiat.config import UserError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastuiat.bench.cli import SUITES
+from fastuiat.bench import suites
 from fastuiat.bench.gpu import packing, recorded, report, results
 from fastuiat.bench.gpu import stages as table
 from fastuiat.bench.gpu.stages import STAGES, TRAINED, Place, train_figures
@@ -200,7 +200,7 @@ def test_the_stages_are_the_ones_that_are_promised(tmp_path):
             assert (python, m) == (sys.executable, "-m")
             if words[0] == "bench":
                 suite, *flags = words[1:]
-                options = parse(SUITES[suite][0], flags, prog="fastuiat bench")
+                options = parse(suites.get(suite).Options, flags, prog="fastuiat bench")
                 assert options.json == place.records and options.device == "cuda"
                 assert 0 < options.budget <= 100
             if words[0] == "reproduce":

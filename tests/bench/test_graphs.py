@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from fastuiat.bench import graphs
+from fastuiat.bench import graphs, suites
 from fastuiat.bench.graphs import Graphs, Pool, make_pool, replayed
 from fastuiat.bench.suites import kernels as suite
 from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, Plan, WallClock
@@ -110,7 +110,7 @@ def test_a_sample_is_a_replay_over_its_calls(monkeypatch, capsys):
     assert quick["ratio_median"] == pytest.approx(quick["median_s"] / slow["median_s"])
     assert len(set(machine.seen)) == 10 and machine.seen[:10] == machine.seen[10:20]
     assert "wash" not in machine.log
-    suite.show([slow, quick])
+    suites.get("kernels").show([slow, quick])
     said = capsys.readouterr().out
     assert "a call from Python" in said and "80 µs" in said and "replays" in said
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_recorded_is_timed_by_calls_and_says_so(monkeypatch, caps
     assert slow["replay_error"].startswith(said) and slow["graph_calls"] is None
     assert quick["median_s"] < 3e-6
     assert quick["ratio_median"] == pytest.approx(1.5), "call by call, as eager was"
-    suite.show([slow, quick])
+    suites.get("kernels").show([slow, quick])
     assert f"eager: timed by calls, for its replay failed: {said}" in capsys.readouterr().out
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fastuiat import data
-from fastuiat.bench.memory import resident_peak
+from fastuiat.bench import suites
+from fastuiat.bench.call_memory import resident_peak
 from fastuiat.bench.suites import loader as suite
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError
@@ -34,7 +35,7 @@ def test_each_loader_gives_a_whole_epoch(tmp_path, monkeypatch):
     for r in records:
         assert r["images_per_s"] == pytest.approx(256 / r["median_s"])
         assert r["first_epoch_s"] > 0 and r["memory_bytes"] >= 0
-    suite.show(records)
+    suites.get("loader").show(records)
 
 
 def test_resident_memory_sees_what_is_held_for_a_moment():

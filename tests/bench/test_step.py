@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from fastuiat.bench import workload
+from fastuiat.bench import suites, workload
 from fastuiat.bench.passes import Inventory, TensorSpec, inventory, total_flops
 from fastuiat.bench.replay import OperandPool, replay
 from fastuiat.bench.suites import step as suite
@@ -89,7 +89,7 @@ def test_a_failed_row_leaves_the_others(monkeypatch):
     assert records[0]["error"] == "MemoryError: no room for a naive step"
     assert records[0]["median_s"] is None and records[0]["ratio_median"] is None
     assert all(r["error"] is None for r in records[1:])
-    suite.show(records)
+    suites.get("step").show(records)
 
 
 def test_the_fastuiat_row_is_the_trainers_own_step(monkeypatch):

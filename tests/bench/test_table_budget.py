@@ -9,13 +9,13 @@ from unittest import mock
 
 import pytest
 
-from fastuiat.bench.suites import epochs
-from fastuiat.bench.suites.epochs import plan_for
-from fastuiat.bench.suites.tables import TABLE2, show
+from fastuiat.bench import epochs
+from fastuiat.bench.epoch_table import show_table
+from fastuiat.bench.epochs import plan_for
 from fastuiat.bench.timing import NO_TIME, Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table_machine import CPU, SECONDS, FakeMachine, on_fake
+from table_machine import CPU, SECONDS, TABLE2, FakeMachine, on_fake
 
 
 def test_steps_go_on_until_the_spread_is_calm():
@@ -49,7 +49,7 @@ def test_rows_that_time_leaves_no_room_for_say_so():
     records = on_fake(machine, ["natural", "trades", "iat", "uiat"], plan)
     assert [r["row"] for r in records if r["n"]] == ["natural", "uiat"]
     assert {r["error"] for r in records} == {None, NO_TIME}
-    show(TABLE2, records)
+    show_table(TABLE2, records)
 
 
 def test_a_short_budget_shortens_all_rows_before_it_leaves_one_out():

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from fastuiat import paper
+from fastuiat.bench.epoch_steps import Steps, parts_of
+from fastuiat.bench.epoch_table import show_table
+from fastuiat.bench.epochs import plan_for
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
-from fastuiat.bench.suites.epoch_steps import Steps, parts_of
-from fastuiat.bench.suites.epochs import plan_for
-from fastuiat.bench.suites.tables import TABLE2, TABLE5, show
+from fastuiat.bench.suites.table5 import Table5
 from fastuiat.bench.timing import OUT_OF_MEMORY, QUEUED_S, Plan
 from fastuiat.bench.workload import Case
 from fastuiat.cli import main
@@ -25,7 +26,7 @@ from fastuiat.memory import ProbabilityMemory
 from fastuiat.targets import OneOffTarget
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table_machine import CASE, CPU, SECONDS, SETTING, WAIT, FakeMachine, on_fake
+from table_machine import CASE, CPU, SECONDS, SETTING, TABLE2, WAIT, FakeMachine, on_fake
 
 
 def test_times_ratios_and_phases_are_found_exactly():
@@ -115,7 +116,7 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(error, capsys):
     assert trades["error"] == OUT_OF_MEMORY
     assert trades["n"] == 0 and trades["epoch_s"] is None and not trades["extrapolated"]
     assert natural["error"] is None and uiat["ratios"]["natural"]["median"] == 8.0
-    show(TABLE2, [natural, trades, uiat])
+    show_table(TABLE2, [natural, trades, uiat])
     said = capsys.readouterr().out
     assert "trades: out of memory" in said and "failed" in said
 
@@ -159,16 +160,16 @@ def test_what_does_not_fit_beside_all_is_measured_beside_its_references():
 
 def test_the_paper_stands_beside_its_own_cases_only():
     rows = {row.name: row for row in TABLE2.rows}
-    assert TABLE2.paper_epoch_s(rows["uiat"], "wrn-28-10") == 11.90 * 60
-    assert TABLE2.paper_epoch_s(rows["trades-published"], "resnet-18") == 2.57 * 60
+    assert TABLE2.paper_epoch_s("uiat", "wrn-28-10", 128) == 11.90 * 60
+    assert TABLE2.paper_epoch_s(rows["trades-published"].method, "resnet-18", 128) == 2.57 * 60
     assert {row.method for row in TABLE2.rows} == set(paper.tables()["table2"].rows)
-    assert {row.method for row in TABLE5.rows} == set(paper.tables()["table5_time"].rows)
+    assert {row.method for row in Table5.table.rows} == set(paper.tables()["table5_time"].rows)
     assert TABLE2.archs == paper.tables()["table2"].columns
-    plain = TABLE5.reference("plain", TABLE5.chosen(["gradalign+uiat"])[0])
+    plain = Table5.table.reference("plain", Table5.table.chosen(["gradalign+uiat"])[0])
     assert plain.name == "gradalign"
     machine = FakeMachine(lambda name, call: 4.0)
     case = Case(arch="prn-18", batch_size=128, epochs=30)
-    records = on_fake(machine, ["n-fgsm", "n-fgsm+uiat"], table=TABLE5, case=case)
+    records = on_fake(machine, ["n-fgsm", "n-fgsm+uiat"], table=Table5.table, case=case)
     assert records[0]["paper"] == {"arch": "prn-18", "epoch_s": 48.4}
     assert records[1]["ratios"]["plain"] == {
         "median": pytest.approx(1.0),

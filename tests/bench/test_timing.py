@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from fastuiat.bench.memory import graph_memory, peak_memory
-from fastuiat.bench.record import Recorder
+from fastuiat.bench.call_memory import graph_memory, peak_memory
+from fastuiat.bench.record import RecordFile
 from fastuiat.bench.timing import (
     NO_TIME,
     STOPPED,
@@ -350,7 +350,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     providers = [Provider("quick", lambda: quick), Provider("other", lambda: lambda: None)]
     first, other = interleaved(providers, clock=WallClock(), plan=Plan(rounds=9))
     assert (len(first.samples), len(other.samples)) == (1, 2) and not first.error
-    recorder = Recorder(tmp_path / "kept.jsonl")
+    recorder = RecordFile(tmp_path / "kept.jsonl")
     with pytest.raises(KeyboardInterrupt):
         recorder.write([{"median_s": first.spread.median}])
     recorder.close()

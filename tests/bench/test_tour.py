@@ -7,9 +7,15 @@ import json
 import pytest
 import torch
 
-from fastuiat.bench.suites import tour as suite
-from fastuiat.bench.suites.tour import LARGE, SMALL, Size, Tour, size_for
+from fastuiat.bench import suites
+from fastuiat.bench import tour as tour_file
+from fastuiat.bench.record import RecordFile
+from fastuiat.bench.setting import Setting
+from fastuiat.bench.suite import Size
+from fastuiat.bench.suites import kernels as kernels_file
+from fastuiat.bench.suites.table2 import epochs_line
 from fastuiat.bench.timing import NO_TIME
+from fastuiat.bench.tour import LARGE, SMALL, Tour, machine_line, size_for
 from fastuiat.cli import main
 from fastuiat.device import resolve_precision
 
@@ -17,7 +23,7 @@ from fastuiat.device import resolve_precision
 @pytest.mark.slow
 def test_the_tour_goes_through_its_parts_and_sums_up(tmp_path, capsys, monkeypatch):
     """A row that a slow machine had no time for is a row; the summary counts what is there."""
-    monkeypatch.setattr(suite, "size_for", lambda device: Size("wrn-10-1", 4, 300))
+    monkeypatch.setattr(tour_file, "size_for", lambda device: Size("wrn-10-1", 4, 300))
     monkeypatch.chdir(tmp_path)
     main(["bench", "--no-compile", "--device", "cpu", "--budget", "4", "--json", "tour.jsonl"])
     said = capsys.readouterr().out
@@ -60,33 +66,36 @@ def test_minutes_of_an_epoch_in_a_line():
         row("uiat-oneoff", 120.0, 117.6, 4.0, 5.6, extrapolated=False),
         row("uiat-oneoff", 121.0, phase_share=0.79),
     ]
-    assert suite.epochs_line(records) == (
+    assert epochs_line(records) == (
         "natural ~0.5 (the paper's A100: 0.35), uiat ~2.25 (the paper's A100: 2.2), "
         "uiat-oneoff 2 (the paper's A100: 1.96) min; uiat is 4.50 times natural "
         "(the paper's resnet-18: 6.29)"
     )
     for r in records:
         r["n"] = 0
-    assert suite.epochs_line(records) == "not measured"
+    assert epochs_line(records) == "not measured"
 
 
 def test_kernels_loaders_and_machine_in_a_line():
     ratios = [("eager", 1.0), ("inductor", 0.5), ("inductor", 0.25), ("inductor", 0.8)]
     records = [{"provider": p, "n": 5, "ratio_median": r} for p, r in ratios]
-    assert suite.kernels_line(records) == "inductor 2 times as fast as eager, median of 3"
-    assert suite.kernels_line([]) == "not measured"
+    assert (
+        suites.get("kernels").figures(records) == "inductor 2 times as fast as eager, median of 3"
+    )
+    assert suites.get("kernels").figures([]) == "not measured"
     rates = [("ffcv", 98_765.4), ("resident", None)]
     loaders = [{"provider": p, "images_per_s": r} for p, r in rates]
-    assert suite.loaders_line(loaders) == "ffcv 98,765 images/s"
+    assert suites.get("loader").figures(loaders) == "ffcv 98,765 images/s"
     gpu = {"driver": "570.1", "power_limit_w": 700.0}
     record = {"device": "H", "gpu": gpu, "cpu": {"threads": 8}, "versions": {"torch": "2.14"}}
-    assert suite.machine_line(record) == "H, driver 570.1, 700 W, torch 2.14"
-    assert suite.machine_line(record | {"gpu": None}) == "H, 8 threads, torch 2.14"
+    assert machine_line(record) == "H, driver 570.1, 700 W, torch 2.14"
+    assert machine_line(record | {"gpu": None}) == "H, 8 threads, torch 2.14"
 
 
 def test_kernels_go_on_while_there_is_time(monkeypatch):
     """One is always measured; the others only before the part's end."""
-    setting = suite.step.Setting(device=torch.device("cpu"), precision="fp32", compiled=True)
+    setting = Setting(device=torch.device("cpu"), precision="fp32", compiled=True)
+    kernels = suites.get("kernels")
     time = [0.0]
     measured = []
 
@@ -95,13 +104,14 @@ def test_kernels_go_on_while_there_is_time(monkeypatch):
         time[0] += 7.0
         return [{"error": None, "provider": "eager"}]
 
-    monkeypatch.setattr(suite.kernels, "measure", measure)
-    monkeypatch.setattr(suite.kernels, "copy_bandwidth", lambda device, clock: 1.0)
-    monkeypatch.setattr(suite.kernels, "show", lambda records: None)
-    recorder = suite.Recorder(None)
-    tour = Tour(setting, SMALL, 100.0, recorder, now=lambda: time[0])
-    assert len(tour.kernels(lambda event: None)) == len(measured) == 2
-    assert len(Tour(setting, SMALL, 1.0, recorder, now=lambda: time[0]).kernels(print)) == 1
+    monkeypatch.setattr(kernels_file, "measure", measure)
+    monkeypatch.setattr(kernels_file, "copy_bandwidth", lambda device, clock: 1.0)
+    monkeypatch.setattr(kernels, "show", lambda records: None)
+    for budget, count in ((100.0, 2), (1.0, 1)):
+        tour = Tour(setting, SMALL, budget, RecordFile(None), now=lambda: time[0])
+        tour.began, before = time[0], len(measured)
+        records = kernels.visit(tour.visit(kernels, lambda event: None))
+        assert len(records) == len(measured) - before == count
 
 
 @pytest.mark.parametrize(("device", "size"), [("cpu", SMALL), ("cuda", LARGE)])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastuiat.bench import profile
+from fastuiat.bench.call_memory import graph_memory, peak_memory
 from fastuiat.bench.graphs import cuda_graphs, make_pool, replayed
-from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.suites import kernels as suite
 from fastuiat.bench.suites import step
 from fastuiat.bench.timing import Plan

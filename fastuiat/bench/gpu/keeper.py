@@ -37,6 +37,6 @@ def keep(stop: int, grace: float, command: list[str]) -> int:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the asker hears it, and closes; a child has none
+        signal.signal(number, lambda *_: None)  # the asker gets it, and closes; a child has none
     code = keep(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
     sys.exit(code if code >= 0 else 128 - code)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastuiat.bench import suites
 from fastuiat.bench.gpu.report import read_state
 from fastuiat.bench.gpu.results import json_lines, said_of_tests
 from fastuiat.bench.gpu.summary import NOT_RUN, PASSED, name_for, source_name
-from fastuiat.bench.record import checked
+from fastuiat.bench.reading import checked
 from fastuiat.config import UserError
 from fastuiat.files import write_json
 
@@ -79,7 +80,7 @@ def add(report: Path, results: Path) -> list[Path]:
     files: dict[Path, list[str]] = {}
     for number, line in enumerate(json_lines(report / "records.jsonl"), 1):
         record = checked(line, f"{report / 'records.jsonl'}:{number}")
-        if not record["suite"].isidentifier():
+        if record["suite"] not in suites.names():
             raise UserError(f"{report / 'records.jsonl'}:{number} is of no suite")
         files.setdefault(results / f"{record['suite']}.jsonl", []).append(json.dumps(record))
     for path, lines in files.items():

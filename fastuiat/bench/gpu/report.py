@@ -270,7 +270,7 @@ def hardware() -> dict[str, Any]:
     """What this machine is; UserError where it has no GPU that PyTorch sees."""
     import torch
 
-    from fastuiat.bench.machine import describe
+    from fastuiat.machine import describe
 
     if not torch.cuda.is_available():
         raise UserError("bench gpu: PyTorch sees no CUDA device here")

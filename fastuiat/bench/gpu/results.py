@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastuiat.bench import table
-from fastuiat.bench.compare_tables import amount, percent
+from fastuiat.bench import suites
 
 Records = list[dict[str, Any]]
 LOG_TAIL = 1 << 20
-MOST_KINDS = 4
 MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
@@ -80,77 +78,6 @@ def said_of_tests(tests: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
-def kinds_of(record: dict[str, Any]) -> str:
-    """Where the time of a step goes, if it was profiled: the kinds that have most of it."""
-    if record.get("profile_error") and not record.get("profile"):
-        return f", no profile: {record['profile_error']}"
-    shares: dict[str, float] = {}
-    for row in (record.get("profile") or {}).get("rows", []):
-        shares[row["kind"]] = shares.get(row["kind"], 0.0) + row["share"]
-    most = sorted(shares, key=lambda kind: -shares[kind])[:MOST_KINDS]
-    return "".join(f", {kind} {100 * shares[kind]:.0f}%" for kind in most)
-
-
-def step_figures(records: Records) -> str:
-    """Our step of each net, its share of the peak, its profile, and the others' times as long."""
-    said = []
-    for r in records:
-        if r["provider"] == "fastuiat" and r["n"]:
-            share = f", {percent(r['peak_share'])} of peak" if r.get("peak_share") else ""
-            share += kinds_of(r)
-            others = [
-                f"{o['provider']} {o['ratio_median']:.2f}×"
-                for o in records
-                if o["case"] == r["case"] and o is not r and o.get("ratio_median")
-            ]
-            beside = f" ({', '.join(others)})" if others else ""
-            said.append(f"{r['case']} {table.seconds(r['median_s'])}{share}{beside}")
-    return "; ".join(said)
-
-
-def table_figures(records: Records) -> str:
-    """Time of an epoch by net and row, in the table's unit."""
-    nets: dict[str, list[str]] = {}
-    for r in records:
-        if r["n"] and "phase_share" not in r:
-            said = f"{r['row']} {amount(r['suite'], r['epoch_s'])}"
-            nets.setdefault(r["config"]["arch"], []).append(said)
-    unit = "min" if records and records[0]["suite"] == "table2" else "s"
-    return "; ".join(f"{arch} {', '.join(rows)} {unit}/epoch" for arch, rows in nets.items())
-
-
-def autoattack_figures(records: Records) -> str:
-    said = []
-    for r in records:
-        if r["n"]:
-            compiled = {True: " compiled", False: " eager"}.get(r["config"].get("compile"), "")
-            name = r["provider"] + (compiled if r["provider"] == "fastuiat" else "")
-            said.append(f"{name} {table.seconds(r['median_s'])}")
-    return ", ".join(said)
-
-
-def kernels_figures(records: Records) -> str:
-    from fastuiat.bench.suites.tour import kernels_line  # with it come all suites
-
-    return kernels_line(records)
-
-
-def loader_figures(records: Records) -> str:
-    from fastuiat.bench.suites.tour import loaders_line
-
-    return loaders_line(records)
-
-
-FIGURES: dict[str, Callable[[Records], str]] = {
-    "step": step_figures,
-    "kernels": kernels_figures,
-    "loader": loader_figures,
-    "table2": table_figures,
-    "table5": table_figures,
-    "autoattack": autoattack_figures,
-}
-
-
 def newest(records: Records) -> Records:
     """The last of each case, provider and configuration: a row comes again with its profile."""
     names = ("suite", "case", "row", "provider", "config")
@@ -173,7 +100,7 @@ def figures(records: Records) -> str:
     for suite in dict.fromkeys(r["suite"] for r in records):
         own = [r for r in records if r["suite"] == suite]
         try:
-            said.append(FIGURES[suite](own) if suite in FIGURES else f"{len(own)} records")
+            said.append(suites.of(suite).figures(own))
         except (LookupError, TypeError, ValueError) as error:  # the records are kept all the same
             said.append(f"{len(own)} records, not understood ({type(error).__name__}: {error})")
     if without := sum(r["error"] is not None for r in records):

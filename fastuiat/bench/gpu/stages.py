@@ -201,8 +201,7 @@ ROUNDS = ("--steps", "12")
 STAGES = (
     tests_in("kernels", "tests/kernels/launched", 0.24, ["hypothesis"]),
     tests_in("cuda", "tests/cuda", 0.36, ["sklearn"]),
-    # A case's budget begins once its first calls are compiled, which 70 s did not suffice for on an
-    # H200's machine.
+    # A case's budget begins once its first calls are compiled.
     Stage("step", 0.3, (bench(*STEP, "resnet-18", budget=part(0.2)),), least=120.0),
     Stage(
         "train",
@@ -212,8 +211,7 @@ STAGES = (
         grace=20.0,
         obstacle=no_cifar10,
         figures=train_figures,
-        # A row is 7,800 steps, 167 s at the 21.4 ms of an H100, and its evaluation; what is left of
-        # a shorter one fits no report, so a fresh machine would begin anew.
+        # Of a shorter one no row ends, and what is left fits no report.
         least=300.0,
     ),
     Stage(

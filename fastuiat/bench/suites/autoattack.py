@@ -18,13 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastuiat.bench import table
+from fastuiat import data, load_checkpoint
+from fastuiat.bench import columns, table
 from fastuiat.bench.record import make_record
+from fastuiat.bench.suite import Columns, Done, Measuring, Record, Records, Suite, register
 from fastuiat.bench.timing import (
     OUT_OF_MEMORY,
     Call,
@@ -36,16 +38,20 @@ from fastuiat.bench.timing import (
     interleaved,
     release,
 )
-from fastuiat.evaluation import run_autoattack
+from fastuiat.config import Radius, UserError, positive
+from fastuiat.device import resolve_device
+from fastuiat.evaluation import pixels, run_autoattack
 from fastuiat.evaluation.package import MOST_TARGETS, package
 from fastuiat.fast.allocator import keep_freed_memory
+from fastuiat.models import build_model
 
-PROVIDERS = ("package", "fastuiat")
+Way = Literal["package", "fastuiat"]
+PROVIDERS: tuple[Way, ...] = get_args(Way)
 EPS_OF_A_FRESH_NET = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AutoAttackCase:
     """The points, and how both evaluate them."""
 
     name: str
@@ -68,8 +74,6 @@ class Case:
 
 def fresh(arch: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A net of random weights whose logits are spread out, noise, and the labels it gives it."""
-    from fastuiat.models import build_model
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build_model(arch).eval()
@@ -87,7 +91,7 @@ class Verdicts:
     compiled: bool = False
 
 
-def by_package(batch_size: int, case: Case) -> Verdicts:
+def by_package(batch_size: int, case: AutoAttackCase) -> Verdicts:
     """A whole evaluation by the plain package."""
     make, name = package()
     size = "batch_size" if name.startswith("pyautoattack") else "bs"
@@ -109,7 +113,7 @@ def by_package(batch_size: int, case: Case) -> Verdicts:
     return Verdicts(torch.cat(held).tolist())
 
 
-def by_fastuiat(case: Case) -> Verdicts:
+def by_fastuiat(case: AutoAttackCase) -> Verdicts:
     """A whole evaluation as `fastuiat eval` does it."""
     if case.device.type == "cpu":
         keep_freed_memory()
@@ -128,12 +132,12 @@ def by_fastuiat(case: Case) -> Verdicts:
     return Verdicts(result.robust.tolist(), result.compiled)
 
 
-Evaluate = Callable[[Case], Verdicts]
+Evaluate = Callable[[AutoAttackCase], Verdicts]
 
 
 def serve(asker: Any, evaluate: Evaluate, packed: bytes, threads: int) -> None:
     """Evaluate each time one is asked for, until the asker is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker hears it, and goes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker gets it, and goes
     torch.set_num_threads(threads)
     case = torch.load(io.BytesIO(packed), weights_only=False)  # ours, from a moment ago
     asker.send(None)
@@ -149,11 +153,10 @@ def serve(asker: Any, evaluate: Evaluate, packed: bytes, threads: int) -> None:
 class Evaluations:
     """The two ways, each in a process of its own; `found` keeps what each found.
 
-    In one process the package would run with what ours changes there: of what is freed ours keeps
-    the memory, with which the package took 92 s instead of 104 (wrn-10-1, 64 points, two cores).
+    In one process the package would profit from what ours changes there: that freed memory is kept.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: AutoAttackCase) -> None:
         self.case = case
         self.found: dict[str, Verdicts] = {}
         self._processes: list[Any] = []
@@ -216,7 +219,7 @@ def agreeing(found: Verdicts | None, reference: Verdicts | None) -> int | None:
 
 
 def measure(
-    case: Case,
+    case: AutoAttackCase,
     *,
     plan: Plan,
     names: Sequence[str] = PROVIDERS,
@@ -258,26 +261,134 @@ def measure(
     return records
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    headings = ("way", "evaluation", "20–80%", "n", "faster", "hold out", "same verdicts", "first")
-    rows = []
-    for r in records:
-        span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
-        rows.append(
-            (
-                r["provider"],
-                table.seconds(r["median_s"]),
-                table.NONE if r["error"] else span,
-                str(r["n"]),
-                table.number(r["speedup"], ".2f") + ("×" if r["speedup"] else ""),
-                table.number(r["robust"]),
-                table.number(r["same_verdicts"]),
-                table.seconds(r["first_s"]),
-            )
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackOptions(Measuring):
+    """Time a whole AutoAttack of the plain package and of `fastuiat eval`, side by side."""
+
+    repeats: int = 1
+    """Rounds after a first one; each evaluates with every provider."""
+    run: Path | None = None
+    """Run or checkpoint to attack on its first test images; by default a fresh net and noise."""
+    data_dir: Path = Path("data")
+    """Where the run's data set is."""
+    arch: str = "wrn-10-1"
+    """The fresh net."""
+    eps: Radius | None = None
+    """Radius; by default 8/255 for a run, and so small for a fresh net that points hold out."""
+    n: int = 64
+    """Points."""
+    batch_size: int = 64
+    """Points at a time in fastuiat."""
+    package_batch_sizes: tuple[int, ...] = (64,)
+    """Points at a time in the package; each is a row."""
+    share: float = 1.0
+    """Share of each attack's iterations to run."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the net in the fastuiat row; auto: where the work is worth it."""
+    providers: tuple[Way, ...] = PROVIDERS
+    """Which rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(n=self.n, batch_size=self.batch_size, share=self.share)
+        for size in self.package_batch_sizes:
+            positive(package_batch_sizes=size)
+        if self.share > 1:
+            raise UserError(f"--share must be at most 1, got {self.share:g}")
+        if self.eps is not None:
+            positive(eps=self.eps)
+
+    def case(self) -> AutoAttackCase:
+        """UserError where the run cannot be read, or does not say which data set it is of."""
+        if self.run is None:
+            net, x, y = fresh(self.arch, self.n)
+            name, eps = self.arch, self.eps or EPS_OF_A_FRESH_NET
+        else:
+            net, info = load_checkpoint(self.run)
+            if info.get("dataset") is None:
+                raise UserError(f"{self.run} does not say which data set it is of")
+            images = data.load(info["dataset"], self.data_dir, "test")
+            x = pixels(images.images[: self.n], torch.device("cpu")).contiguous()
+            y = torch.from_numpy(images.labels[: self.n])
+            name, eps = self.run.name, self.eps or 8 / 255
+        return AutoAttackCase(
+            name=f"{name}/n{len(x)}/b{self.batch_size}",
+            net=net,
+            x=x,
+            y=y,
+            eps=eps,
+            batch_size=self.batch_size,
+            package_batch_sizes=self.package_batch_sizes,
+            share=self.share,
+            compile={"auto": None, "on": True, "off": False}[self.compile],
+            device=resolve_device(self.device),
         )
-    first = records[0]
-    notes = [f"{r['provider']}: {r['error']}" for r in records if r["error"]]
-    if first["config"]["share"] != 1:
-        notes.append(f"{100 * first['config']['share']:g}% of each attack's iterations")
-    notes.append(f"{first['config']['n']} points; faster, same verdicts: against the first row")
-    table.show(f"autoattack/{first['case']} on {first['device']}", headings, rows, notes)
+
+
+@register("autoattack")
+class AutoAttackSuite(Suite):
+    Options = AutoAttackOptions
+    rank = 6
+    help = "a whole AutoAttack: the plain package, and fastuiat eval"
+    title = "AutoAttack"
+    what = "the time of a whole evaluation"
+    unit = "an evaluation"
+
+    def columns(self) -> Columns:
+        return {
+            "net, points, batch": columns.case,
+            "by": columns.provider,
+            "evaluation": columns.median,
+            "20–80%": columns.quantiles,
+            "n": columns.count,
+            "times as fast": columns.number("speedup", ".2f"),
+            "first evaluation": columns.seconds("first_s"),
+            "hold out": columns.number("robust", ",.0f"),
+            "same verdicts": columns.number("same_verdicts", ",.0f"),
+        }
+
+    def measure(self, options: AutoAttackOptions, done: Done) -> Records:
+        plan = options.plan(warmup=0)
+        return measure(options.case(), plan=plan, names=options.providers, done=done)
+
+    def show(self, records: Sequence[Record]) -> None:
+        headings = (
+            "way",
+            "evaluation",
+            "20–80%",
+            "n",
+            "faster",
+            "hold out",
+            "same verdicts",
+            "first",
+        )
+        rows = []
+        for r in records:
+            span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
+            rows.append(
+                (
+                    r["provider"],
+                    table.seconds(r["median_s"]),
+                    table.NONE if r["error"] else span,
+                    str(r["n"]),
+                    table.number(r["speedup"], ".2f") + ("×" if r["speedup"] else ""),
+                    table.number(r["robust"]),
+                    table.number(r["same_verdicts"]),
+                    table.seconds(r["first_s"]),
+                )
+            )
+        first = records[0]
+        notes = [f"{r['provider']}: {r['error']}" for r in records if r["error"]]
+        if first["config"]["share"] != 1:
+            notes.append(f"{100 * first['config']['share']:g}% of each attack's iterations")
+        notes.append(f"{first['config']['n']} points; faster, same verdicts: against the first row")
+        table.show(f"autoattack/{first['case']} on {first['device']}", headings, rows, notes)
+
+    def figures(self, records: Sequence[Record]) -> str:
+        said = []
+        for r in records:
+            if r["n"]:
+                compiled = {True: " compiled", False: " eager"}.get(r["config"].get("compile"), "")
+                name = r["provider"] + (compiled if r["provider"] == "fastuiat" else "")
+                said.append(f"{name} {table.seconds(r['median_s'])}")
+        return ", ".join(said)

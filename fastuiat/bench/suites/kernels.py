@@ -15,20 +15,23 @@ import dataclasses
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from fastuiat.bench import table
-from fastuiat.bench.floors import copy_bandwidth as copy_bandwidth
+from fastuiat.bench import columns, table
+from fastuiat.bench.call_memory import peak_memory
+from fastuiat.bench.floors import copy_bandwidth
 from fastuiat.bench.graphs import Graphs, Pool, cuda_graphs, make_pool, replayed
-from fastuiat.bench.machine import cache_bytes
-from fastuiat.bench.memory import peak_memory
-from fastuiat.bench.record import make_record
+from fastuiat.bench.record import RecordFile, make_record
+from fastuiat.bench.suite import Columns, Measuring, Rate, Record, Records, Suite, Visit, register
 from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, clock_for, interleaved
 from fastuiat.config import UserError
+from fastuiat.device import resolve_device
+from fastuiat.machine import cache_bytes
 from fastuiat_kernels import SIZES, SPECS, KernelSpec, Variant
 
 Function = Callable[..., Any]
@@ -262,39 +265,127 @@ def rates(m: Measurement, moved: int, bandwidth: float) -> dict[str, Any]:
     return {"bytes_per_s": rate, "copy_share": rate / bandwidth}
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    """All cases as one table; where there are replays, with what a call from Python takes."""
-    headings = [
-        "case", "provider", "median", "20–80%", "n", "÷ eager", "GB/s", "of a copy's", "compile"
-    ]  # fmt: skip
-    on_gpu = any(r["timed"] == "replays" or r["replay_error"] for r in records)
-    if on_gpu:
-        headings += ["timed by", "a call from Python"]
-    rows = []
-    for r in records:
-        span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
-        share = r["copy_share"]
-        rows.append(
-            [
-                r["case"],
-                r["provider"],
-                table.seconds(r["median_s"]),
-                table.NONE if r["error"] else span,
-                str(r["n"]),
-                table.number(r["ratio_median"], ".2f"),
-                table.number(r["bytes_per_s"] and r["bytes_per_s"] / 1e9, ".2f"),
-                table.NONE if share is None else f"{100 * share:.0f}%",
-                table.seconds(r["compile_s"]) if r["provider"] == "inductor" else table.NONE,
-                *([r["timed"], table.seconds(r["call_s"])] if on_gpu else []),
-            ]
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions(Measuring):
+    """Time the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU."""
+
+    kernels: tuple[str, ...] = ()
+    """Which operations; none named: all."""
+    sizes: tuple[Literal["cifar10", "cifar100", "classes1000"], ...] = ("cifar10",)
+    """Batch 128 with 10 classes, 512 with 100, 4096 with 1000."""
+    every_dtype: bool = False
+    """Also in the other dtypes that an operation takes, not only in its first."""
+
+
+@register("kernels")
+class KernelSuite(Suite):
+    Options = KernelOptions
+    rank = 2
+    help = "the operations of fastuiat_kernels: eager, Inductor, and Triton on a GPU"
+    title = "The kernels"
+    rate = Rate("memory traffic", "GB/s", "bytes_per_s", scale=1e9)
+    needs: ClassVar = {"bytes_moved": int}
+    tour_share = 0.12
+
+    def columns(self) -> Columns:
+        return {
+            "operation": columns.case,
+            "provider": columns.provider,
+            "median": columns.median,
+            "20–80%": columns.quantiles,
+            "n": columns.count,
+            "÷ eager": columns.number("ratio_median", ".2f"),
+            "GB/s": columns.number("bytes_per_s", ".3g", 1e9),
+            "of a copy's": columns.percent("copy_share"),
+            "timed by": lambda r: r.get("timed", "calls"),  # older records do not say it
+            "a call from Python": columns.seconds("call_s"),
+        }
+
+    def run(self, options: KernelOptions) -> None:
+        device = resolve_device(options.device)
+        chosen = cases(options.kernels, options.sizes, options.every_dtype)
+        every: Records = []
+        with RecordFile(options.json) as file, table.progress(self.name) as done:
+            bandwidth = copy_bandwidth(device, clock_for(device))
+            for case in chosen:
+                done(case.name)
+                plan = options.plan(min_sample_s=MIN_SAMPLE_S)
+                records = measure(case, device, plan=plan, bandwidth=bandwidth)
+                file.write(records)
+                every += records
+        self.show(every)
+
+    def show(self, records: Sequence[Record]) -> None:
+        """All cases as one table; where there are replays, with what a call from Python takes."""
+        headings = [
+            "case", "provider", "median", "20–80%", "n", "÷ eager", "GB/s", "of a copy's", "compile"
+        ]  # fmt: skip
+        on_gpu = any(r["timed"] == "replays" or r["replay_error"] for r in records)
+        if on_gpu:
+            headings += ["timed by", "a call from Python"]
+        rows = []
+        for r in records:
+            span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
+            share = r["copy_share"]
+            rows.append(
+                [
+                    r["case"],
+                    r["provider"],
+                    table.seconds(r["median_s"]),
+                    table.NONE if r["error"] else span,
+                    str(r["n"]),
+                    table.number(r["ratio_median"], ".2f"),
+                    table.number(r["bytes_per_s"] and r["bytes_per_s"] / 1e9, ".2f"),
+                    table.NONE if share is None else f"{100 * share:.0f}%",
+                    table.seconds(r["compile_s"]) if r["provider"] == "inductor" else table.NONE,
+                    *([r["timed"], table.seconds(r["call_s"])] if on_gpu else []),
+                ]
+            )
+        first = records[0]
+        notes = [f"{r['case']} {r['provider']}: {r['error']}" for r in records if r["error"]]
+        notes += [
+            f"{r['case']} {r['provider']}: timed by calls, for its replay failed: "
+            f"{r['replay_error']}"
+            for r in records
+            if r["replay_error"] and not r["error"]
+        ]
+        copy = first["copy_bytes_per_s"] / 1e9
+        notes.append(
+            f"bytes: what the operation must move at least; a copy moves {copy:.1f} GB/s here"
         )
-    first = records[0]
-    notes = [f"{r['case']} {r['provider']}: {r['error']}" for r in records if r["error"]]
-    notes += [
-        f"{r['case']} {r['provider']}: timed by calls, for its replay failed: {r['replay_error']}"
-        for r in records
-        if r["replay_error"] and not r["error"]
-    ]
-    copy = first["copy_bytes_per_s"] / 1e9
-    notes.append(f"bytes: what the operation must move at least; a copy moves {copy:.1f} GB/s here")
-    table.show(f"kernels on {first['device']}", headings, rows, notes)
+        table.show(f"kernels on {first['device']}", headings, rows, notes)
+
+    def label(self, record: Record) -> str:
+        return f"{record['case'].split('/')[0]}, {record['provider']}"
+
+    def group(self, record: Record) -> str:
+        return ", ".join(record["case"].split("/")[1:])
+
+    def figures(self, records: Sequence[Record]) -> str:
+        """By provider, how many times as fast as eager: the middle one of all operations."""
+        said = []
+        for name in ("inductor", "triton"):
+            gains = [1 / r["ratio_median"] for r in records if r["provider"] == name and r["n"]]
+            if gains:
+                middle = statistics.median(gains)
+                said.append(f"{name} {middle:.2g} times as fast as eager, median of {len(gains)}")
+        return "; ".join(said) or "not measured"
+
+    def visit(self, visit: Visit) -> Records:
+        """One operation after another while there is time."""
+        device = visit.setting.device
+        if device.type == "cpu" and not visit.setting.compiled:
+            print("kernels: nothing to compare with eager on a CPU that does not compile")
+            return []
+        chosen = cases((), ("cifar10",), False)
+        bandwidth = copy_bandwidth(device, clock_for(device))
+        records: Records = []
+        for i, case in enumerate(chosen):
+            if records and visit.now() >= visit.until:
+                print(f"kernels: no time left for {len(chosen) - i} of {len(chosen)} operations")
+                break
+            visit.done(case.name)
+            plan = Plan(rounds=visit.rounds, until=visit.until, min_sample_s=MIN_SAMPLE_S)
+            records += visit.keep(measure(case, device, plan=plan, bandwidth=bandwidth))
+        self.show(records)
+        return records

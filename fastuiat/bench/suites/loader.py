@@ -13,18 +13,33 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from fastuiat import data
-from fastuiat.bench import table
-from fastuiat.bench.memory import ResidentPeak, resident_peak
+from fastuiat.bench import columns, table
+from fastuiat.bench.call_memory import ResidentPeak, resident_peak
 from fastuiat.bench.record import make_record
+from fastuiat.bench.suite import (
+    Columns,
+    Done,
+    Measuring,
+    Rate,
+    Record,
+    Records,
+    Size,
+    Suite,
+    Visit,
+    register,
+)
 from fastuiat.bench.timing import Call, Clock, Plan, Provider, clock_for, interleaved
+from fastuiat.config import UserError, positive
+from fastuiat.device import resolve_device
 
-PROVIDERS = ("ffcv", "resident", "torchvision")
+Kind = Literal["ffcv", "resident", "torchvision"]
+PROVIDERS: tuple[Kind, ...] = get_args(Kind)
 NUM_CLASSES = 10
 
 
@@ -188,29 +203,101 @@ def measure(
     ]
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    headings = (
-        "loader", "epoch", "20–80%", "n", "images/s", "first epoch", "prepare", "memory", "growth"
-    )  # fmt: skip
-    rows = []
-    for r in records:
-        span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
-        rows.append(
-            (
-                r["provider"],
-                table.seconds(r["median_s"]),
-                table.NONE if r["error"] else span,
-                str(r["n"]),
-                table.number(r["images_per_s"]),
-                table.seconds(r["first_epoch_s"]),
-                table.seconds(r["prepare_s"]),
-                table.size(r["memory_bytes"]),
-                table.size(r["peak_bytes"]),
-            )
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Measuring):
+    """Time an epoch of batches from each loader, on synthetic images."""
+
+    n: int = 50_000
+    """Images."""
+    batch_size: int = 128
+    """Images per batch."""
+    workers: int = 1
+    """Threads of the FFCV loader, processes of torchvision's."""
+    providers: tuple[Kind, ...] = PROVIDERS
+    """Which loaders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(n=self.n, batch_size=self.batch_size, workers=self.workers)
+        if self.n < self.batch_size:
+            raise UserError(f"--n {self.n} makes no batch of {self.batch_size}")
+
+
+@register("loader")
+class LoaderSuite(Suite):
+    Options = LoaderOptions
+    rank = 3
+    help = "images per second of the FFCV, the resident and torchvision's loader"
+    title = "The loaders"
+    what = "the time of an epoch of batches, without training"
+    unit = "an epoch"
+    rate = Rate("images per second", "images/s", "images_per_s", form=",.0f")
+    tour_share = 0.1
+
+    def columns(self) -> Columns:
+        return {
+            "case": columns.case,
+            "loader": columns.provider,
+            "images/s": columns.number("images_per_s", ",.0f"),
+            "epoch": columns.median,
+            "20–80%": columns.quantiles,
+            "n": columns.count,
+            "first epoch": columns.seconds("first_epoch_s"),
+            "prepare": columns.seconds("prepare_s"),
+        }
+
+    def measure(self, options: LoaderOptions, done: Done) -> Records:
+        images = Images(
+            n=options.n,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            device=resolve_device(options.device),
         )
-    notes = [f"{r['provider']}: {r['error']}" for r in records if r["error"]]
-    notes.append(
-        "memory: this process's, to the end of the first epoch; growth: of one more at the end"
-    )
-    first = records[0]
-    table.show(f"loader/{first['case']} on {first['device']}", headings, rows, notes)
+        return measure(images, plan=options.plan(warmup=0), names=options.providers, done=done)
+
+    def show(self, records: Sequence[Record]) -> None:
+        headings = (
+            "loader", "epoch", "20–80%", "n", "images/s", "first epoch", "prepare", "memory",
+            "growth",
+        )  # fmt: skip
+        rows = []
+        for r in records:
+            span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
+            rows.append(
+                (
+                    r["provider"],
+                    table.seconds(r["median_s"]),
+                    table.NONE if r["error"] else span,
+                    str(r["n"]),
+                    table.number(r["images_per_s"]),
+                    table.seconds(r["first_epoch_s"]),
+                    table.seconds(r["prepare_s"]),
+                    table.size(r["memory_bytes"]),
+                    table.size(r["peak_bytes"]),
+                )
+            )
+        notes = [f"{r['provider']}: {r['error']}" for r in records if r["error"]]
+        notes.append(
+            "memory: this process's, to the end of the first epoch; growth: of one more at the end"
+        )
+        first = records[0]
+        table.show(f"loader/{first['case']} on {first['device']}", headings, rows, notes)
+
+    def figures(self, records: Sequence[Record]) -> str:
+        said = [f"{r['provider']} {r['images_per_s']:,.0f}" for r in records if r["images_per_s"]]
+        return f"{', '.join(said)} images/s" if said else "not measured"
+
+    def visit(self, visit: Visit) -> Records:
+        images = Images(
+            n=visit.size.images,
+            batch_size=visit.size.batch_size,
+            workers=1,
+            device=visit.setting.device,
+        )
+        plan = Plan(warmup=0, rounds=visit.rounds, until=visit.until)
+        records = visit.keep(measure(images, plan=plan, done=visit.done))
+        self.show(records)
+        return records
+
+    def tour_line(self, size: Size, records: Sequence[Record]) -> str:
+        return f"loaders: {self.figures(records)}"

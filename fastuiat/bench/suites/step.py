@@ -12,17 +12,18 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
-from fastuiat.bench import profile, table
-from fastuiat.bench.baselines import BASELINES
+from fastuiat.bench import columns, profile, table
+from fastuiat.bench.call_memory import graph_memory, peak_memory
 from fastuiat.bench.events import named_kernels
-from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.passes import Op, inventory, total_flops
-from fastuiat.bench.record import make_record
+from fastuiat.bench.record import RecordFile, make_record
 from fastuiat.bench.replay import replay
+from fastuiat.bench.setting import Setting, costs, make_setting
+from fastuiat.bench.suite import Columns, Measuring, Record, Records, Size, Suite, Visit, register
 from fastuiat.bench.timing import (
     QUEUED_S,
     Call,
@@ -36,51 +37,22 @@ from fastuiat.bench.timing import (
 )
 from fastuiat.bench.workload import (
     Case,
+    Phase,
     floor_inventory,
     naive_inventory,
     naive_training_step,
     pass_flops,
+    phases,
     training_step,
 )
-from fastuiat.device import has_bf16, missing_for_compilation, resolve_device, resolve_precision
+from fastuiat.config import UserError, positive
+from fastuiat.models import build_model
 
-PROVIDERS = ("naive", "tuned-eager", "fastuiat", "convolutions")
+Way = Literal["naive", "tuned-eager", "fastuiat", "convolutions"]
+PROVIDERS: tuple[Way, ...] = get_args(Way)
 REFERENCE = "fastuiat"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How a case is run."""
-
-    device: torch.device
-    precision: str
-    compiled: bool
-
-    def notes(self, case: Case) -> dict[str, str]:
-        """What each row ran, in words."""
-        compiled = "compiled" if self.compiled else "not compiled"
-        arithmetic = self.precision
-        if arithmetic == "fp32" and not has_bf16(self.device):
-            arithmetic += " (no bf16 in this hardware)"
-        known = BASELINES.get(case.method)
-        return {
-            "naive": f"eager, fp32, NCHW. {known.source if known else ''}",
-            "tuned-eager": f"eager, {arithmetic}, channels-last, the passes of the floor",
-            "fastuiat": f"the step of `fastuiat train`: {arithmetic}, {compiled}",
-            "convolutions": f"its convolutions and matrix products alone: eager, {arithmetic}",
-        }
-
-
-def make_setting(device: str, precision: str, compiled: bool) -> tuple[Setting, str | None]:
-    """The setting that options ask for, and what to say where it is not compiled against them."""
-    place = resolve_device(device)
-    missing = missing_for_compilation(place) if compiled else None
-    setting = Setting(
-        device=place,
-        precision=resolve_precision(precision, place),
-        compiled=compiled and missing is None,
-    )
-    return setting, f"not compiling: {missing}" if missing else None
+MOST_KINDS = 4
+"""Of a profile, in a line."""
 
 
 class StepProviders:
@@ -200,54 +172,12 @@ def measure(
     return records
 
 
-def costs(m: Measurement, case: Case, flops: float | None, forward: int) -> dict[str, Any]:
-    """What the time means: passes, images per second, floating-point operations per second."""
-    median = m.spread.median if m.samples else None
-    return {
-        "passes": flops / forward if flops else None,
-        "flops": flops,
-        "images_per_s": case.batch_size / median if median else None,
-        "tflops_per_s": flops / median / 1e12 if median and flops else None,
-    }
-
-
 def ratio(m: Measurement, reference: Measurement | None) -> dict[str, Any]:
     """This row's time over fastuiat's, made round by round."""
     if reference is None or not m.samples:
         return {f"ratio_{key}": None for key in ("median", "p20", "p80")}
     s = m.ratio_to(reference)
     return {"ratio_median": s.median, "ratio_p20": s.p20, "ratio_p80": s.p80}
-
-
-def show(records: Sequence[dict[str, Any]], *, explain: bool = True) -> None:
-    """One case as a table; below it errors, ratios, and what each row ran."""
-    headings = (
-        "provider", "passes", "median", "20–80%", "n", "÷ fastuiat", "images/s", "TFLOP/s",
-        "step memory", "compile",
-    )  # fmt: skip
-    rows = []
-    for r in records:
-        span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
-        rows.append(
-            (
-                r["provider"],
-                table.number(r["passes"], ".2f"),
-                table.seconds(r["median_s"]),
-                table.NONE if r["error"] else span,
-                str(r["n"]),
-                table.number(r["ratio_median"], ".2f"),
-                table.number(r["images_per_s"], ",.1f"),
-                table.number(r["tflops_per_s"], ".3f"),
-                table.size(r["peak_bytes"]),
-                table.seconds(r["compile_s"]) if r["config"]["compile"] else table.NONE,
-            )
-        )
-    first = records[0]
-    notes = [
-        f"{r['provider']}: {r['error'] or r['note']}" for r in records if r["error"] or explain
-    ]
-    notes += [*summary(records), *bound_notes(records)]
-    table.show(f"{first['case']} on {first['device']}", headings, rows, notes)
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -274,3 +204,167 @@ def bound_notes(records: Sequence[dict[str, Any]]) -> list[str]:
         f"{table.seconds(ours['bound_s'])}; fastuiat took {ours['median_s'] / ours['bound_s']:.3g} "
         "times that"
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Measuring):
+    """Time one training step of a method, four ways, interleaved in one process."""
+
+    arch: str = "resnet-18"
+    """Network: resnet-18, prn-18 or wrn-D-W."""
+    batch_size: int = 128
+    """Images per step."""
+    method: str = "uiat"
+    """Training method."""
+    epoch_phase: Literal["all", "before", "at", "after"] = "all"
+    """Which part of a one-off run: before, in, or after its epoch T'; each has its own rows."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of all but naive; auto: bf16 where the device has it in hardware, else fp32."""
+    compile: bool = True
+    """Compile the fastuiat row, as training does."""
+    providers: tuple[Way, ...] = PROVIDERS
+    """Which rows."""
+    profile: bool = False
+    """Also show, and record, where the time of a fastuiat step goes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(batch_size=self.batch_size)
+        if self.profile and "fastuiat" not in self.providers:
+            raise UserError("--profile is of the fastuiat row: name it in --providers")
+
+
+def cases(options: StepOptions, device: torch.device) -> list[Case]:
+    """One for each phase that is asked for; UserError on an unknown net, method or phase."""
+    with torch.device("meta"):
+        build_model(options.arch)
+    case = Case(arch=options.arch, method=options.method, batch_size=options.batch_size)
+    chosen = [p for p in phases(case) if options.epoch_phase in ("all", p.name)]
+    if options.epoch_phase != "all" and not chosen:
+        raise UserError(f"--epoch-phase {options.epoch_phase}: {options.method} has no such phase")
+    if options.profile and device.type == "cuda" and len(chosen) > 1:
+        # CUPTI stays, and slows down what comes after it (pytorch#146604).
+        raise UserError(
+            "on a GPU a profile slows down what is measured after it: choose one phase with "
+            f"--epoch-phase {'|'.join(p.name for p in chosen)}"
+        )
+    whole: list[Phase | None] = [None]
+    return [dataclasses.replace(case, phase=phase) for phase in chosen or whole]
+
+
+@register("step")
+class StepSuite(Suite):
+    Options = StepOptions
+    rank = 1
+    help = "one training step: naive, tuned-eager, fastuiat, and its convolutions alone"
+    title = "One training step"
+    what = "the time of an optimiser step"
+    unit = "a step"
+    tour_share = 0.2
+
+    def columns(self) -> Columns:
+        return {
+            "case": columns.case,
+            "provider": columns.provider,
+            "arithmetic": columns.arithmetic,
+            "median": columns.median,
+            "20–80%": columns.quantiles,
+            "n": columns.count,
+            "÷ fastuiat": columns.number("ratio_median", ".2f"),
+            "passes": columns.number("passes", ".1f"),
+            "TFLOP/s": columns.number("tflops_per_s", ".3g"),
+            "of peak": columns.percent("peak_share"),
+            "bound, computed": columns.seconds("bound_s"),
+        }
+
+    def run(self, options: StepOptions) -> None:
+        setting, note = make_setting(options.device, options.precision, options.compile)
+        chosen = cases(options, setting.device)
+        if note:
+            print(note)
+        with RecordFile(options.json) as file:
+            for case in chosen:
+                with table.progress(case.name) as done:
+                    records = measure(
+                        case,
+                        setting,
+                        plan=options.plan(),
+                        names=options.providers,
+                        done=done,
+                        profiled=options.profile,
+                        keep=file.write,
+                    )
+                self.show(records, explain=case is chosen[0])
+                profile.show(records)
+
+    def show(self, records: Sequence[Record], *, explain: bool = True) -> None:
+        """One case as a table; below it errors, ratios, and what each row ran."""
+        headings = (
+            "provider", "passes", "median", "20–80%", "n", "÷ fastuiat", "images/s", "TFLOP/s",
+            "step memory", "compile",
+        )  # fmt: skip
+        rows = []
+        for r in records:
+            span = f"{table.seconds(r['p20_s'])} – {table.seconds(r['p80_s'])}"
+            rows.append(
+                (
+                    r["provider"],
+                    table.number(r["passes"], ".2f"),
+                    table.seconds(r["median_s"]),
+                    table.NONE if r["error"] else span,
+                    str(r["n"]),
+                    table.number(r["ratio_median"], ".2f"),
+                    table.number(r["images_per_s"], ",.1f"),
+                    table.number(r["tflops_per_s"], ".3f"),
+                    table.size(r["peak_bytes"]),
+                    table.seconds(r["compile_s"]) if r["config"]["compile"] else table.NONE,
+                )
+            )
+        first = records[0]
+        notes = [
+            f"{r['provider']}: {r['error'] or r['note']}" for r in records if r["error"] or explain
+        ]
+        notes += [*summary(records), *bound_notes(records)]
+        table.show(f"{first['case']} on {first['device']}", headings, rows, notes)
+
+    def figures(self, records: Sequence[Record]) -> str:
+        """Our step of each net, its share of the peak, its profile; the others' times as long."""
+        said = []
+        for r in records:
+            if r["provider"] == REFERENCE and r["n"]:
+                share = f", {table.percent(r['peak_share'])} of peak" if r.get("peak_share") else ""
+                share += profiled_kinds(r)
+                others = [
+                    f"{o['provider']} {o['ratio_median']:.2f}×"
+                    for o in records
+                    if o["case"] == r["case"] and o is not r and o.get("ratio_median")
+                ]
+                beside = f" ({', '.join(others)})" if others else ""
+                said.append(f"{r['case']} {table.seconds(r['median_s'])}{share}{beside}")
+        return "; ".join(said)
+
+    def visit(self, visit: Visit) -> Records:
+        case = Case(arch=visit.size.arch, batch_size=visit.size.batch_size)
+        plan = Plan(rounds=visit.rounds, until=visit.until)
+        records = visit.keep(measure(case, visit.setting, plan=plan, done=visit.done))
+        self.show(records)
+        return records
+
+    def tour_line(self, size: Size, records: Sequence[Record]) -> str:
+        ours = next((r for r in records if r["provider"] == REFERENCE and r["n"]), None)
+        said = "not measured"
+        if ours:
+            ratios = [line.removeprefix(f"{REFERENCE}: ") for line in summary(records)]
+            said = ", ".join([table.seconds(ours["median_s"]), *ratios])
+        return f"a UIAT step of {size.arch}, batch {size.batch_size}: {said}"
+
+
+def profiled_kinds(record: Record) -> str:
+    """Where the time of a step goes, if it was profiled: the kinds that have most of it."""
+    if record.get("profile_error") and not record.get("profile"):
+        return f", no profile: {record['profile_error']}"
+    shares: dict[str, float] = {}
+    for row in (record.get("profile") or {}).get("rows", []):
+        shares[row["kind"]] = shares.get(row["kind"], 0.0) + row["share"]
+    most = sorted(shares, key=lambda kind: -shares[kind])[:MOST_KINDS]
+    return "".join(f", {kind} {100 * shares[kind]:.0f}%" for kind in most)

@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
+from fastuiat.bench.call_memory import graph_memory, peak_memory
+from fastuiat.bench.epoch_steps import Part, Steps, parts_of
+from fastuiat.bench.epoch_table import EpochTable, TableRow
 from fastuiat.bench.feed import Feed, Source, steps_per_epoch
-from fastuiat.bench.memory import graph_memory, peak_memory
 from fastuiat.bench.record import make_record
-from fastuiat.bench.suites.epoch_steps import Part, Steps, parts_of
-from fastuiat.bench.suites.step import Setting, costs
-from fastuiat.bench.suites.tables import Row, Table
+from fastuiat.bench.setting import Setting, costs
 from fastuiat.bench.timing import (
     OUT_OF_MEMORY,
     QUEUED_S,
@@ -48,8 +48,8 @@ from fastuiat.bench.workload import Case, pass_flops
 
 
 def measure(
-    table: Table,
-    rows: Sequence[Row],
+    table: EpochTable,
+    rows: Sequence[TableRow],
     case: Case,
     setting: Setting,
     *,
@@ -106,7 +106,7 @@ def measure(
 class Results:
     """What was measured together, and the records that it makes."""
 
-    table: Table
+    table: EpochTable
     case: Case
     setting: Setting
     source: Source
@@ -122,10 +122,10 @@ class Results:
     def forward(self) -> int:
         return pass_flops(self.case)
 
-    def parts(self, row: Row) -> list[Part]:
+    def parts(self, row: TableRow) -> list[Part]:
         return parts_of(self.table, [row], self.case)
 
-    def of(self, row: Row) -> list[Measurement]:
+    def of(self, row: TableRow) -> list[Measurement]:
         """The row's own, or those of its phases. They share a trainer, and so what it holds."""
         own = [self.measured[p.name] for p in self.parts(row) if p.name in self.measured]
         held = sum(m.graph_bytes for m in own)
@@ -138,7 +138,7 @@ class Results:
             for m in own
         ]
 
-    def whole(self, row: Row) -> Measurement:
+    def whole(self, row: TableRow) -> Measurement:
         """The row itself: where it has phases, their mean, one sample of each at a time."""
         measured, parts = self.of(row), self.parts(row)
         if parts[0].case.phase is None:
@@ -158,7 +158,7 @@ class Results:
             repeats=min(m.repeats for m in measured),
         )
 
-    def records(self, row: Row) -> list[dict[str, Any]]:
+    def records(self, row: TableRow) -> list[dict[str, Any]]:
         """Its own, then those of its phases, where it has any."""
         parts, measured = self.parts(row), self.of(row)
         counted = self.steps.flops
@@ -197,7 +197,7 @@ class Results:
     def record(
         self,
         case: Case,
-        row: Row,
+        row: TableRow,
         m: Measurement,
         flops: float | None,
         wait_s: float | None,
@@ -243,14 +243,13 @@ class Results:
         )
 
     def ratio(
-        self, name: str, row: Row, over: Sequence[tuple[float, Measurement]]
+        self, name: str, row: TableRow, over: Sequence[tuple[float, Measurement]]
     ) -> dict[str, float | None]:
         """This time over that of the row that `name` refers to, by rounds, and the paper's.
 
         A row with phases is over nothing but what was called in the same rounds as they.
         """
-        reference, arch = self.table.reference(name, row), self.table.paper_arch(self.case.arch)
-        by_paper = self.table.paper_epoch_s(row, arch) / self.table.paper_epoch_s(reference, arch)
+        reference = self.table.reference(name, row)
         beside = [m for m in self.of(reference) if len(self.parts(reference)) == 1]
         theirs = {r: s for m in beside for r, s in zip(m.rounds, m.samples, strict=True)}
         by_round = [
@@ -263,16 +262,15 @@ class Results:
             "median": ours.median if ours else None,
             "p20": ours.p20 if ours else None,
             "p80": ours.p80 if ours else None,
-            "paper": by_paper,
+            "paper": self.table.paper_ratio(name, row, self.case.arch),
         }
 
-    def paper(self, row: Row) -> dict[str, Any]:
+    def paper(self, row: TableRow) -> dict[str, Any]:
         """What the paper has beside this row: its net, and its time where the case is the same."""
-        arch = self.table.paper_arch(self.case.arch)
-        same = (arch, self.table.batch_size) == (self.case.arch, self.case.batch_size)
+        arch, batch_size = self.case.arch, self.case.batch_size
         return {
-            "arch": arch,
-            "epoch_s": self.table.paper_epoch_s(row, arch) if same else None,
+            "arch": self.table.paper.net_beside(arch),
+            "epoch_s": self.table.paper_epoch_s(row.method, arch, batch_size),
         }
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastuiat import paper
 from fastuiat.bench import table as printed
 from fastuiat.bench.timing import NO_TIME
 from fastuiat.config import UserError
+from fastuiat.paper import PaperTable, tables
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table: a method, by our own step or as it is usually written."""
 
     name: str
@@ -24,26 +24,22 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class EpochTable:
     """A table of the paper, as it is measured here."""
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     archs: tuple[str, ...]
     batch_size: int
     epochs: int
     """Length of a run: the weights of the phases of a one-off follow from it."""
-    seconds: float
-    """Seconds of the unit in which the table gives an epoch."""
-    unit: str
     paper_table: str
-    paper_columns: Mapping[str, int]
-    """Its column for each net."""
+    """Its name among the paper's."""
     references: Mapping[str, Callable[[str], str]]
     """Ratios by their name: for the name of a row, the row that its time is divided by."""
 
-    def chosen(self, names: Sequence[str]) -> tuple[Row, ...]:
+    def chosen(self, names: Sequence[str]) -> tuple[TableRow, ...]:
         """The rows of these names in the table's order, all where there are none; UserError."""
         known = [row.name for row in self.rows]
         for name in names:
@@ -51,80 +47,39 @@ class Table:
                 raise UserError(f"{self.name} has no row '{name}': choose from {', '.join(known)}")
         return tuple(row for row in self.rows if not names or row.name in names)
 
-    def paper_arch(self, arch: str) -> str:
-        """The net whose ratios stand beside this one's: itself, or the paper's first."""
-        return arch if arch in self.paper_columns else next(iter(self.paper_columns))
+    @property
+    def paper(self) -> PaperTable:
+        return tables()[self.paper_table]
 
-    def paper_epoch_s(self, row: Row, arch: str) -> float:
-        """Seconds of an epoch that the paper prints for a net of its own."""
-        values = paper.tables()[self.paper_table].rows[row.method]
-        return values[self.paper_columns[arch]] * self.seconds
+    def paper_epoch_s(self, method: str, arch: str, batch_size: int) -> float | None:
+        """What the paper prints for an epoch, where it has the net at this batch."""
+        return self.paper.epoch_s(method, arch) if batch_size == self.batch_size else None
 
-    def reference(self, ratio: str, row: Row) -> Row:
+    def paper_ratio(self, ratio: str, row: TableRow, arch: str) -> float | None:
+        """The paper's time of the row over that of its reference."""
+        return self.paper.ratio(row.method, self.reference(ratio, row).method, arch)
+
+    def reference(self, ratio: str, row: TableRow) -> TableRow:
         name = self.references[ratio](row.name)
         return next(r for r in self.rows if r.name == name)
 
-    def references_of(self, row: Row, rows: Sequence[Row]) -> list[Row]:
+    def references_of(self, row: TableRow, rows: Sequence[TableRow]) -> list[TableRow]:
         """Those of the rows that this one's ratios refer to."""
         names = {refer(row.name) for refer in self.references.values()}
         return [other for other in rows if other.name in names]
 
-    def in_building_order(self, rows: Sequence[Row]) -> list[Row]:
+    def in_building_order(self, rows: Sequence[TableRow]) -> list[TableRow]:
         """First those that others refer to: time may end before all are built."""
         referred = {refer(row.name) for row in rows for refer in self.references.values()}
         return sorted(rows, key=lambda row: row.name not in referred)
 
 
-TABLE2 = Table(
-    name="table2",
-    title="Table 2, min/epoch",
-    rows=(
-        Row("natural", "natural"),
-        Row("trades-published", "trades", "naive"),
-        Row("trades", "trades"),
-        Row("hat", "hat"),
-        Row("iat", "iat"),
-        Row("uiat", "uiat"),
-        Row("uiat-oneoff", "uiat-oneoff"),
-    ),
-    archs=("resnet-18", "wrn-28-10", "wrn-34-10"),
-    batch_size=128,
-    epochs=100,
-    seconds=60.0,
-    unit="min/epoch",
-    paper_table="table2",
-    paper_columns={"resnet-18": 0, "wrn-28-10": 1, "wrn-34-10": 2},
-    references={"natural": lambda name: "natural", "uiat": lambda name: "uiat"},
-)
-
-TABLE5 = Table(
-    name="table5",
-    title="Table 5, s/epoch",
-    rows=tuple(
-        Row(name + added, name + added)
-        for name in ("n-fgsm", "rs-fgsm", "gradalign")
-        for added in ("", "+uiat")
-    ),
-    archs=("prn-18",),
-    batch_size=128,
-    epochs=30,
-    seconds=1.0,
-    unit="s/epoch",
-    paper_table="table5_time",
-    paper_columns={"prn-18": 0},
-    references={
-        "rs-fgsm": lambda name: "rs-fgsm",
-        "plain": lambda name: name.removesuffix("+uiat"),
-    },
-)
-
-
-def show(table: Table, records: Sequence[Mapping[str, Any]]) -> None:
+def show_table(table: EpochTable, records: Sequence[Mapping[str, Any]]) -> None:
     """One net in two tables: ours and the paper's side by side, and what the time was spent on."""
     first = records[0]
     net, batch = first["config"]["arch"], first["config"]["batch_size"]
     title = f"{table.title}: {net}, batch {batch}, on {first['device']}"
-    headings = ["method", table.unit, "20–80%", "n", "paper's A100"]
+    headings = ["method", table.paper.unit, "20–80%", "n", "paper's A100"]
     for name in table.references:
         headings += [f"÷ {name}", "paper's"]
     printed.show(title, headings, [times(table, r) for r in records], time_notes(records))
@@ -163,9 +118,9 @@ def label(record: Mapping[str, Any]) -> str:
     return record["row"]
 
 
-def times(table: Table, r: Mapping[str, Any]) -> list[str]:
+def times(table: EpochTable, r: Mapping[str, Any]) -> list[str]:
     def epoch(seconds: float | None) -> str:
-        return printed.number(seconds and seconds / table.seconds, ".3g")
+        return printed.number(seconds and seconds / table.paper.unit_s, ".3g")
 
     def paper_value(text: str) -> str:
         return printed.NONE if "phase_share" in r else text  # the paper tells no phases apart
@@ -188,15 +143,12 @@ def times(table: Table, r: Mapping[str, Any]) -> list[str]:
 
 
 def costs(r: Mapping[str, Any]) -> list[str]:
-    def share(value: float | None) -> str:
-        return printed.NONE if value is None else f"{100 * value:.3g}%"
-
     return [
         label(r),
         printed.number(r["passes"], ".2f"),
         printed.number(r["tflops_per_s"], ".3g"),
-        share(r["peak_share"]),
-        share(r["data_wait_share"]),
+        printed.percent(r["peak_share"]),
+        printed.percent(r["data_wait_share"]),
         printed.size(r["peak_bytes"]),
         printed.seconds(r["compile_s"]) if r["config"]["compile"] else printed.NONE,
     ]

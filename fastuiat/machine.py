@@ -1,4 +1,4 @@
-"""What the numbers of a record depend on beside its configuration: hardware and software."""
+"""What numbers depend on beside their settings: this machine's hardware and software."""
 
 from __future__ import annotations
 
@@ -130,13 +130,24 @@ def source() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD")[0], "dirty": bool(changed)}
 
 
+def summary(device: torch.device) -> dict[str, Any]:
+    """What decides the numbers of a run or an evaluation, as their records carry it."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def device_name(device: torch.device) -> str:
     """What a table calls the device: its product name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()["name"]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """All of it, as a record carries it."""
+    """All that decides how fast code runs here, as a bench's record carries it."""
     return {
         "device": device_name(device),
         "device_type": device.type,

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fastuiat.bench.epoch_table import EpochTable, TableRow
 from fastuiat.bench.feed import Feed
 from fastuiat.bench.passes import total_flops
-from fastuiat.bench.suites.step import Setting
-from fastuiat.bench.suites.tables import Row, Table
+from fastuiat.bench.setting import Setting
 from fastuiat.bench.timing import Call, Provider
 from fastuiat.bench.workload import (
     Case,
@@ -31,7 +31,7 @@ from fastuiat.training.step import TrainingStep
 class Part:
     """What is timed as one provider: a row, or a phase of it."""
 
-    row: Row
+    row: TableRow
     case: Case
 
     @property
@@ -49,7 +49,7 @@ class Steps:
     waits: dict[str, list[float]] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)
     """Operations of a step. They are counted as it is built: that takes seconds of the budget."""
-    _steps: dict[Row, TrainingStep] = field(default_factory=dict)
+    _steps: dict[TableRow, TrainingStep] = field(default_factory=dict)
 
     def providers(self, parts: Sequence[Part]) -> list[Provider]:
         return [
@@ -115,7 +115,7 @@ def remember_all(method: Method) -> None:
     method.load_state_dict(method.state_dict())
 
 
-def parts_of(table: Table, rows: Sequence[Row], case: Case) -> list[Part]:
+def parts_of(table: EpochTable, rows: Sequence[TableRow], case: Case) -> list[Part]:
     """The rows' phases, in building order. `case` gives all but the method."""
     whole: list[Phase | None] = [None]
     return [
