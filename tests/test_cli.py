@@ -73,7 +73,7 @@ def run_folder(tmp_path_factory):
     [
         ("bogus", "choose from train, eval"),
         ("train --dataset imagenet", "cifar10, cifar100, digits, fashion-mnist, svhn"),
-        ("train --arch resnet-19", "choose from resnet-18, prn-18, wrn-D-W"),
+        ("train --arch resnet-19", "choose from .*resnet-18, dm-wrn-D-W, wrn-D-W"),
         ("train --arch wrn-11-2", "no legal depth"),
         ("train --arch wrn-28-0", "no legal depth"),
         ("train --method foo", "natural, .*sat.*uiat"),

@@ -8,13 +8,22 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, cast
 
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.fast.torch_internals import say_once
 from fastuiat.files import sha256_of, write_atomically, write_json
 
+FORMAT_NAMES = (
+    "ALLOC_TABLE_TYPE",
+    "FieldDescType",
+    "HeaderType",
+    "TYPE_ID_HANDLER",
+    "get_metadata_type",
+)
 _PAGE = 8 << 20
 """FFCV's own default, in bytes."""
 Images = np.ndarray | Sequence[np.ndarray]
@@ -99,49 +108,103 @@ class _Hashed:
 
 def _write(path: Path, parts: list[np.ndarray], labels: np.ndarray, source: str) -> None:
     def write(file: IO[bytes]) -> None:
-        out = _Hashed(file)
-        _write_content(out, parts, labels)
-        written = {"fingerprint": source, "bytes": out.bytes, "sha256": out.digest.hexdigest()}
+        written: dict[str, Any] = {"fingerprint": source}
+        if own := _format():
+            out = _Hashed(file)
+            _write_content(out, parts, labels, own)
+            written |= {"bytes": out.bytes, "sha256": out.digest.hexdigest()}
+        else:
+            place = Path(file.name)
+            _write_by_ffcv(place, parts, labels)
+            written |= {"bytes": place.stat().st_size, "sha256": sha256_of(place)}
         write_json(_sidecar(path), written)
 
     write_atomically(path, write)
 
 
-def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray) -> None:
+def _fields() -> dict[str, Any]:
+    """What a sample has, as FFCV names it."""
+    from ffcv.fields import IntField, RGBImageField
+
+    return {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
+
+
+def _format() -> SimpleNamespace | None:
+    """FFCV's own words of its format; None, which the log says, where it has others."""
+    from fastuiat.data.ffcv_loader import torch_threads_kept
+
+    with torch_threads_kept():
+        try:
+            from ffcv import types
+            from ffcv.fields.rgb_image import IMAGE_MODES
+
+            names = [*FORMAT_NAMES, "CURRENT_VERSION"]
+            found = {name: getattr(types, name) for name in names} | {"IMAGE_MODES": IMAGE_MODES}
+            if found["CURRENT_VERSION"] == 2:
+                return SimpleNamespace(**found)
+            lacking = f"version {found['CURRENT_VERSION']}"
+        except (ImportError, AttributeError) as error:
+            lacking = str(error)
+    say_once(f"FFCV's format is another than known here ({lacking}): it writes itself, slower")
+    return None
+
+
+class _Samples:
+    """(image, label, index) one by one, as FFCV's own writer takes them."""
+
+    def __init__(self, parts: list[np.ndarray], labels: np.ndarray) -> None:
+        self.parts, self.labels = parts, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int, int]:
+        row = i
+        for part in self.parts:
+            if row < len(part):
+                return part[row], int(self.labels[i]), int(i)
+            row -= len(part)
+        raise IndexError(i)
+
+
+def _write_by_ffcv(path: Path, parts: list[np.ndarray], labels: np.ndarray) -> None:
+    from fastuiat.data.ffcv_loader import torch_threads_kept
+
+    with torch_threads_kept():
+        from ffcv.writer import DatasetWriter
+
+        writer = DatasetWriter(str(path), _fields(), num_workers=1)
+        writer.from_indexed_dataset(_Samples(parts, labels))
+
+
+def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray, own: Any) -> None:
     """FFCV's format, version 2: header, fields, metadata, pages of raw images, allocations.
 
     FFCV's own writer calls Python for each sample, in processes that share the machine with the
     training; whole pages at a time are an order faster, and a full disk is an OSError.
     """
-    from fastuiat.data.ffcv_loader import torch_threads_kept
-
-    with torch_threads_kept():
-        from ffcv import types
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.fields.rgb_image import IMAGE_MODES
-
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
+    fields = _fields()
     _, height, width, _ = parts[0].shape
     count, size = len(labels), parts[0][0].nbytes
-    descriptors = np.zeros(len(fields), types.FieldDescType)
-    type_ids = {kind: number for number, kind in types.TYPE_ID_HANDLER.items()}
+    descriptors = np.zeros(len(fields), own.FieldDescType)
+    type_ids = {kind: number for number, kind in own.TYPE_ID_HANDLER.items()}
     for descriptor, (name, field) in zip(descriptors, fields.items(), strict=True):
         descriptor["type_id"] = type_ids[type(field)]
         descriptor["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
         descriptor["arguments"][:] = field.to_binary()[0]
 
-    metadata = np.zeros(count, types.get_metadata_type(list(fields.values())))
-    begin = types.HeaderType.itemsize + descriptors.nbytes + metadata.nbytes
+    metadata = np.zeros(count, own.get_metadata_type(list(fields.values())))
+    begin = own.HeaderType.itemsize + descriptors.nbytes + metadata.nbytes
     first_page = -(-begin // _PAGE)
     per_page = _PAGE // size  # an image never straddles two pages
     number = np.arange(count, dtype=np.uint64)
     pointers = (first_page + number // per_page) * _PAGE + number % per_page * size
     image, label, index = (metadata[name] for name in cast(Any, metadata.dtype.names))
-    image["mode"], image["width"], image["height"] = IMAGE_MODES["raw"], width, height
+    image["mode"], image["width"], image["height"] = own.IMAGE_MODES["raw"], width, height
     image["data_ptr"], label[:], index[:] = pointers, labels, number
 
-    header = np.zeros(1, types.HeaderType)
-    header["version"], header["num_fields"] = types.CURRENT_VERSION, len(fields)
+    header = np.zeros(1, own.HeaderType)
+    header["version"], header["num_fields"] = own.CURRENT_VERSION, len(fields)
     header["page_size"], header["num_samples"] = _PAGE, count
     end = (first_page + -(-count // per_page)) * _PAGE
     header["alloc_table_ptr"] = end
@@ -152,7 +215,7 @@ def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray) ->
         for run in images:
             out.write(run)
     out.pad_to(end)
-    allocations = np.zeros(count, types.ALLOC_TABLE_TYPE)
+    allocations = np.zeros(count, own.ALLOC_TABLE_TYPE)
     allocations["sample_id"], allocations["ptr"], allocations["size"] = number, pointers, size
     out.write(allocations.view(np.uint8))
 

@@ -1,7 +1,8 @@
 """The loader that reads a .beton with FFCV: order, augmentation and lifetimes are our own.
 
 FFCV only fetches bytes here. Its shuffling, seeds and augmentations are not used, since they
-depend on its threads; the batches are those of ResidentLoader, bit for bit.
+depend on its threads; the batches are those of ResidentLoader, bit for bit. What FFCV keeps to
+itself is used where it is there; without it the same batches come slower, which the log says.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastuiat.config import UserError
 from fastuiat.data.batch import Batch, draw, on_device
 from fastuiat.data.order import Order
+from fastuiat.fast.torch_internals import say_once
 from fastuiat_kernels import augment
 
 
@@ -47,6 +49,25 @@ def available() -> bool:
 # Read as numba is first imported. Its own first choice, TBB, was seen to wait for its threads for
 # ever at the end of a process that was pinned to one core.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+
+
+@contextlib.contextmanager
+def image_decoder() -> Iterator[Any]:
+    """What decodes the images of a loader made meanwhile: reads of the file, or FFCV's own map."""
+    with contextlib.ExitStack() as stack:
+        try:
+            from fastuiat.data.file_reads import ImageReads, reads_in_place_of_a_map
+
+            stack.enter_context(reads_in_place_of_a_map())
+            decoder: Any = ImageReads()
+        except (ImportError, AttributeError) as error:
+            from ffcv.fields.decoders import SimpleRGBImageDecoder
+
+            say_once(
+                f"FFCV maps the .beton, which takes memory: it cannot be made to read ({error})"
+            )
+            decoder = SimpleRGBImageDecoder()
+        yield decoder
 
 
 class _FixedOrder:
@@ -81,36 +102,36 @@ class FFCVLoader:
         self.order, self.flip, self.pad = order, flip, pad
         self.device = torch.device(device)
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        self.beton, self.workers = Path(beton), workers
         with torch_threads_kept():
-            self._loader = self._make(str(beton), workers)
+            self._loader = self._make()
+        samples: Any = getattr(self._loader, "reader", None)
+        self.num_samples = int(samples.num_samples if samples else len(self._loader.indices))
 
-    def _make(self, beton: str, workers: int) -> Any:
+    def _make(self, indices: np.ndarray | None = None) -> Any:
+        """FFCV's loader of all samples, or of some in their order."""
         import numba
-        from ffcv.fields.basics import IntDecoder
-        from ffcv.loader import Loader
+        from ffcv.fields.decoders import IntDecoder
+        from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
 
-        from fastuiat.data.file_reads import ImageReads, reads_in_place_of_a_map
-
-        most: int = vars(numba.config)["NUMBA_NUM_THREADS"]  # numba raises above it
-        with reads_in_place_of_a_map():
+        most: int = getattr(numba.config, "NUMBA_NUM_THREADS", 1)  # numba raises above it
+        with image_decoder() as decoder:
             return Loader(
-                beton,
+                str(self.beton),
                 batch_size=self.order.batch_size // self.order.world,
-                num_workers=min(workers, most),
+                num_workers=min(self.workers, most),
                 os_cache=True,
+                order=OrderOption.SEQUENTIAL,
+                indices=indices,
                 seed=0,  # else FFCV draws one from numpy's global generator
                 drop_last=True,
                 pipelines={
-                    "image": [ImageReads(), ToTensor()],
+                    "image": [decoder, ToTensor()],
                     "label": [IntDecoder(), ToTensor()],
                     "index": [IntDecoder(), ToTensor()],
                 },
             )
-
-    @property
-    def num_samples(self) -> int:
-        return int(self._loader.reader.num_samples)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch (from 1), from `start_step` on."""
@@ -132,9 +153,11 @@ class FFCVLoader:
         try:
             for i, host_index in enumerate(on_host):
                 # What FFCV yields is a view of a buffer that it fills again a few batches on.
+                if not torch.equal(fetched[2].flatten(), host_index):
+                    raise RuntimeError("FFCV read other samples than it was told to")
                 images, y, index = (self._own(tensor) for tensor in fetched)
-                if self._loader.memory_manager.failed:
-                    raise UserError(f"{self._loader.fname} was cut short or cannot be read")
+                if getattr(getattr(self._loader, "memory_manager", None), "failed", False):
+                    raise UserError(f"{self.beton} was cut short or cannot be read")
                 x = augment(images, *draws.row(i), pad=self.pad)
                 step = start_step + i
                 yield Batch(x, y.squeeze(1), index.squeeze(1), epoch, step, seed, host_index)
@@ -144,6 +167,13 @@ class FFCVLoader:
 
     def _reader(self, order: np.ndarray) -> Any:
         # Its `order=` argument takes no class of ours; these two attributes are all it reads.
+        if not (
+            hasattr(self._loader, "traversal_order")
+            and hasattr(self._loader, "first_traversal_order")
+        ):
+            say_once("FFCV takes no order of ours: its loader is made anew each epoch, slower")
+            self._loader = self._make(_FixedOrder(order).samples)
+            return iter(self._loader)
         self._loader.traversal_order = _FixedOrder(order)
         self._loader.first_traversal_order = self._loader.traversal_order.samples
         return iter(self._loader)
@@ -162,6 +192,9 @@ class FFCVLoader:
 
 def _stop(reader: Any) -> None:
     """Ends FFCV's thread, which FFCV itself leaves behind blocked on a full queue."""
+    if not (hasattr(reader, "terminate_event") and hasattr(reader, "output_queue")):
+        say_once("FFCV's thread cannot be ended from here: it is left to FFCV")
+        return
     reader.terminate_event.set()
     while reader.is_alive():
         with contextlib.suppress(queue.Empty):

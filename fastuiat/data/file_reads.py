@@ -18,9 +18,11 @@ from typing import Any
 import ffcv.loader.loader
 import numba
 import numpy as np
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.fields.decoders import SimpleRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
 
+LOADER: Any = ffcv.loader.loader
+"""Where FFCV's loader looks up its memory manager."""
 _pread = ctypes.CDLL(None, use_errno=True).pread
 _pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
 _pread.restype = ctypes.c_ssize_t
@@ -83,10 +85,9 @@ class ImageReads(SimpleRGBImageDecoder):
 @contextmanager
 def reads_in_place_of_a_map() -> Iterator[None]:
     """FFCV loaders made inside read their file by FileReads; it has no argument for that."""
-    module: Any = ffcv.loader.loader
-    own = module.OSCacheManager
-    module.OSCacheManager = FileReads
+    own = LOADER.OSCacheManager
+    LOADER.OSCacheManager = FileReads
     try:
         yield
     finally:
-        module.OSCacheManager = own
+        LOADER.OSCacheManager = own

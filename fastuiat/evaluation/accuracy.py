@@ -16,6 +16,8 @@ from fastuiat_kernels import Noise, noise_key
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
+Say = Callable[[str], object]
+"""Told a line of what has happened."""
 Perturb = Callable[[nn.Module, Tensor, Tensor, Noise], Tensor]
 """(model, x, y, noise) to the images that it is tried on."""
 

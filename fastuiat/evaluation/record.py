@@ -17,9 +17,8 @@ from fastuiat.config import UserError, radius_text
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation import attacks as registry
-from fastuiat.evaluation.accuracy import Progress
+from fastuiat.evaluation.accuracy import Progress, Say
 from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
-from fastuiat.evaluation.attacks.base import Say
 from fastuiat.evaluation.attacks.gradient import STEPS
 from fastuiat.files import write_json
 from fastuiat.machine import summary

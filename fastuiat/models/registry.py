@@ -61,8 +61,9 @@ def register(
 
 
 def known() -> str:
-    """All names, in words."""
-    return ", ".join(family.shown for family in REGISTRY.values())
+    """All names, in words, patterns last."""
+    families = sorted(REGISTRY.values(), key=lambda family: (bool(family.numbers), family.name))
+    return ", ".join(family.shown for family in families)
 
 
 def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> nn.Module:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from fastuiat.config import radius_text
 from fastuiat.data import ImageSet
-from fastuiat.evaluation.accuracy import Progress, correct_under
+from fastuiat.evaluation.accuracy import Progress, Say, correct_under
 from fastuiat_kernels import Noise
 
 REGISTRY: dict[str, type[Attack]] = {}
 A = TypeVar("A", bound="type[Attack]")
-Say = Callable[[str], object]
 
 
 def register(name: str) -> Callable[[A], A]:

@@ -1,0 +1,82 @@
+"""Where an AutoAttack is, as a file that a later process goes on from to the bit."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastuiat.config import UserError
+
+
+@dataclass
+class State:
+    """Where an evaluation is. `queue` holds the rows the current run has still to see."""
+
+    fingerprint: str
+    package: str
+    clean: list[bool]
+    robust: list[bool]
+    warnings: list[str]
+    run: int = 0
+    queue: list[int] | None = None
+    streams: list[str] = field(default_factory=list)
+    """Where the random numbers of each batch of the current attack have got to."""
+    compiled: bool | None = None
+    """Whether the net is compiled; None while that is open."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    points: dict[str, int] = field(default_factory=dict)
+    compile_seconds: float = 0.0
+    zero_gradients: dict[str, int] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    """A row per run: attack, target, restart, points that it met, fallen, accuracy, seconds."""
+
+
+def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> str:
+    """sha256 of weights, points, labels and settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for tensor in (*model.state_dict().values(), x, y):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_state(path: Path | None, expected: str) -> State | None:
+    """The state to go on from, or None; UserError where it is of something else."""
+    if path is None or not path.exists():
+        return None
+    try:
+        state = State(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it to start again") from error
+    if state.fingerprint != expected:
+        raise UserError(
+            f"{path} belongs to another checkpoint or other settings: delete it, or choose --out"
+        )
+    return state
+
+
+def stream_text(device: torch.device) -> str:
+    """The state of torch's generators on the CPU and the device, as text."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    packed = (zlib.compress(state.numpy().tobytes()) for state in states)
+    return " ".join(base64.b64encode(p).decode() for p in packed)
+
+
+def set_stream(text: str, device: torch.device) -> None:
+    states = [
+        torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(part))), dtype=torch.uint8)
+        for part in text.split()
+    ]
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
