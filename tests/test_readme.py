@@ -41,12 +41,7 @@ def prose(page: str) -> str:
 # --- examples
 
 
-@pytest.mark.xfail(
-    not hasattr(fastuiat, "TrainingStep"),
-    reason="fastuiat.TrainingStep is not there yet",
-    raises=AttributeError,
-    strict=True,
-)
+@pytest.mark.slow
 def test_the_library_examples_run(tmp_path, monkeypatch):
     """README's as it stands but for the sizes, and docs/library.md's blocks behind it."""
     (example,) = blocks("README.md", "python")

@@ -131,7 +131,6 @@ def evaluate(argv: list[str]) -> None:
     from fastuiat.device import resolve_device
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
-    from fastuiat.fast.allocator import keep_freed_memory
     from fastuiat.progress import show_evaluation
     from fastuiat.training.run import stored_config
 
@@ -159,8 +158,6 @@ def evaluate(argv: list[str]) -> None:
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
     device = resolve_device(options.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with show_evaluation(output.console) as progress:
         records = measure(
             model.to(device),

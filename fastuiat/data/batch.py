@@ -28,6 +28,12 @@ class Batch:
     x fp32 (B, C, H, W) in [0, 1], augmented, channels-last; y, index int64 (B,), all on one device.
     `epoch` counts from 1, `step` from 0 within the epoch. `host_index` is `index` on the CPU, for
     whoever must look at it without stalling the device.
+
+    >>> import torch, fastuiat
+    >>> x, y, index = torch.rand(4, 3, 32, 32), torch.arange(4), torch.arange(4)
+    >>> batch = fastuiat.Batch(x, y, index, epoch=1, step=0)
+    >>> batch.noise("attack").index.tolist()
+    [0, 1, 2, 3]
     """
 
     x: Tensor

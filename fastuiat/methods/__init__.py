@@ -64,11 +64,18 @@ def create(
     helpers: dict[str, Any] | None = None,
     **config: Any,
 ) -> Method:
-    """A method ready to train: `create("uiat", num_classes=10, num_samples=50000, lam=3.0)`.
+    """A method ready to train, with settings that differ from its own defaults.
 
-    `num_samples` counts every sample index that a batch may carry. Nested settings are dicts:
-    `attack={"eps": "8/255"}`. `helpers` are the nets of `requires`, by role. UserError on an
-    unknown method, setting or role.
+    `num_samples` counts every sample index that a batch may carry. Nested settings are dicts.
+    `epochs` sets T and T'. `helpers` are the nets of `requires`, by role. UserError on an unknown
+    method, setting or role.
+
+    >>> import fastuiat
+    >>> method = fastuiat.create_method(
+    ...     "uiat", num_classes=10, num_samples=50_000, lam=3.0, attack={"eps": "8/255", "steps": 5}
+    ... )
+    >>> method.config.lam, method.config.attack.steps
+    (3.0, 5)
     """
     cls = get(name)
     method = cls(

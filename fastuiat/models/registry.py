@@ -74,8 +74,8 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> n
     that BatchNorm. The dm- nets are those of Rebuffi et al. (2021) and normalise their input.
     UserError on an unknown name, an illegal depth or width, or an unknown activation.
 
-    >>> import torch
-    >>> build_model("wrn-10-1", num_classes=100)(torch.rand(2, 3, 32, 32)).shape
+    >>> import torch, fastuiat
+    >>> fastuiat.build_model("wrn-10-1", num_classes=100)(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 100])
     """
     if activation not in ACTIVATIONS:

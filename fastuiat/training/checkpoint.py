@@ -105,6 +105,12 @@ def load_checkpoint(
     needs `arch`, and may need `activation` and `normalise` = (mean, std) of the pixels. `info`
     holds path, sha256, weights, arch, activation, num_classes, dataset, epoch and step as far as
     they are known. UserError on anything that does not fit.
+
+    >>> import torch, fastuiat
+    >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")
+    >>> net, info = fastuiat.load_checkpoint("net.pt", arch="wrn-10-1")
+    >>> info["arch"], info["num_classes"], net.training
+    ('wrn-10-1', 10, False)
     """
     file = locate(path, which)
     content, described = read_safetensors(file) if is_safetensors(file) else (read(file), {})

@@ -53,6 +53,7 @@ class TrainingStep:
     missing it is said on the log, and the step is eager. UserError on a network without the
     features that the method uses, on fp16 without CUDA.
 
+    >>> import torch, fastuiat
     >>> net = fastuiat.build_model("wrn-10-1", num_classes=10)
     >>> method = fastuiat.create_method("uiat", num_classes=10, num_samples=64, epochs=2)
     >>> step = fastuiat.TrainingStep(net, method, total_steps=4, compile=False)
