@@ -62,9 +62,15 @@ def not_negative(**values: float) -> None:
 
 def refuse_other_choices(settings: Any) -> None:
     """UserError on a setting that is none of the values its Literal lists."""
-    for name, hint in get_type_hints(type(settings)).items():
+    try:
+        hints = get_type_hints(type(settings))
+    except NameError:  # of a class made where its names cannot be looked up, as in a function
+        return
+    for name, hint in hints.items():
         value = getattr(settings, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
+        if get_origin(hint) is not Literal or not isinstance(value, str):
+            continue  # the start of an attack may be a tensor
+        if value not in get_args(hint):
             choices = ", ".join(get_args(hint))
             raise UserError(f"--{name.replace('_', '-')} {value}: choose from {choices}")
 

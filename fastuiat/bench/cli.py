@@ -31,7 +31,7 @@ OTHERS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {suites.get(name).help}" for name in suites.names()]
+    lines = [f"  {name:<11} {suites.get(name).help}" for name in suites.names()]
     return USAGE.format(suites="\n".join(lines))
 
 

@@ -233,15 +233,14 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
     UserError on settings that cannot be, before anything is written: also where the folder holds a
     run. In the main thread Ctrl-C and SIGTERM end the run by `Interrupted`, after a checkpoint.
 
-    >>> from fastuiat import load_checkpoint
-    >>> from fastuiat.training.config import TrainConfig
-    >>> config = TrainConfig(
+    >>> import fastuiat
+    >>> config = fastuiat.TrainConfig(
     ...     dataset="digits", arch="wrn-10-1", epochs=1, val_size=64, compile=False, out="run",
     ...     settings={"attack": {"steps": 1}},
     ... )
-    >>> folder = train(config)  # doctest: +ELLIPSIS
+    >>> folder = fastuiat.train(config)  # doctest: +ELLIPSIS
     epoch   1 ... validation: robust ...
-    >>> net, info = load_checkpoint(folder)
+    >>> net, info = fastuiat.load_checkpoint(folder)
     >>> info["dataset"], info["epoch"]
     ('digits', 1)
     """
