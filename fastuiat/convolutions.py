@@ -12,8 +12,7 @@ import torch
 def repeatable() -> Iterator[None]:
     """Only algorithms that sum in a fixed order, and none of them chosen by timing.
 
-    It costs nothing: a UIAT step of resnet-18, batch 128, on an H100 took 21.7 ms, without it 21.8,
-    with cuDNN's own benchmark 21.9 (medians of 12, interleaved).
+    It costs nothing (benchmarks/DECISIONS.md).
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark

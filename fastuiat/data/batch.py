@@ -58,7 +58,7 @@ class Draws(NamedTuple):
     """How samples are augmented: shifts int64 in 0 … 2·pad (pad is none), flip bool, of one shape.
 
     Drawn for a whole epoch at once: the generator is some 280 operators, which for one batch at a
-    time kept the host busy for 4 ms a step beside an H100 (half of a step of natural training).
+    time keep the host too busy (benchmarks/DECISIONS.md).
     """
 
     shift_y: Tensor

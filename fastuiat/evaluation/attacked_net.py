@@ -2,12 +2,10 @@
 
 An attack calls its model thousands of times for the logits alone and for the gradient of a loss
 with respect to the images. Each is one graph here, from the images to the gradient: then all of it
-is inference, whose weights may be frozen (wrn-10-1, 64 images, two AMX cores: 15 ms, as a forward
-graph and its backward 18, eager 22). The first is for the batch size at hand, which compiles faster
-than one for any (two graphs: 2.9 s against 4.7) and runs faster (forward 4.5 ms against 4.9);
-another size gets one that does for all others. Batches are not
-shared out among processes: two with a thread each took 0.95 of the time of two threads in one
-(wrn-10-1, two AVX-512 cores), less than starting them takes.
+is inference, whose weights may be frozen. The first is for the batch size at hand, which compiles
+and runs faster than one for any; another size gets one that does for all others. Batches are not
+shared out among processes: what that gains is less than starting them takes
+(benchmarks/DECISIONS.md).
 """
 
 from __future__ import annotations

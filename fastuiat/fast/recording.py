@@ -1,8 +1,7 @@
 """Compiled regions as CUDA graphs: one launch in place of the hundred that a pass is made of.
 
-A small net keeps a large GPU waiting for the host: a UIAT step of resnet-18, batch 128, is 1,800
-launches, and on an H100 took 50 ms launched one by one, 21.7 ms replayed (medians of 12), of which
-19.5 ms are the kernels' own.
+A small net keeps a large GPU waiting for the host: a UIAT step of resnet-18 is 1,800 launches, more
+than half of whose time is the host's (benchmarks/DECISIONS.md).
 
 A recorded region reads and writes memory that stays where it is. Arguments are copied into it,
 results are copied out of it; weights, statistics and whatever else its net holds are used in place,

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 BACKEND = "inductor"
 REPEATABLE = {"deterministic": True}
 """Inductor's: no choice by measured time may change the order of a sum, or a resumed process would
-go on with other bits. Nor was such a choice faster (resnet-18 on an H100: 21.7 ms against 21.9)."""
+go on with other bits. Nor was such a choice faster (benchmarks/DECISIONS.md)."""
 Function = Callable[..., Any]
 
 

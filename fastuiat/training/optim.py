@@ -81,8 +81,8 @@ def set_for_step(
 def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
     """One group of all parameters, or BatchNorm's in a second group without weight decay.
 
-    Fused: one pass over the weights (on one CPU core 0.10 s instead of 0.25 s for resnet-18, the
-    same bits), and the fp16 scaler then needs no host sync. The meta device has no such kernel.
+    Fused: one pass over the weights, the same bits (benchmarks/DECISIONS.md), and the fp16 scaler
+    then needs no host sync. The meta device has no such kernel.
     """
     groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
     if not config.decay_batchnorm:
