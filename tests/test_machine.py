@@ -16,7 +16,7 @@ import fastuiat
 import fastuiat_kernels
 from fastuiat import machine
 from fastuiat.evaluation import record
-from fastuiat.training.run import environment
+from fastuiat.training.folder import environment
 
 CPU = torch.device("cpu")
 

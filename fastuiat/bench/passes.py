@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from fastuiat.fast.torch_internals import dispatch_mode
+
+Watching: Any = dispatch_mode()
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Op:
         return Op(self.function, args, self.flops)
 
 
-class Inventory(TorchDispatchMode):
+class Inventory(Watching):
     """Notes every operation that has a FLOP formula while it is entered."""
 
     def __init__(self) -> None:

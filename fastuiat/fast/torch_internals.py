@@ -11,7 +11,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -92,6 +92,12 @@ def foreach_lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: flo
         return
     for tensor, end in zip(tensors, ends, strict=True):
         tensor.lerp_(end, weight)
+
+
+def dispatch_mode() -> Any:
+    """The class whose subclasses are shown every operator that runs while one is entered."""
+    found = internal("torch.utils._python_dispatch.TorchDispatchMode", "no operation is counted")
+    return nullcontext if found is MISSING else found
 
 
 def cpu_has(unit: str) -> bool:

@@ -232,7 +232,12 @@ def compiler_options() -> dict[str, bool]:
 def test_the_compiler_s_settings_are_put_back():
     before = compiler_options(), logging.getLogger("torch.utils.cpp_extension").level
     with pytest.raises(ZeroDivisionError), compiler_settings():
-        assert compiler_options() != before[0]
+        assert compiler_options() == {
+            "_inductor.freezing": True,
+            "_functorch.donated_buffer": False,
+            "_dynamo.trace_autograd_ops": True,
+            "_dynamo.prepare_freezing": True,
+        }
         raise ZeroDivisionError
     AttackedNet(build_model("wrn-10-1"))
     assert before == (compiler_options(), logging.getLogger("torch.utils.cpp_extension").level)

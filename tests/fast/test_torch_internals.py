@@ -20,7 +20,12 @@ from fastuiat.network import batchnorm_mode
 from fastuiat.training.averaging import Averaged
 
 PACKAGE = Path(torch_internals.__file__).parents[1]
-NEEDED = {"torch._dynamo.config", "torch._inductor.codegen.cpp.CppVecKernel"}
+NEEDED = {
+    "torch._dynamo.config",
+    "torch._inductor.codegen.cpp.CppVecKernel",
+    "torch._inductor.config.cpp",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+}
 """PyTorch itself does not compile without them."""
 NAMES = sorted(
     node.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -13,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastuiat
 from fastuiat import data, methods
@@ -179,6 +181,10 @@ def test_other_peoples_nets_train_with_every_method(name):
 @pytest.mark.parametrize("make", [resnet, timm_resnet, timm_vit])
 @pytest.mark.parametrize("name", ["uiat", "gradalign+uiat", "rebuffi"])
 def test_other_peoples_nets_compile_to_what_they_are(make, name, counted):
+    # PyTorch's fast attention cannot be differentiated twice, as GradAlign does.
+    twice = name.startswith("gradalign") and make is timm_vit
+    attention = sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
+
     def losses(compiled: bool) -> list[float]:
         torch.manual_seed(0)
         net = make()
@@ -187,9 +193,10 @@ def test_other_peoples_nets_compile_to_what_they_are(make, name, counted):
         step = TrainingStep(net, method, total_steps=4, precision="fp32", compile=compiled)
         return losses_of(step)
 
-    eager = losses(False)
-    assert not counted
-    assert losses(True) == pytest.approx(eager, rel=1e-4)
+    with attention:
+        eager = losses(False)
+        assert not counted
+        assert losses(True) == pytest.approx(eager, rel=1e-4)
     assert counted
 
 

@@ -228,7 +228,8 @@ def test_batchnorm_has_momentum_1_in_the_first_step(name, compiled, small_net, c
     for i, wanted in enumerate(book):
         step(batch_of(i))
         assert_same_buffers(step.net, wanted, 1e-6 if i == 0 else 1e-3)
-        assert bool(counted) == (compiled and i > 0)
+        # The net that HAT asks beside its own is compiled at once.
+        assert bool(counted) == (compiled and (i > 0 or name == "hat"))
     norms = [m for m in step.net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.01}
 
@@ -270,14 +271,14 @@ def test_a_restored_run_ends_in_the_same_bits(after, small_net):
     )
     whole = step_of("n-fgsm+uiat", small_net, config, compile=False)
     broken = step_of("n-fgsm+uiat", small_net, config, compile=False)
-    for step in range(5):
-        whole.take_step(batch_of(step))
-        if step == after:
-            state = copy.deepcopy(broken.state())
+    for i in range(5):
+        whole(batch_of(i))
+        if i == after:
+            state = copy.deepcopy(broken.state_dict())
             broken = step_of("n-fgsm+uiat", small_net, config, compile=False)
-            broken.restore(state)
-        broken.take_step(batch_of(step))
-    ours, theirs = whole.state(), broken.state()
+            broken.load_state_dict(state)
+        broken(batch_of(i))
+    ours, theirs = whole.state_dict(), broken.state_dict()
     for name in ("model", "method"):
         for key, value in ours[name].items():
             assert torch.equal(value, theirs[name][key]), key
