@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import fastuiat
@@ -45,6 +46,7 @@ def test_runs_and_evaluations_keep_their_fields():
     json.dumps(machine.describe(CPU))
 
 
+@pytest.mark.slow
 def test_commit_is_that_of_the_package_and_not_of_a_repository_around_it(tmp_path):
     """An installed copy inside somebody's repository has no commit of its own."""
     site = tmp_path / "site"

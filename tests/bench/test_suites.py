@@ -86,6 +86,7 @@ print("gpu:", results.figures([record]))
 """
 
 
+@pytest.mark.slow
 def test_a_new_file_is_a_suite_everywhere(tmp_path):
     """The package as it is, with one file more, used as a person would."""
     package = tmp_path / "site" / "fastuiat"
@@ -104,7 +105,7 @@ def test_a_new_file_is_a_suite_everywhere(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said, record = done.stdout, json.loads((work / "sorting.jsonl").read_text())
-    assert "  sorting    numbers in order: Python's sort\n" in said
+    assert "  sorting     numbers in order: Python's sort\n" in said
     assert f"sorting on {record['device']}\n  case" in said
     assert record["numbers"] == 1234 and record["n"] == 3
     assert "sorting: a sort\n" in said and "another machine" in said

@@ -92,6 +92,7 @@ def test_noise_depends_on_stream_and_step():
     assert torch.equal(first.noise("a").index, first.index)
 
 
+@pytest.mark.slow
 @needs_ffcv
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ffcv_gives_the_same_batches(tmp_path, monkeypatch, workers):
@@ -196,6 +197,7 @@ def test_written_as_ffcv_writes_it(tmp_path):
     beton.check(ours, beton.fingerprint(images, labels))
 
 
+@pytest.mark.slow
 @needs_ffcv
 def test_reading_takes_no_memory_of_the_file_s_size(tmp_path):
     def of_files() -> int:

@@ -127,6 +127,7 @@ CASES = [
 READINGS = ("eval", "train", "attached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reading", "dtype"), [*((r, torch.float64) for r in READINGS), ("train", torch.float32)]
 )

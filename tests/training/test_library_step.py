@@ -43,6 +43,7 @@ def losses_of(step: TrainingStep, epochs: range | tuple[int, ...] = range(1, 5))
     return [step(*images(epoch), epoch=epoch).loss.item() for epoch in epochs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uiat", "rs-fgsm", "rebuffi"])
 def test_a_loop_of_ones_own_is_the_run_of_the_command(name, tmp_path):
     """Bit for bit: two epochs of digits, with averaged weights, by the same loader."""

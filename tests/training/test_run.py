@@ -35,6 +35,7 @@ def small(folder: Path, **more: Any) -> TrainConfig:
     return TrainConfig(**settings | more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documented", [run.train, recipes.config])
 def test_the_examples(documented, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -84,6 +85,7 @@ def test_what_cannot_be_is_an_error_and_leaves_nothing(tmp_path):
         run.train(small(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_process_is_as_it_was(tmp_path):
     """Random numbers, threads, signal handlers."""
 

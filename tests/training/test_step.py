@@ -85,6 +85,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_a_step_on_meta_waits_for_nothing(name):
     """Method, backward, optimiser, averaging."""
