@@ -33,6 +33,8 @@ def has_bf16(device: torch.device) -> bool:
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """`auto` is bf16 where the hardware has it, else fp32; fp16 training is for CUDA."""
+    if name not in ("auto", *DTYPES):
+        raise UserError(f"unknown precision '{name}': choose from auto, {', '.join(DTYPES)}")
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 is unusably slow on the CPU: use bf16 or fp32")
     if name == "auto":

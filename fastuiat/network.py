@@ -119,8 +119,8 @@ def last_linear(net: nn.Module) -> nn.Linear | None:
 class Features:
     """A network's features where its own forward does not hand them out.
 
-    As long as it is there each forward leaves the last linear layer's input here: call `take` after
-    every one. UserError where there is no such layer.
+    As long as it is there each forward leaves the last linear layer's input here: call `take` or
+    `drop` after every one. UserError where there is no such layer.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -131,15 +131,26 @@ class Features:
                 "give it a forward(x, return_features=False) of its own, or set beta to 0"
             )
         self._seen: list[Tensor] = []
-        self._handle = layer.register_forward_pre_hook(
-            lambda module, inputs: self._seen.append(inputs[0])
-        )
+        self._of = type(net).__name__
+        self._handle = layer.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._seen.append(inputs[0] if inputs else named["input"])
 
     def take(self) -> Tensor:
-        """(B, D), of the last forward."""
+        """(B, D), of the last forward; UserError where the layer was not called."""
+        if not self._seen:
+            raise UserError(
+                f"{self._of}'s last linear layer takes no part in its forward: give it a "
+                "forward(x, return_features=False) of its own, or set beta to 0"
+            )
         features = self._seen[-1]
         self._seen.clear()
         return features.flatten(1)
+
+    def drop(self) -> None:
+        """Forget the last forward's."""
+        self._seen.clear()
 
     def remove(self) -> None:
         self._handle.remove()

@@ -83,6 +83,10 @@ class Recorded:
         """Whether to record it; None before the first call."""
         self._replay: Callable[[], None] | None = None
 
+    @property
+    def is_replayed(self) -> bool:
+        return self._replay is not None and not _one_by_one.get()
+
     def __call__(self, net: Any, *arguments: Any) -> Any:
         leaves = leaves_of(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -126,7 +130,9 @@ class Recorded:
 
 
 def leaves_of(structure: Any) -> list[Any]:
-    """What nested tuples and lists hold, in order."""
+    """What nested tuples, lists and dicts hold, in order."""
+    if isinstance(structure, dict):
+        return leaves_of(tuple(structure.values()))
     if isinstance(structure, tuple | list):
         return [leaf for part in structure for leaf in leaves_of(part)]
     return [structure]
@@ -134,6 +140,8 @@ def leaves_of(structure: Any) -> list[Any]:
 
 def with_leaves(structure: Any, leaves: Iterator[Any]) -> Any:
     """The same nesting with other leaves."""
+    if isinstance(structure, dict):
+        return {key: with_leaves(part, leaves) for key, part in structure.items()}
     if not isinstance(structure, tuple | list):
         return next(leaves)
     parts = [with_leaves(part, leaves) for part in structure]

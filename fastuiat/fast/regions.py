@@ -57,8 +57,11 @@ class Regions:
 
         def run(net: Any, *arguments: Any) -> Any:
             key = (function, mode, torch.is_grad_enabled(), *map(signature, arguments))
-            if key in self._graphs:
-                return self._graphs[key](net, *arguments)
+            if known := self._graphs.get(key):
+                if isinstance(known, Recorded) and not known.is_replayed:
+                    with while_compiling():  # a setting of the process may have changed
+                        return known(net, *arguments)
+                return known(net, *arguments)
             options = REPEATABLE if BACKEND == "inductor" else None
             graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
             self._graphs[key] = Recorded(graph, self._record, self.kept)

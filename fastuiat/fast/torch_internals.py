@@ -41,6 +41,8 @@ def internal(name: str, instead: str) -> Any:
     Looked up at each use: nothing is imported before it is needed.
     """
     parts = name.split(".")
+    if len(parts) == 2 and (at_hand := getattr(torch, parts[1], MISSING)) is not MISSING:
+        return at_hand  # asked for at every step
     for length in range(len(parts), 0, -1):
         try:
             found: Any = importlib.import_module(".".join(parts[:length]))

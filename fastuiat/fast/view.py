@@ -25,13 +25,16 @@ from fastuiat.network import (
     offers_features,
 )
 
+KINDS = (nn.Conv2d, nn.Linear)
+"""Layers whose weights are cast."""
+
 
 class FrozenNet(nn.Module):
     """The network with weights in the compute dtype that take no gradient.
 
     Whatever keeps its dtype shares storage with the live network, BatchNorm's statistics included;
-    the rest is cast by `refresh`, once per training step and not once per attack step. Layers of
-    other people's networks may want more than that: their regions run under autocast too.
+    the rest is cast by `refresh`, once per training step and not once per attack step. Other
+    people's networks run under autocast too, for layers that this leaves in fp32.
 
     BatchNorm in eval mode is folded into the convolutions where that was measured to be faster,
     compiled in bf16 on a CPU; weights are not kept in oneDNN's own order, which was no faster
@@ -44,8 +47,11 @@ class FrozenNet(nn.Module):
         self.net = copy.deepcopy(live)
         self._casts: list[tuple[Tensor, Tensor]] = []
         self._pairs = list(zip(live.modules(), self.net.modules(), strict=True))
+        self.own = isinstance(live, Classifier | Normalised)
         for owner, twin in self._pairs:
-            cast = isinstance(owner, nn.Conv2d | nn.Linear) and dtype != torch.float32
+            # Of a class derived from these, other people's may do arithmetic on its weights.
+            plain = isinstance(owner, KINDS) if self.own else type(owner) in KINDS
+            cast = plain and dtype != torch.float32
             for name, parameter in owner.named_parameters(recurse=False):
                 data = parameter.detach()
                 value = nn.Parameter(data.to(dtype) if cast else data, requires_grad=False)
@@ -57,8 +63,6 @@ class FrozenNet(nn.Module):
         self.bn: BatchNormMode = "eval"
         self._regions = regions
         device = next(live.parameters()).device
-        own = isinstance(live, Classifier | Normalised)
-        self._autocast = device.type if dtype != torch.float32 and not own else None
         has_features = not offers_features(live) and last_linear(live) is not None
         self._features = Features(self.net) if has_features else None
         fold = regions.compiled and dtype == torch.bfloat16 and device.type == "cpu"
@@ -69,7 +73,12 @@ class FrozenNet(nn.Module):
         self._counted = 0
 
     def refresh(self) -> None:
-        """Cast the live weights anew."""
+        """Cast the live weights anew, and follow buffers that a forward of the live net set."""
+        if not self.own:
+            for owner, twin in self._pairs:
+                for name, buffer in owner.named_buffers(recurse=False):
+                    if getattr(twin, name) is not buffer:
+                        setattr(twin, name, buffer)
         if self._casts:
             foreach_copy_([c for c, _ in self._casts], [live for _, live in self._casts])
         self.statistics_moved()
@@ -108,7 +117,7 @@ class FrozenNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self._called(x.to(self.dtype))
         if self._features is not None:
-            self._features.take()
+            self._features.drop()
         return logits
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,16 +129,7 @@ class FrozenNet(nn.Module):
 
     def region(self, function: Function) -> Function:
         """`function(net, …)` compiled whole, once per BatchNorm mode and shape."""
-        run = self._regions(function, self.bn)
-        device, dtype = self._autocast, self.dtype
-        if device is None:
-            return run
-
-        def autocasting(*arguments: Any) -> Any:
-            with torch.autocast(device, dtype):
-                return run(*arguments)
-
-        return autocasting
+        return self._regions(function, self.bn, modes_of(self.net))
 
     def count(self, elements: int) -> Tensor:
         """Where an attack adds how many of so many gradients are 0, and how many not finite."""
@@ -175,7 +175,7 @@ class TrainingView:
     def __call__(self, x: Tensor) -> Tensor:
         self.shadow.statistics_moved()
         with self.autocast():
-            logits: Tensor = self.regions(forward, "train")(self.net, x)
+            logits: Tensor = self.regions(forward, "train", modes_of(self.net))(self.net, x)
         return logits
 
     def training_region(self, function: Function) -> Function:
@@ -197,7 +197,7 @@ class TrainingView:
             scale, whole = self.loss_scale, with_gradients(function)
             flags = tuple(p.requires_grad for p in self._parameters)
             with self.autocast():
-                run = self.regions(whole, "train", flags)
+                run = self.regions(whole, "train", modes_of(self.net), flags)
                 loss, gradients, others = run(self.net, scale, *inputs)
             return GradientsInHand.apply(loss, scale, gradients, *trainable(self.net)), *others
 
@@ -205,7 +205,8 @@ class TrainingView:
 
     @contextmanager
     def frozen(self, bn: BatchNormMode = "eval") -> Iterator[FrozenNet]:
-        with self.shadow.mode(bn):
+        context = nullcontext() if self.shadow.own else self.autocast()
+        with self.shadow.mode(bn), context:
             yield self.shadow
 
     @contextmanager
@@ -224,6 +225,11 @@ class TrainingView:
     def refresh(self) -> None:
         """Call after every change of the weights."""
         self.shadow.refresh()
+
+
+def modes_of(net: nn.Module) -> tuple[bool, ...]:
+    """Which of its modules are in training mode: a graph is of one pattern."""
+    return tuple(module.training for module in net.modules())
 
 
 def forward(net: nn.Module, x: Tensor) -> Tensor:

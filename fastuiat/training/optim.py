@@ -101,6 +101,16 @@ def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
     )
 
 
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Momenta in the strides of their parameters: fused optimizers walk both by memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class BatchNormMomentum:
     """BatchNorm's momentum over a run: 1 throughout the first step, then the one that was set.
 

@@ -18,7 +18,12 @@ from fastuiat.fast.view import TrainingView
 from fastuiat.methods import Method, StepOutput
 from fastuiat.network import Features, offers_features
 from fastuiat.training.averaging import Averaged
-from fastuiat.training.optim import BatchNormMomentum, make_optimizer, set_for_step
+from fastuiat.training.optim import (
+    BatchNormMomentum,
+    lay_out_state,
+    make_optimizer,
+    set_for_step,
+)
 
 logger = logging.getLogger(__name__)
 SGD = OptimizerConfig()
@@ -37,6 +42,15 @@ def draws_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def refuse_net(net: nn.Module) -> None:
+    """UserError on a net that cannot be trained as it is."""
+    parameters, name = list(net.parameters()), type(net).__name__
+    if not any(p.requires_grad for p in parameters):
+        raise UserError(f"{name} has no parameter that takes a gradient")
+    if others := {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}:
+        raise UserError(f"{name} has parameters in {others.pop()}: give it in fp32 (net.float())")
+
+
 class TrainingStep:
     """A network, a method and an optimiser, ready to be called with a batch at a time.
 
@@ -45,6 +59,8 @@ class TrainingStep:
     recorded and replayed. The network may be any classifier from (B, C, H, W) in [0, 1] to logits
     (B, K): it stays where it is, in fp32, with channels-last weights. What of it is frozen stays
     so: parameters without gradients, and modules that a net in training mode holds in eval mode.
+
+    Weights may be changed between steps, in place; what a forward keeps in buffers as well.
 
     net: on the device that trains it. method: by `create_method`; the nets that it `requires` are
     in its `helpers`. total_steps: the steps that the learning rate is planned for. optimizer: what
@@ -76,6 +92,7 @@ class TrainingStep:
     ) -> None:
         if total_steps < 1:
             raise UserError(f"total_steps must be positive, got {total_steps}")
+        refuse_net(net)
         self.device = next(net.parameters()).device
         self.net = net.to(memory_format=torch.channels_last)
         self.method = method.to(self.device)
@@ -92,6 +109,7 @@ class TrainingStep:
         if isinstance(optimizer, OptimizerConfig):
             self.config, optimizer = optimizer, make_optimizer(net, optimizer)
         self.optimizer = optimizer
+        lay_out_state(optimizer)
         self.batchnorm = BatchNormMomentum(
             self.view, self.config.batchnorm_momentum if self.config else None
         )
@@ -100,18 +118,42 @@ class TrainingStep:
         self._averaging = Averaged(net, weight_averaging) if weight_averaging else None
         self.taken = 0
         """Steps so far."""
+        self._helper_views: dict[nn.Module, TrainingView] = {}
+        self._modes: list[bool] = []
         self._epoch, self._in_epoch = 0, 0
 
     def _view_of(self, net: nn.Module) -> TrainingView:
-        return TrainingView(
-            net, device=self.device, precision=self.precision, compiled=self.compiled
-        )
+        try:
+            return TrainingView(
+                net, device=self.device, precision=self.precision, compiled=self.compiled
+            )
+        except RuntimeError as error:
+            raise UserError(f"{type(net).__name__} cannot be copied: {error}") from error
 
-    def _view_helpers(self) -> None:
-        """The nets that the method asks beside its own, at the same speed."""
-        for role, helper in self.method.helpers.items():
+    @contextmanager
+    def _helpers_viewed(self) -> Iterator[None]:
+        """The nets that the method asks beside its own are meanwhile at the same speed."""
+        helpers = self.method.helpers
+        given = dict(helpers)
+        for role, helper in given.items():
             if isinstance(helper, nn.Module):
-                self.method.helpers[role] = self._view_of(helper.to(self.device))
+                if helper not in self._helper_views:
+                    self._helper_views[helper] = self._view_of(helper.to(self.device))
+                self._helper_views[helper].refresh()
+                helpers[role] = self._helper_views[helper]
+        try:
+            yield
+        finally:
+            helpers.update(given)
+
+    def _in_training_mode(self) -> None:
+        """As it was when it last was in training mode, after an evaluation by `net.eval()`."""
+        modules = list(self.net.modules())
+        if not self.net.training:
+            self.net.train()
+            for module, mode in zip(modules, self._modes, strict=False):
+                module.training = mode
+        self._modes = [module.training for module in modules]
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -126,7 +168,9 @@ class TrainingStep:
         *,
         epoch: int | None = None,
     ) -> StepOutput:
-        """One step on a Batch, or on what it is made of; nothing here waits for the device.
+        """One step on a Batch, or on what it is made of.
+
+        Nothing here waits for the device, but for an optimizer of the caller's in fp16.
 
         x float (B, C, H, W) in [0, 1]; y int64 (B,); index int64 (B,), each sample's number in
         0 … num_samples − 1; epoch from 1. The loss comes back detached. ValueError on other shapes
@@ -165,18 +209,18 @@ class TrainingStep:
     def _take(self, batch: Batch) -> StepOutput:
         if self.config:
             set_for_step(self.optimizer, self.config, self.taken, self.total_steps)
-        self._view_helpers()
-        if not self.net.training:
-            self.net.train()
+        self._in_training_mode()
+        self.view.refresh()  # whatever has changed the weights since
         if self.scaler.is_enabled():
             self.view.loss_scale = self.scaler.scale(self._one)
-        with self.batchnorm.during(self.taken):
+        with self.batchnorm.during(self.taken), self._helpers_viewed():
             out = self.method.loss(self.view, batch)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config is None:  # a caller's optimizer may hold a part of the parameters
+            self.net.zero_grad(set_to_none=True)
         self.scaler.scale(out.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.view.refresh()
         if self._averaging:
             self._averaging.update(self.taken)
         self.taken += 1
@@ -195,13 +239,18 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict()`; it may hold more, as a run's checkpoint does."""
+        """Go on from a `state_dict()`; it may hold more, as a run's checkpoint does.
+
+        UserError where one of them has averaged weights and the other none.
+        """
+        if (self.averaged is None) != (state["averaged"] is None):
+            raise UserError("only one of this step and the state averages weights")
         self.net.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.taken = state["step"]
         self._epoch, self._in_epoch = state.get("position", (0, 0))
-        self.view.refresh()

@@ -356,3 +356,150 @@ def test_settings_of_the_optimizer_reach_it():
     losses_of(step, (1, 1))
     (group,) = step.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.2) and group["momentum"] == 0.5
+
+
+def natural_step(net: nn.Module, **more: Any) -> TrainingStep:
+    settings = {"total_steps": 4, "precision": "fp32", "compile": False} | more
+    return TrainingStep(net, method_of("natural"), **settings)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_momenta_follow_the_layout_of_their_weights(fused):
+    """An optimizer that has stepped on an NCHW net, which becomes channels-last."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 900, K))
+    nets = plain, copy.deepcopy(plain)
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9, fused=fused) for n in nets]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        F.cross_entropy(net(images(9)[0]), images(9)[1]).backward()
+        optimizer.step()
+    step = natural_step(nets[0], optimizer=optimizers[0])
+    x, y, index = images(1)
+    step(x, y, index, epoch=1)
+    optimizers[1].zero_grad()
+    F.cross_entropy(nets[1](x), y).backward()
+    optimizers[1].step()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_evaluation_between_steps_unfreezes_nothing():
+    net = timm_resnet()
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.eval()
+    step = natural_step(net)
+    losses_of(step, (1,))
+    net.eval()
+    losses_of(step, (2,))
+    assert net.training and not norm.training
+
+
+def test_weights_that_were_changed_between_steps_are_attacked(monkeypatch):
+    """In bf16, whose weights are copies."""
+    net = fastuiat.build_model("wrn-10-1")
+    step = TrainingStep(
+        net, method_of("sat", **ONE_STEP), total_steps=4, precision="bf16", compile=False
+    )
+    losses_of(step, (1,))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
+    seen = []
+    original = step.method.loss
+
+    def loss(view, batch):
+        pairs = zip(view.shadow.net.parameters(), net.parameters(), strict=True)
+        seen.append(all(torch.equal(twin, live.to(twin.dtype)) for twin, live in pairs))
+        return original(view, batch)
+
+    monkeypatch.setattr(step.method, "loss", loss)
+    losses_of(step, (2,))
+    assert seen == [True]
+
+
+def test_the_callers_helpers_stay_the_callers():
+    method = method_of("hat", **ONE_STEP)
+    before = dict(method.helpers)
+    for precision in ("bf16", "fp32"):
+        step = TrainingStep(
+            fastuiat.build_model("wrn-10-1"),
+            method,
+            total_steps=4,
+            precision=precision,
+            compile=False,
+        )
+        losses_of(step, (1,))
+        assert dict(method.helpers) == before
+
+
+class Unused(nn.Module):
+    """A linear layer that is registered last and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.auxiliary = nn.Linear(3, K), nn.Linear(3, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=x.mean(dim=(2, 3)))
+
+
+def test_a_last_layer_that_is_not_called():
+    losses_of(natural_step(Unused()), (1,))
+    step = TrainingStep(
+        Unused(), method_of("uiat", beta=0.0, **ONE_STEP), total_steps=1, compile=False
+    )
+    losses_of(step, (1,))
+    step = TrainingStep(Unused(), method_of("uiat", **ONE_STEP), total_steps=1, compile=False)
+    with pytest.raises(UserError, match="takes no part in its forward"):
+        losses_of(step, (1,))
+
+
+class Standardised(nn.Conv2d):
+    """Arithmetic on the weights: in bf16 it would be other arithmetic than that of training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight.dtype == torch.float32
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_layers_derived_from_known_ones_keep_their_weights():
+    net = nn.Sequential(Standardised(3, 6, 3), nn.Flatten(), nn.Linear(6 * 900, K))
+    step = TrainingStep(
+        net, method_of("sat", **ONE_STEP), total_steps=1, precision="bf16", compile=False
+    )
+    losses_of(step, (1,))
+
+
+def test_gradients_of_what_the_optimizer_does_not_hold_do_not_pile_up():
+    net = Unused()
+    net.body = nn.Linear(1, 1)
+    held = torch.optim.SGD(net.head.parameters(), lr=0.0)
+    net.forward = lambda x: net.head(x.mean(dim=(2, 3)) * net.body.weight.sum())  # type: ignore
+    step = natural_step(net, optimizer=held)
+    sizes = []
+    for _ in range(2):
+        step(*images(1), epoch=1)
+        sizes.append(net.body.weight.grad.clone())
+    assert torch.equal(*sizes)
+
+
+@pytest.mark.parametrize(
+    "net, said",
+    [
+        (nn.Flatten(), "has no parameter that takes a gradient"),
+        (Unused().requires_grad_(False), "has no parameter that takes a gradient"),
+        (Unused().bfloat16(), "give it in fp32"),
+    ],
+)
+def test_nets_that_cannot_be_trained_are_refused(net, said):
+    with pytest.raises(UserError, match=said):
+        natural_step(net)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="unknown precision 'bfloat16'"):
+        natural_step(Unused(), precision="bfloat16")
+    state = natural_step(Unused()).state_dict()
+    with pytest.raises(UserError, match="averages weights"):
+        natural_step(Unused(), weight_averaging=0.9).load_state_dict(state)

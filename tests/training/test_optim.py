@@ -258,6 +258,7 @@ def test_folded_convolutions_see_the_first_statistics(small_net, counted):
     assert step.view.shadow._folded is not None
     for i in range(3):
         step(batch_of(i))
+        step.view.refresh()
         with step.view.frozen() as net, torch.no_grad():
             got = net(batch_of(9).x).float()
             wanted = step.net.eval()(batch_of(9).x)
