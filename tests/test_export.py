@@ -80,6 +80,7 @@ def test_safetensors(exported, finished):
     assert (averaged(images(1)) - raw(images(1))).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_onnx(exported, tmp_path):
     document, net = exported("--format", "onnx", "--out", str(tmp_path / "deep" / "net.onnx"))
     onnx.checker.check_model(document["path"], full_check=True)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from table_machine import CPU, SECONDS, TABLE2, FakeMachine, on_fake
 
 
+@pytest.mark.slow
 def test_steps_go_on_until_the_spread_is_calm():
     plan = plan_for(CPU, steps=None, steps_per_epoch=390, now=0.0, deadline=None, nets=1)
     calm = on_fake(FakeMachine(lambda name, call: 2.0), ["natural"], plan)
@@ -52,6 +53,7 @@ def test_rows_that_time_leaves_no_room_for_say_so():
     show_table(TABLE2, records)
 
 
+@pytest.mark.slow
 def test_a_short_budget_shortens_all_rows_before_it_leaves_one_out():
     """Table 2 whole: seven rows ready after 8 s each, two phases more after 2 s, rounds of 1 s a
     sample. At 60 s a round of nine is all that fits."""

@@ -13,6 +13,7 @@ from fastuiat.config import UserError
 from fastuiat.data import Batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_one_step_on_meta(name):
     """No tensor is made on the wrong device, and nothing asks the device for a value."""

@@ -56,6 +56,7 @@ def test_progress_is_shown_unless_somebody_takes_it(tmp_path, capsys):
     assert notes == [f"{tmp_path / 'a'} is finished: step 2"]
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_library_is_that_of_the_command(tmp_path, capsys):
     """The same settings, the same weights, and either can be resumed as the other."""
     run.train(small(tmp_path / "library"))
@@ -108,6 +109,7 @@ def test_the_process_is_as_it_was(tmp_path):
     assert process() == before
 
 
+@pytest.mark.slow
 def test_in_a_thread_signals_are_left_to_the_process(tmp_path):
     done: list[Any] = []
 
