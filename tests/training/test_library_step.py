@@ -468,7 +468,8 @@ def test_layers_derived_from_known_ones_keep_their_weights():
     step = TrainingStep(
         net, method_of("sat", **ONE_STEP), total_steps=1, precision="bf16", compile=False
     )
-    losses_of(step, (1,))
+    (loss,) = losses_of(step, (1,))
+    assert loss == loss and step.taken == 1
 
 
 def test_gradients_of_what_the_optimizer_does_not_hold_do_not_pile_up():
