@@ -152,13 +152,15 @@ def visited_method(case: Case, device: torch.device) -> Method:
 
 def make_step(case: Case, device: torch.device, *, precision: str, compiled: bool) -> TrainingStep:
     """The step of `fastuiat train`, as it stands somewhere in the case's phase."""
-    return TrainingStep(
+    step = TrainingStep(
         make_net(case, device),
         visited_method(case, device),
         total_steps=ENDLESS,
         precision=precision,
         compile=compiled,
     )
+    step.view.regions.strict = True  # else a row of compiled steps could be one of eager ones
+    return step
 
 
 def training_step(

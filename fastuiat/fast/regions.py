@@ -37,15 +37,16 @@ def signature(argument: Any) -> Any:
 class Regions:
     """Functions `f(net, *arguments)` compiled whole, once per mode and signature.
 
-    A function that the compiler cannot take runs as it is, which is said on the log. Each graph has
-    a cache of its own, so another shape or mode compiles another graph and never
-    the same one again: a recompilation is always an error of ours. Whatever changes from step to
-    step must come in as a tensor. On CUDA each is recorded and replayed (recording.py); a tensor
-    among the arguments that a region writes into must be in `kept`.
+    A function that the compiler cannot take runs as it is, which is said on the log, or with
+    `strict` is an error. Each graph has a cache of its own, so another shape or mode compiles
+    another graph and never the same one again. Whatever changes from step to step must come in as a
+    tensor. On CUDA each is recorded and replayed (recording.py); a tensor among the arguments that
+    a region writes into must be in `kept`.
     """
 
     def __init__(self, *, compiled: bool) -> None:
         self.compiled = compiled
+        self.strict = False
         self.kept: list[Tensor] = []
         self._record = Recorder()
         self._graphs: dict[Any, Function] = {}
@@ -69,6 +70,8 @@ class Regions:
                 with while_compiling():
                     return self._graphs[key](net, *arguments)
             except compiler_errors() as error:
+                if self.strict:
+                    raise
                 reason = str(error).strip().splitlines()[0]
                 logger.warning("%s runs eager, it does not compile: %s", function.__name__, reason)
                 self._graphs[key] = function

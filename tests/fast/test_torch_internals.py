@@ -154,6 +154,13 @@ def test_what_does_not_compile_runs_eager_and_says_so(caplog, counted):
     assert line.startswith("branching runs eager, it does not compile: ")
 
 
+def test_where_it_must_compile_it_is_an_error(counted):
+    regions = Regions(compiled=True)
+    regions.strict = True
+    with pytest.raises(torch_internals.compiler_errors()), torch.no_grad():
+        regions(branching, "eval")(Small().eval(), torch.ones(2, 6))
+
+
 def test_nobody_else_names_them():
     """Attributes that begin with an underscore, of a module of PyTorch."""
     found = []
