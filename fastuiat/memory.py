@@ -20,6 +20,8 @@ class UniversalBank(nn.Module):
     """
 
     z: Tensor
+    flipped: Tensor
+    """Share of z's elements, of the classes in the batch, whose sign the last step changed."""
 
     def __init__(self, num_classes: int, image_shape: tuple[int, int, int], seed: int = 0) -> None:
         super().__init__()
@@ -30,6 +32,7 @@ class UniversalBank(nn.Module):
         )
         z = normal(words)[:, :count].reshape(num_classes, height, width, channels)
         self.register_buffer("z", BANK_START_STD * z.permute(0, 3, 1, 2))
+        self.register_buffer("flipped", torch.zeros(()), persistent=False)
 
     def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
         """clip(x + z[y], 0, 1), channels-last as z is."""
@@ -37,7 +40,11 @@ class UniversalBank(nn.Module):
 
     def step(self, grad: Tensor, y: Tensor, *, alpha: float, eps: float) -> None:
         """One sign step of the present classes down the class sums of grad (B, C, H, W)."""
+        before = self.z.sign()
         bank_step(self.z, grad, y, alpha=alpha, eps=eps)
+        flips = (self.z.sign() != before).float().mean(dim=(1, 2, 3))
+        present = torch.zeros_like(flips).index_fill_(0, y, 1.0)
+        self.flipped = flips.sum() / present.sum()
 
 
 class ProbabilityMemory(nn.Module):

@@ -95,8 +95,9 @@ class TrainingDisplay:
         self.say(f"epoch {epoch:3}  {self.line()}  validation: robust {robust}{left}")
         if values.get("catastrophic_overfitting"):
             self.say(
-                f"catastrophic overfitting in epoch {epoch}: PGD accuracy on the validation part "
-                "fell below half of its best while accuracy on the training's own attack rose"
+                f"catastrophic overfitting in epoch {epoch}: the net withstands the training's own "
+                f"attack and not PGD (validation: {robust}, below half of its best or a quarter of "
+                "the accuracy on the training's own)"
             )
 
 

@@ -159,6 +159,10 @@ class Target(nn.Module):
     def remember(self, batch: TrainingBatch, p: Tensor) -> None:
         """Take the p (B, K) that the training forward ended with."""
 
+    def metrics(self) -> dict[str, Tensor]:
+        """What the run's log says of the last step's target."""
+        return {}
+
     @property
     def uses_features(self) -> bool:
         return self.config.beta > 0
@@ -220,6 +224,9 @@ class UniversalTarget(Target):
             return Pull(torch.softmax(wide(logits), dim=1))
         return self.predicted(model, x_inv)
 
+    def metrics(self) -> dict[str, Tensor]:
+        return {"z_flipped": self.bank.flipped}
+
 
 class MomentumTarget(Target):
     """UIAT's target: the universal one, mixed with P from epoch T on (eq. 8), filled from T − 1."""
@@ -258,6 +265,9 @@ class MomentumTarget(Target):
     def remember(self, batch: TrainingBatch, p: Tensor) -> None:
         if self.attached and self.remembers(batch):
             self.memory.update(batch.index, p, gamma=0.0)
+
+    def metrics(self) -> dict[str, Tensor]:
+        return self.universal.metrics()
 
 
 class OneOffTarget(Target):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastuiat.convolutions import full_fp32
+from fastuiat.evaluation.tape import Tape
 from fastuiat.fast.torch_internals import compile_alone, compiler_config, no_word_of_nvcc
 from fastuiat.gradients import leaf
 from fastuiat.losses import logits_ratio, targeted_logits_ratio
@@ -77,10 +78,16 @@ class AttackedNet:
         self._graphs: dict[Any, Any] = {}
         self._checked: set[Any] = set()
         """Graphs, by batch size, that agreed with the plain net."""
+        self.tape: Tape | None = None
+        """What it has answered before, and where what it answers now is kept."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        differentiable = torch.is_grad_enabled() and x.requires_grad
-        return self._run(self.net, differentiable, x)
+        if torch.is_grad_enabled() and x.requires_grad:  # whoever asks goes on through the net
+            return self._run(self.net, True, x)
+        return self._answer(lambda: self._run(self.net, False, x))
+
+    def _answer(self, ask: Callable[[], Any]) -> Any:
+        return ask() if self.tape is None else self.tape.answer(ask)
 
     def get_logits_loss_grad_xent(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._ascent(cross_entropy, x, y)
@@ -105,7 +112,9 @@ class AttackedNet:
     def _ascent(
         self, loss: LogitsLoss, x: Tensor, *arguments: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        step: Any = self._run(partial(ascent, self.net, loss), loss, x, *arguments)
+        step: Any = self._answer(
+            lambda: self._run(partial(ascent, self.net, loss), loss, x, *arguments)
+        )
         return step
 
     def _run(self, function: Any, key: Any, x: Tensor, *arguments: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""AutoAttack by its own package's attacks, on batches that stay full, resumable batch by batch.
+"""AutoAttack by its own package's attacks, on batches that stay full, resumable at any moment.
 
 Before each attack, each target class and each restart the batches are formed anew from the points
 that still stand, where the package freezes them at the start of an attack. What agrees with the
@@ -56,6 +56,7 @@ from fastuiat.evaluation.package import (
 )
 from fastuiat.evaluation.projection import fast_projection
 from fastuiat.evaluation.state import State, fingerprint, read_state, set_stream, stream_text
+from fastuiat.evaluation.tape import Tape
 from fastuiat.files import write_json
 from fastuiat.network import modes_kept
 
@@ -105,6 +106,7 @@ class AutoAttackRun:
         self.x, self.y = x.contiguous(), y.contiguous()
         self.version, self.seed, self.batch_size = version, seed, batch_size
         self.state_path, self.device = state_path, device
+        self.tape_path = state_path and state_path.with_name(f"{state_path.name}.answers")
         self.progress, self.say = progress, say or (lambda text: None)
         self.model = model.to(device).eval()
         self.net = AttackedNet(self.model)
@@ -138,7 +140,7 @@ class AutoAttackRun:
         x, y = parts[0].to(self.device), self.y[: self.batch_size].to(self.device)
         attacks = list(dict.fromkeys([*(r.attack for r in self.runs), *self.left_out]))
         found = warnings_before(self.model, x, y, version=self.version, attacks=attacks)
-        state = State(key, package()[1], clean, clean, found, compiled=compile)
+        state = State(key, package()[1], clean, list(clean), found, compiled=compile)
         if self.version == "rand" or {RANDOMISED, DYNAMIC} & set(found):
             state.compiled = False  # a graph would draw other numbers, or cannot be made
         state.accuracy["clean"] = sum(clean) / len(clean)
@@ -243,6 +245,7 @@ class AutoAttackRun:
             state.seconds[run.attack] = state.seconds.get(run.attack, 0.0) + elapsed
             state.queue = rest
             self.write()
+            self.untape()
             self.show(run)
         part["accuracy"] = len(self.standing) / len(state.robust)
         state.run, state.queue = state.run + 1, None
@@ -266,7 +269,7 @@ class AutoAttackRun:
             torch.random.manual_seed(self.seed)
         else:
             set_stream(self.state.streams[place], self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self.taped(place):
             adversarial = perturb(self.adversary, run, x, y)
         if not run.last:
             self.state.streams[place : place + 1] = [stream_text(self.device)]
@@ -276,6 +279,26 @@ class AutoAttackRun:
             counts[run.attack] = counts.get(run.attack, 0) + zeros
         held = finite_logits(self.model, adversarial).argmax(dim=1) == y
         return held.tolist()
+
+    @contextlib.contextmanager
+    def taped(self, place: int) -> Iterator[None]:
+        """The net's answers are kept in a file beside the state until the batch is on it.
+
+        Not those of a net that answers by chance: it would draw other numbers behind the tape.
+        """
+        if self.tape_path is None or self.version == "rand" or RANDOMISED in self.state.warnings:
+            yield
+            return
+        key = [self.state.fingerprint, self.state.run, place, self.net.compiled]
+        self.net.tape = Tape(self.tape_path, key, self.device)
+        try:
+            yield
+        finally:
+            self.net.tape = None
+
+    def untape(self) -> None:
+        if self.tape_path:
+            self.tape_path.unlink(missing_ok=True)
 
     def account(self, attack: str) -> str:
         state = self.state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastuiat.attacks import pgd
@@ -36,12 +37,24 @@ def distilled_loss(
     return distill_loss(logits, p, y, lam=lam), logits, p
 
 
+LEAST_PROBABILITY = 1e-30
+"""What 0 is taken for in a margin."""
+
+
+def margin(p: Tensor, y: Tensor) -> Tensor:
+    """Mean of log p_y − max log p_k, k ≠ y: of a softmax, the margin of its logits."""
+    logs = p.detach().float().clamp_min(LEAST_PROBABILITY).log()
+    of_class = logs.gather(1, y[:, None])
+    return (of_class - logs.scatter(1, y[:, None], -torch.inf).amax(dim=1, keepdim=True)).mean()
+
+
 def metrics_of(logits: Tensor, p: Tensor, y: Tensor) -> dict[str, Tensor]:
     """What the run's log says of f(x̂) and of what it is pulled towards."""
     return {
         "robust_accuracy": accuracy(logits, y),
         "target_accuracy": accuracy(p, y),
         "target_confidence": p.gather(1, y[:, None]).float().mean(),
+        "target_margin": margin(p, y),
     }
 
 
@@ -63,7 +76,7 @@ class TargetMethod(Method):
             x_adv, pull, batch.y, self.config.lam
         )
         self.target.remember(batch, p)
-        return StepOutput(loss, metrics_of(logits, p, batch.y))
+        return StepOutput(loss, metrics_of(logits, p, batch.y) | self.target.metrics())
 
 
 @register("uiat")

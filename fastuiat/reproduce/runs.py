@@ -27,7 +27,9 @@ IDENTITY = (
     "extra_data", "weight_averaging", "optimizer", "settings",
 )  # fmt: skip
 """Settings by which a folder is known to hold a row's run."""
-LOGGED = ("loss", "robust_accuracy", "target_accuracy", "target_confidence")
+LOGGED = (
+    "loss", "robust_accuracy", "target_accuracy", "target_confidence", "target_margin", "z_flipped",
+)  # fmt: skip
 """Metrics of training that a curve keeps."""
 
 

@@ -11,11 +11,17 @@ COLLAPSE = 0.5
 """Validation accuracy under PGD below this share of its best is a collapse."""
 ABOVE_CHANCE = 2.0
 """The best has to have been this many times chance: a fall from next to nothing is noise."""
+LEARNT = 0.5
+"""Accuracy on the training's own x̂ from which a net has learnt its attack."""
+UNSHARED = 0.25
+"""A net that withstands PGD on less than this share of what it withstands of its own attack has
+learnt that attack alone. (Robust overfitting, its other reason, leaves about half.)"""
 
 
 class CatastrophicWatch:
     """Says in which epoch PGD accuracy collapsed while accuracy on the training's own x̂ rose.
 
+    Or, of a run that never withstood PGD, in which epoch it had learnt its own attack alone.
     Training accuracy is a mean over the epoch's steps, kept on the device until the epoch ends.
     A run reports once.
     """
@@ -42,9 +48,10 @@ class CatastrophicWatch:
         train = self.total.item() / self.steps
         rises = self.last_train is not None and train > self.last_train
         collapsed = self.best >= self.threshold and val_robust < COLLAPSE * self.best
+        never_robust = train >= LEARNT and val_robust < UNSHARED * train
         self.best, self.last_train = max(self.best, val_robust), train
         self.total, self.steps = torch.zeros_like(self.total), 0
-        if rises and collapsed and self.epoch is None:
+        if (never_robust or (rises and collapsed)) and self.epoch is None:
             self.epoch = epoch
             return True
         return False

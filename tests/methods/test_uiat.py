@@ -178,3 +178,31 @@ def test_absent_classes_keep_z_bit_for_bit():
     for c in (0, 1, 3):
         assert not torch.equal(after[c], before[c])
     assert after.abs().max() <= 4 / 255
+
+
+def test_what_the_log_says_of_the_inverse_examples():
+    method = methods.create("uiat", num_classes=K, num_samples=N, epochs=4, attack={"steps": 1})
+    net, batch = make_net(torch.float32), make_batch(1, torch.float32)
+    bank = method.target.universal.bank
+    for _ in range(2):
+        before = bank.z.clone()
+        x_inv = batch.x + before[batch.y]
+        twin = make_net(torch.float32)
+        twin.load_state_dict(net.state_dict())
+        logits = twin.train()(x_inv.clamp(0, 1)).tolist()
+        metrics = method.loss(net.train(), batch).metrics
+        changed = [
+            sum(map(_sign_differs, before[c].flatten().tolist(), bank.z[c].flatten().tolist()))
+            for c in (0, 1, 3)
+        ]
+        assert metrics["z_flipped"].item() == pytest.approx(sum(changed) / (3 * before[0].numel()))
+        assert 0 < metrics["z_flipped"] < 1
+        margins = [
+            row[c] - max(v for k, v in enumerate(row) if k != c)
+            for row, c in zip(logits, batch.y.tolist(), strict=True)
+        ]
+        assert metrics["target_margin"].item() == pytest.approx(sum(margins) / B, rel=1e-3)
+
+
+def _sign_differs(a, b):
+    return int(((a > 0) - (a < 0)) != ((b > 0) - (b < 0)))

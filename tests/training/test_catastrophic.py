@@ -38,6 +38,14 @@ def test_across_a_resume():
     assert run(third, [([0.9], 0.0)], first=3) == []
 
 
+def test_a_net_that_never_withstood_pgd():
+    epochs = [([0.1, 0.3], 0.0), ([0.4, 0.5], 0.08), ([0.7, 0.9], 0.03), ([0.95], 0.02)]
+    assert run(CatastrophicWatch(10, CPU), epochs) == [3]
+    assert run(CatastrophicWatch(10, CPU), [([0.98], 0.03)]) == [1]
+    hundred = [([0.3], 0.01), ([0.6], 0.01)]
+    assert run(CatastrophicWatch(100, CPU), hundred) == [2]
+
+
 def test_what_is_no_catastrophe():
     for epochs in (
         [([0.4], 0.4), ([0.3], 0.1)],  # the training accuracy falls with it
@@ -45,5 +53,7 @@ def test_what_is_no_catastrophe():
         [([0.1], 0.15), ([0.2], 0.05)],  # never much above chance
         [([0.3], 0.4), ([0.4], None)],  # not validated
         [([], 0.4), ([], 0.0)],  # a method that does not attack
+        [([0.45], 0.02), ([0.49], 0.1)],  # its own attack is not learnt either
+        [([0.6], 0.16), ([0.99], 0.4)],  # overfitting, of the robust kind
     ):
         assert run(CatastrophicWatch(10, CPU), epochs) == []
