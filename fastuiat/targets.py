@@ -225,7 +225,7 @@ class UniversalTarget(Target):
         return self.predicted(model, x_inv)
 
     def metrics(self) -> dict[str, Tensor]:
-        return {"z_flipped": self.bank.flipped}
+        return self.bank.metrics()
 
 
 class MomentumTarget(Target):
@@ -282,20 +282,28 @@ class OneOffTarget(Target):
         self.memory = ProbabilityMemory(num_samples, num_classes)
         self.epoch = epoch
         self._host_seen: np.ndarray | None = None
+        self._asked: tuple[Tensor | None, bool] = (None, False)
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_host())
 
     def _forget_host(self) -> None:
         self._host_seen = None
 
     def _all_seen(self, batch: TrainingBatch) -> bool:
-        """Whether P holds the whole batch, from a mirror on the host: the GPU is never asked."""
-        if batch.host_index is None:
+        """Whether P holds the whole batch, from a mirror on the host: the GPU is never asked.
+
+        Of a batch in parts all of them, so that no part makes another forward than the others.
+        """
+        if batch.host_whole is None:
             return False
+        of, known = self._asked
+        if of is batch.host_whole:
+            return known
         if self._host_seen is None:
             self._host_seen = self.memory.seen.cpu().numpy().copy()
-        index = batch.host_index.numpy()
+        index = batch.host_whole.numpy()
         known = bool(self._host_seen[index].all())
         self._host_seen[index] = True
+        self._asked = batch.host_whole, known
         return known
 
     def forward(self, model: Model, batch: TrainingBatch, x_adv: Tensor) -> Pull:

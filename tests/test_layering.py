@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "convolutions", "machine", "torch_internals"},
+    {"config", "files", "convolutions", "distributed", "machine", "torch_internals"},
     {"device", "network", "losses", "memory", "data", "models", "progress", "report", "children"},
     {"gradients", "fast"},
     {"attacks"},

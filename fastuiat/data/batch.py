@@ -27,7 +27,8 @@ class Batch:
 
     x fp32 (B, C, H, W) in [0, 1], augmented, channels-last; y, index int64 (B,), all on one device.
     `epoch` counts from 1, `step` from 0 within the epoch. `host_index` is `index` on the CPU, for
-    whoever must look at it without stalling the device.
+    whoever must look at it without stalling the device; `host_whole` that of all samples of the
+    step, where this is one part of them.
 
     >>> import torch, fastuiat
     >>> x, y, index = torch.rand(4, 3, 32, 32), torch.arange(4), torch.arange(4)
@@ -43,10 +44,13 @@ class Batch:
     step: int
     seed: int = 0
     host_index: Tensor | None = None
+    host_whole: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.host_index is None and self.index.device.type == "cpu":
             object.__setattr__(self, "host_index", self.index)
+        if self.host_whole is None:
+            object.__setattr__(self, "host_whole", self.host_index)
 
     def noise(self, stream: str) -> Noise:
         """The noise of one purpose: a pure function of (seed, epoch, step, stream, index)."""

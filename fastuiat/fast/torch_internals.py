@@ -76,6 +76,16 @@ def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
+def foreach_add_(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """To each tensor its other, in few launches."""
+    function = internal("torch._foreach_add_", "tensors are added one by one")
+    if function is not MISSING:
+        function(list(tensors), list(others))
+        return
+    for tensor, other in zip(tensors, others, strict=True):
+        tensor.add_(other)
+
+
 def foreach_mul_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Each tensor times the scalar, in few launches."""
     function = internal("torch._foreach_mul_", "tensors are multiplied one by one")

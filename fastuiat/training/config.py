@@ -40,6 +40,9 @@ class TrainConfig:
     """Passes over the training set (with extra data: 50,000 images each)."""
     batch_size: int = 128
     """Images per step, over all devices."""
+    accumulate: int = 1
+    """Take each device's batch in so many parts, one after another, in that part of the memory.
+    BatchNorm sees each part alone, as if each were on a device of its own."""
     seed: int = 0
     """Fixes weights, order, augmentation and noise."""
     out: Path | None = None
@@ -90,6 +93,7 @@ class TrainConfig:
         positive(
             epochs=self.epochs,
             batch_size=self.batch_size,
+            accumulate=self.accumulate,
             log_every=self.log_every,
             workers=self.workers,
             checkpoint_minutes=self.checkpoint_minutes,
@@ -100,6 +104,11 @@ class TrainConfig:
         for name in ("seed", "val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"--batch-size {self.batch_size} does not divide into --accumulate "
+                f"{self.accumulate} parts"
+            )
         if not 0 < self.extra_share <= 1:
             raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:

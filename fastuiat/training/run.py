@@ -154,6 +154,7 @@ def assemble(
         weight_averaging=config.weight_averaging,
         precision=precision,
         compile=config.compile,
+        accumulate=config.accumulate,
     )
     return Trainer(
         config,

@@ -14,6 +14,7 @@ from fastuiat.config import OptimizerConfig, UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data.batch import Batch, on_device
 from fastuiat.device import missing_for_compilation, resolve_precision
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.fast.view import TrainingView
 from fastuiat.methods import Method, StepOutput
 from fastuiat.network import Features, offers_features
@@ -24,15 +25,16 @@ from fastuiat.training.optim import (
     make_optimizer,
     set_for_step,
 )
+from fastuiat.training.parts import Parts, cut
 
 logger = logging.getLogger(__name__)
 SGD = OptimizerConfig()
 
 
 @contextmanager
-def draws_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's own draws, such as dropout's, are meanwhile a function of (seed, step)."""
-    own = ((seed << 32) + step) & ((1 << 63) - 1)
+def draws_of(seed: int, step: int, device: torch.device, part: int = 0) -> Iterator[None]:
+    """PyTorch's own draws, such as dropout's, are meanwhile a function of (seed, step, part)."""
+    own = ((seed << 32) + step + (part << 52)) & ((1 << 63) - 1)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(own)
@@ -66,8 +68,11 @@ class TrainingStep:
     in its `helpers`. total_steps: the steps that the learning rate is planned for. optimizer: what
     SGD does, or an optimizer of your own, which is taken as it is. weight_averaging: decay of the
     averaged weights; 0 for none. precision: auto, fp32, bf16 or fp16. compile: where a compiler is
-    missing it is said on the log, and the step is eager. UserError on a network without the
-    features that the method uses, on fp16 without CUDA.
+    missing it is said on the log, and the step is eager. accumulate: each batch is taken in so many
+    parts, one after another, in that part of the memory: gradients are their mean, BatchNorm takes
+    each part's own statistics. ranks: those that train the network together, each of which is
+    called with its own rows of the batch. UserError on a network without the features that the
+    method uses, on fp16 without CUDA.
 
     >>> import torch, fastuiat
     >>> net = fastuiat.build_model("wrn-10-1", num_classes=10)
@@ -89,9 +94,12 @@ class TrainingStep:
         weight_averaging: float = 0.0,
         precision: str = "auto",
         compile: bool = True,
+        accumulate: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        if total_steps < 1:
-            raise UserError(f"total_steps must be positive, got {total_steps}")
+        for name, value in (("total_steps", total_steps), ("accumulate", accumulate)):
+            if value < 1:
+                raise UserError(f"{name} must be positive, got {value}")
         refuse_net(net)
         self.device = next(net.parameters()).device
         self.net = net.to(memory_format=torch.channels_last)
@@ -116,6 +124,9 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._one = torch.ones((), device=self.device)
         self._averaging = Averaged(net, weight_averaging) if weight_averaging else None
+        self._parts: Parts | None = None
+        if accumulate > 1 or ranks.world > 1:
+            self._parts = Parts(net, self.method, ranks, accumulate)
         self.taken = 0
         """Steps so far."""
         self._helper_views: dict[nn.Module, TrainingView] = {}
@@ -179,7 +190,7 @@ class TrainingStep:
         if self.taken >= self.total_steps:
             raise UserError(f"this TrainingStep was made for {self.total_steps} steps")
         batch = x if isinstance(x, Batch) else self._batch(x, y, index, epoch)
-        with repeatable(), draws_of(self.method.seed, self.taken, self.device):
+        with repeatable():
             return self._take(batch)
 
     def _batch(self, x: Tensor, y: Tensor | None, index: Tensor | None, epoch: int | None) -> Batch:
@@ -214,17 +225,35 @@ class TrainingStep:
         if self.scaler.is_enabled():
             self.view.loss_scale = self.scaler.scale(self._one)
         with self.batchnorm.during(self.taken), self._helpers_viewed():
-            out = self.method.loss(self.view, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.config is None:  # a caller's optimizer may hold a part of the parameters
-            self.net.zero_grad(set_to_none=True)
-        self.scaler.scale(out.loss).backward()
+            out = self._in_parts(batch) if self._parts else self._backward(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self._averaging:
             self._averaging.update(self.taken)
         self.taken += 1
-        return StepOutput(out.loss.detach(), {**out.metrics, **self.view.gradient_metrics()})
+        return out
+
+    def _backward(self, batch: Batch, part: int = 0) -> StepOutput:
+        """The batch's loss, detached, and its gradients in the parameters."""
+        with draws_of(self.method.seed, self.taken, self.device, part):
+            out = self.method.loss(self.view, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.config is None:  # a caller's optimizer may hold a part of the parameters
+                self.net.zero_grad(set_to_none=True)
+            self.scaler.scale(out.loss).backward()
+        metrics = out.metrics if self._parts else {**out.metrics, **self.view.gradient_metrics()}
+        return StepOutput(out.loss.detach(), metrics)
+
+    def _in_parts(self, batch: Batch) -> StepOutput:
+        """The same of a batch that is taken in parts, with those of the other ranks."""
+        assert self._parts is not None
+        self._parts.begin()
+        cuts = cut(batch, self._parts.per_rank)
+        for i, part in enumerate(cuts):
+            out = self._backward(part, self._parts.number(i))
+            self._parts.add(out, last=i + 1 == len(cuts))
+            self.view.shadow.statistics_moved()
+        return self._parts.finish(self.view.gradient_metrics())
 
     def state_dict(self) -> dict[str, Any]:
         """What a step made of the same settings needs to go on to the bit."""

@@ -1,0 +1,43 @@
+"""What the ranks of one training share. Nothing else imports torch.distributed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train one network; alone, it exchanges nothing.
+
+    Every rank makes the same calls in the same order, and gets the same bits from each.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def add_up(self, values: Tensor) -> None:
+        """The sum of `values` over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """`rows` (n, …) of all ranks, one rank behind the other: (world·n, …)."""
+        if self.world == 1:
+            return rows
+        everyone = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(everyone, rows)
+        return torch.cat(everyone)
+
+
+ALONE = Ranks()
+
+
+def ranks_of_this_process() -> Ranks:
+    """As the process group says; alone where there is none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size())
