@@ -48,6 +48,9 @@ class Regions:
         self.compiled = compiled
         self.strict = False
         self.kept: list[Tensor] = []
+        self.exchanging: set[Any] = set()
+        """Modes in which a region waits for other ranks, and so is never recorded: a recorded
+        exchange was seen to hang or stall a process (pytorch#115388, pytorch#196133)."""
         self._record = Recorder()
         self._graphs: dict[Any, Function] = {}
 
@@ -65,10 +68,12 @@ class Regions:
                 return known(net, *arguments)
             options = REPEATABLE if BACKEND == "inductor" else None
             graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
-            self._graphs[key] = Recorded(graph, self._record, self.kept)
+            self._graphs[key] = recorded = Recorded(graph, self._record, self.kept)
+            if mode[0] in self.exchanging:
+                recorded.fit = False
             try:
                 with while_compiling():
-                    return self._graphs[key](net, *arguments)
+                    return recorded(net, *arguments)
             except compiler_errors() as error:
                 if self.strict:
                     raise

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastuiat.device import DTYPES
 from fastuiat.fast.folding import Folded
 from fastuiat.fast.regions import GradientsInHand, Regions, trainable, with_gradients
+from fastuiat.fast.synced import is_synced
 from fastuiat.fast.torch_internals import foreach_copy_
 from fastuiat.models import Classifier
 from fastuiat.models.normalised import Normalised
@@ -162,6 +163,8 @@ class TrainingView:
         self.device = device
         self.dtype = DTYPES[precision]
         self.regions = Regions(compiled=compiled)
+        if is_synced(net):
+            self.regions.exchanging = {"train", "batch"}
         self.shadow = FrozenNet(net, self.dtype, self.regions)
         self.loss_scale: Tensor | None = None
         self._parameters = tuple(net.parameters())

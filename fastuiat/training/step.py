@@ -15,6 +15,7 @@ from fastuiat.convolutions import repeatable
 from fastuiat.data.batch import Batch, on_device
 from fastuiat.device import missing_for_compilation, resolve_precision
 from fastuiat.distributed import ALONE, Ranks
+from fastuiat.fast.synced import sync_batchnorm
 from fastuiat.fast.view import TrainingView
 from fastuiat.methods import Method, StepOutput
 from fastuiat.network import Features, offers_features
@@ -71,7 +72,8 @@ class TrainingStep:
     missing it is said on the log, and the step is eager. accumulate: each batch is taken in so many
     parts, one after another, in that part of the memory: gradients are their mean, BatchNorm takes
     each part's own statistics. ranks: those that train the network together, each of which is
-    called with its own rows of the batch. UserError on a network without the features that the
+    called with its own rows of the batch. batchnorm: local, each rank's statistics, or sync, the
+    whole batch's. UserError on a network without the features that the
     method uses, on fp16 without CUDA.
 
     >>> import torch, fastuiat
@@ -96,6 +98,7 @@ class TrainingStep:
         compile: bool = True,
         accumulate: int = 1,
         ranks: Ranks = ALONE,
+        batchnorm: str = "local",
     ) -> None:
         for name, value in (("total_steps", total_steps), ("accumulate", accumulate)):
             if value < 1:
@@ -110,6 +113,13 @@ class TrainingStep:
         if compile and (missing := missing_for_compilation(self.device)):
             logger.warning("not compiling: %s", missing)
             self.compiled = False
+        if batchnorm == "sync" and accumulate > 1:
+            raise UserError(
+                "--batchnorm sync takes the statistics of a whole batch, and --accumulate cuts it "
+                "in parts: leave one of them out"
+            )
+        if batchnorm == "sync" and ranks.world > 1:
+            sync_batchnorm(self.net, ranks)
         if method.uses_features and not offers_features(net):
             Features(net).remove()  # UserError where it has none
         self.view = self._view_of(net)
