@@ -203,13 +203,13 @@ def test_a_published_file_can_be_exported(robustbench, tmp_path, capsys, monkeyp
     state = {f"module.{k}": v for k, v in net.state_dict().items() if k not in ("mean", "std")}
     torch.save(state, "net.pt")
     words = "export net.pt --format robustbench --arch wrn-10-1 --json"
-    main([*words.split(), "--mean", *map(str, mean), "--std", "1", "1", "2"])
+    main([*words.split(), "--mean", *map(str, mean), "--std", "1", "1", "0.5"])
     document = json.loads(capsys.readouterr().out)
     assert document["arch"] == "dm-wrn-10-1" and document["path"] == "export/net.pt"
     theirs = made(robustbench, document["constructor"])
     theirs.load_state_dict(torch.load(document["path"], weights_only=True), strict=True)
     net.mean.copy_(torch.tensor(mean).view(3, 1, 1))
-    net.std.copy_(torch.tensor((1.0, 1.0, 2.0)).view(3, 1, 1))
+    net.std.copy_(torch.tensor((1.0, 1.0, 0.5)).view(3, 1, 1))
     same_logits(net, theirs)
 
 
@@ -248,11 +248,14 @@ def test_refusals(finished, tmp_path, monkeypatch, capsys):
 
 def test_nets_without_a_class_name_the_formats_that_remain():
     silu = fastuiat.build_model("resnet-18", K, "silu")
-    plain = Normalised(fastuiat.build_model("wrn-10-1", K), torch.zeros(3), torch.ones(3))
-    for net, arch, activation in ((silu, "resnet-18", "silu"), (plain, "wrn-10-1", "relu")):
-        info = {"arch": arch, "activation": activation, "num_classes": K}
-        with pytest.raises(UserError, match=r"no class for .*safetensors, onnx or torch-export"):
-            zoo_class(net, info | {"normalised": net is plain})
+    plain = Normalised(fastuiat.build_model("wrn-10-1", 7), torch.zeros(3), torch.ones(3))
+    for net, arch, activation, front in (
+        (silu, "resnet-18", "silu", "a resnet"), (plain, "wrn-10-1", "relu", "a normalisation in"),
+    ):  # fmt: skip
+        info = {"arch": arch, "activation": activation, "num_classes": 10 if net is silu else 7}
+        said = rf"no class for {front}.*safetensors, onnx or torch-export"
+        with pytest.raises(UserError, match=said):
+            zoo_class(net, info)
 
 
 def test_a_file_with_other_logits_is_not_written(finished, tmp_path, monkeypatch):

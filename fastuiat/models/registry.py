@@ -38,7 +38,7 @@ class Family:
 
     def numbers_in(self, name: str) -> list[int] | None:
         """The numbers of a name of this family; None where it is of another."""
-        pattern = re.sub(r"{\w+}", r"(\\d+)", re.sub(r"[^\w{}]", r"\\\g<0>", self.name))
+        pattern = re.sub(r"{\w+}", r"(\\d{1,9})", re.sub(r"[^\w{}]", r"\\\g<0>", self.name))
         match = re.fullmatch(pattern, name)
         return [int(number) for number in match.groups()] if match else None
 
