@@ -59,18 +59,18 @@ def kind_of(path: str | Path) -> str | None:
                 return words
         with open(path, "rb") as file:
             begin = file.read(_BEGIN)
-            file.seek(max(0, status.st_size - 1))
-            last = file.read(1)
+            file.seek(max(0, status.st_size - 8))
+            end = file.read(8)
     except (OSError, ValueError):  # a ValueError: a NUL in the path
         return None
     if begin.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _kind_of_zip(path)
     if begin.startswith(b"\x1f\x8b"):
         return _kind_of_gzip(begin)
-    return _kind_of_bytes(begin, status.st_size, last)
+    return _kind_of_bytes(begin, status.st_size, end)
 
 
-def _kind_of_bytes(begin: bytes, size: int, last: bytes) -> str | None:
+def _kind_of_bytes(begin: bytes, size: int, end: bytes) -> str | None:
     if not begin:
         return "an empty file"
     for mark, words in _MARKS:
@@ -83,11 +83,16 @@ def _kind_of_bytes(begin: bytes, size: int, last: bytes) -> str | None:
     header = int.from_bytes(begin[:8], "little")
     if begin[8:9] == b"{" and 2 <= header <= size - 8:
         return "a safetensors file"
-    if begin[0] == 0x80 and begin[1:2] <= b"\x05" and last == b".":
+    if begin[0] == 0x80 and begin[1:2] <= b"\x05" and end[-1:] == b".":
         return "a Python pickle"
     # Protobuf: field 1 is the IR's version, field 2 the producer's name.
     if re.match(rb"\x08[\x01-\x20]\x12.[\w.-]{2}", begin, re.S):
         return "an ONNX model"
+    if end == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb":
+        return "the index of a TensorFlow checkpoint"
+    # A mapping, then its first key as a short text.
+    if re.match(rb"([\x81-\x8f]|\xde..)[\xa1-\xbf][\w/ .-]{2}", begin, re.S):
+        return "a MessagePack file, as Flax writes them"
     return _kind_of_text(begin)
 
 
@@ -132,6 +137,8 @@ def _kind_of_zip(path: str | Path) -> str:
         return "a TorchScript program" if scripted else "a PyTorch file"
     if "archive_format" in inside or "archive_format" in names:
         return "a torch.export program"
+    if "model.weights.h5" in names:
+        return "a Keras model"
     if names and all(name.endswith(".npy") for name in names):
         return "a NumPy file of several arrays (.npz)"
     return "a zip archive"

@@ -93,6 +93,9 @@ CASES = {
     "JSON ": lambda: json.dumps([1, 2]).encode(),
     "text file": lambda: ("ä" * 9000).encode(),
     "UTF-16": lambda: "text".encode("utf-16"),
+    "MessagePack": lambda: b"\x81\xa6params\x81\xa4conv\xc7\x05\x01\x93",
+    "index of a TensorFlow": lambda: bytes(40) + (0xDB4775248B80FB57).to_bytes(8, "little"),
+    "Keras model": lambda: zipped("metadata.json", "config.json", "model.weights.h5"),
     "empty": lambda: b"",
 }
 

@@ -132,7 +132,7 @@ def evaluate(argv: list[str]) -> None:
     name = options.dataset or info.get("dataset")
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
-    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    run = run_of(options.path)
     folder = options.out or run or options.path.parent
     data_dir = options.data_dir
     if data_dir is None:
@@ -170,6 +170,9 @@ def negative_radii(argv: list[str]) -> list[str]:
     return [repr(parse_radius(word)) if fraction.fullmatch(word) else word for word in argv]
 
 
-def is_run(path: Path) -> bool:
-    """Whether this is a run folder: a checkpoint inside one is evaluated there."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+def run_of(path: Path) -> Path | None:
+    """The run folder that a path is, or that its checkpoint lies in: it is evaluated there."""
+    inside = (path, *path.parents[:2], *path.resolve().parents[:2])
+    return next(
+        (p for p in inside if (p / "config.json").is_file() and (p / "checkpoints").is_dir()), None
+    )

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from fastuiat.commands.evaluate import is_run
+from fastuiat.commands.evaluate import run_of
 from fastuiat.commands.output import Output, OutputOptions, columns
 from fastuiat.commands.parsing import flags_in, parse
 from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
@@ -44,7 +44,7 @@ def export(argv: list[str]) -> None:
 
     output = Output(options)
     net, info = load_checkpoint(options.path, dataset=options.dataset, **described)
-    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    run = run_of(options.path)
     name = run.resolve().name if run else options.path.stem
     folder = run or options.path.parent
     path = options.out or folder / "export" / (name + SUFFIXES[options.format])

@@ -107,7 +107,7 @@ def tensors_in(mapping: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Weight
     found: Weights = {}
     for key, value in mapping.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
         if not isinstance(key, str) or not isinstance(value, Tensor):
             continue
         if value.layout is not torch.strided or value.is_quantized:

@@ -15,7 +15,7 @@ from fastuiat.models import build_model
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.models.entries import Constants
 from fastuiat.models.interchange import load_published, load_weights, on_meta, refuse_misfit
-from fastuiat.training.reading import is_safetensors, read, read_safetensors, read_with_sha256
+from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
 __all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkpoint"]
 
@@ -32,6 +32,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise UserError(
             f"{path} could not be written ({error}): the one before it is kept"
         ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The plain content of a checkpoint file, on the CPU. Code in it is refused, never run.
+
+    UserError on anything that is no such file, is damaged, or is a run's and lacks what those have.
+    """
+    content, _ = read_with_sha256(path)
+    if content.get("format") == FORMAT:
+        refuse_broken(content, path)
+    return content
 
 
 def locate(path: str | Path, which: str = "best") -> Path:
@@ -75,6 +86,7 @@ def refuse_broken(content: dict[str, Any], path: Path) -> None:
         "net": all(isinstance(told.get(name), str) for name in ("arch", "activation", "dataset"))
         and is_count(told.get("num_classes"), 1, MOST_CLASSES),
         **{name: is_count(content.get(name)) for name in ("epoch", "step")},
+        "validated_epoch": is_count(content.get("validated_epoch", 0)),
     }
     for name, is_right in checks.items():
         if not is_right:

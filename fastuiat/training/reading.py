@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import datetime
+import pickle
 import re
+import tarfile
 import warnings
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -47,7 +49,7 @@ class Settings:
 
 
 def path_text(*parts: str) -> str:
-    return "/".join(parts)
+    return str(PurePosixPath(*parts))
 
 
 def plain_dict(*_: Any) -> dict[Any, Any]:
@@ -82,16 +84,12 @@ def read_as() -> list[Any]:
     return [(what, name) for what, names in made.items() for name in names]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The plain content of a checkpoint file, on the CPU. Code in it is refused, never run.
-
-    Its checksums are compared where it has them. UserError on anything that is no such file.
-    """
-    return read_with_sha256(path)[0]
-
-
 def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
-    """`read`, and the SHA-256 of the very bytes that it read."""
+    """(plain content on the CPU, SHA-256) of a file of torch.save, of the very same bytes.
+
+    Code in it is refused, never run. Its checksums are compared where it has them. UserError on
+    anything that is no such file.
+    """
     file, kind = opened(path)
     with file:
         sha256 = sha256_verified(file, path)
@@ -128,8 +126,23 @@ def refuse_others(path: Path, kind: str | None) -> None:
         advice = advice_for(path, outlined(path, kind), "pickle.load(open({old}, 'rb'))")
         raise UserError(f"{path} is a Python pickle, not written by torch.save{advice}")
     advice = next((INSTEAD[k] for k in INSTEAD if kind.startswith(k)), "")
+    if kind == "a tar archive" and is_of_2016(path):
+        kind = "a PyTorch file of before version 0.1.10"
+        advice = (
+            "torch.save(torch.load({old}, weights_only=False), {new}) makes a file that is read"
+        )
     advice = advice.format(old=repr(str(path)), new=repr(new_name(path)))
     raise UserError(f"{path} is {kind}, no checkpoint" + (f": {advice}" if advice else ""))
+
+
+def is_of_2016(path: Path) -> bool:
+    """Whether a tar holds what torch.save put into one then."""
+    try:
+        with tarfile.open(path) as archive:
+            names = {archive.next().name for _ in range(4)}  # type: ignore[union-attr]
+    except (OSError, AttributeError, tarfile.TarError):
+        return False
+    return names >= {"storages", "tensors", "pickle"}
 
 
 def unpickled(file: IO[bytes], path: Path, kind: str | None) -> Any:
@@ -140,7 +153,7 @@ def unpickled(file: IO[bytes], path: Path, kind: str | None) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         found = outlined(path, kind)
-        if found is None:
+        if found is None or not isinstance(error, pickle.UnpicklingError):
             raise UserError(f"{path} is truncated, damaged or no checkpoint") from error
         loader = "torch.load({old}, map_location='cpu', weights_only=False)"
         what = "what PyTorch does not read as plain values"
@@ -177,11 +190,11 @@ def advice_for(path: Path, found: Outline | None, loader: str) -> str:
     """The file's keys, and a line of Python that keeps the weights of this very file."""
     if found is None:
         return ""
-    if harmful := next(filter(HARMFUL.match, found.names), None):
-        return f": it would run {legible(harmful)}, so do not load it elsewhere either"
     keys = list(mapping_of(found.content) or {})
     said = "" if not keys else f"; its keys are {', '.join(map(legible, keys[:8]))}"
     said += f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+    if harmful := next(filter(HARMFUL.match, found.names), None):
+        return f"{said}: it would run {legible(harmful)}, so do not load it elsewhere either"
     nets = list(nets_in(found.content))
     if not nets:
         return said
