@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -133,6 +135,53 @@ def test_every_net_in_its_robustbench_class(robustbench, arch, activation):
     x = images(2)
     with torch.no_grad():
         torch.testing.assert_close(theirs(x), net(x), atol=1e-5, rtol=1e-5)
+
+
+def model_of_the_zoo(robustbench, constructor: str) -> nn.Module:
+    """A class of robustbench's model_zoo/cifar10.py or cifar100.py, as its own source defines it.
+
+    The files themselves import a dozen packages that these classes do not need.
+    """
+    module, name = constructor.partition("(")[0].split(".")
+    package = importlib.util.find_spec("robustbench")
+    assert package is not None and package.origin
+    source = (Path(package.origin).parent / "model_zoo" / f"{module}.py").read_text()
+    (found,) = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    resnet, wide = robustbench("resnet"), robustbench("wide_resnet")
+    names = {"torch": torch, "WideResNet": wide.WideResNet, **vars(resnet)}
+    exec(ast.unparse(found), names)
+    return eval(constructor.partition(".")[2], names).eval()
+
+
+@pytest.mark.parametrize(
+    "arch, classes",
+    [("prn-18-v1", 10), ("prn-18", 10), ("prn-18", 100), ("resnet-18", 7), ("wrn-16-2", 10),
+     ("wrn-10-1", 100)],
+)  # fmt: skip
+def test_a_normalised_net_in_the_class_that_normalises(
+    robustbench, tmp_path, capsys, arch, classes
+):
+    """Wong2020FastNet, the Rice2020 nets and others keep mu and sigma in their state dict."""
+    torch.manual_seed(6)
+    net = fastuiat.build_model(arch, classes).eval()
+    for name, tensor in net.state_dict().items():
+        if name.endswith(("running_mean", ".bias")):
+            tensor.normal_(0, 0.1)
+    torch.save({"net": net.state_dict()}, tmp_path / "net.pt")
+    words = f"export {tmp_path / 'net.pt'} --format robustbench --arch {arch} --json"
+    main([*words.split(), "--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["difference"] <= 1e-5
+    theirs = model_of_the_zoo(robustbench, document["constructor"])
+    theirs.load_state_dict(torch.load(document["path"], weights_only=True), strict=True)
+    x = images(2)
+    mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).view(2, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), net((x - mean) / std), atol=1e-5, rtol=1e-5)
 
 
 def record(info: dict, attack: str, accuracy: float, n: int = 10_000, **more) -> dict:
