@@ -28,7 +28,7 @@ from fastuiat.models.entries import (
     repeated,
 )
 from fastuiat.models.layouts import ours, recognise
-from fastuiat.models.nests import Choice, Nest, Weights, choose, nests_in
+from fastuiat.models.nests import Choice, Nest, Weights, choose, nests_in, unnamed_averages
 from fastuiat.models.normalised import Normalised, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
 
@@ -112,6 +112,11 @@ def load_published(
         raise UserError(f"{path} holds no state dict{held(content)}")
     choice = choose(nests, which, weights, fits, path)
     said.notes += choice.notes
+    if not choice.averaged and weights == "averaged":
+        said.notes += [
+            f"{name} is an average without names, which cannot be read: the raw weights were taken"
+            for name in unnamed_averages(content)
+        ]
     if which == "last" and choice.which != "last":
         said.notes.append("the file holds one net only, and no last one beside a best")
     said.left_out += [other.name for other in choice.others]

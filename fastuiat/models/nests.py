@@ -71,7 +71,9 @@ class Nest:
 
     @property
     def name(self) -> str:
-        return ".".join((*self.path, self.prefix.rstrip("."))).strip(".") or "the file itself"
+        """For people."""
+        name = ".".join((*self.path, self.prefix.rstrip("."))).strip(".")
+        return legible(name) or "the file itself"
 
     def says(self, words: set[str]) -> bool:
         return any(words & words_of(name) for name in self.names)
@@ -139,6 +141,20 @@ def mappings_in(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], W
                 seen.add(id(value))
                 if len(path) < 8:
                     waiting.append(((*path, key), value))
+
+
+def unnamed_averages(content: Mapping[Any, Any], depth: int = 3) -> list[str]:
+    """Names under which an average lies as a list of tensors, in an order that no file tells."""
+    found = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and depth:
+            inner = unnamed_averages(value, depth - 1)
+            found += [f"{legible(key)}.{name}" for name in inner]
+        elif isinstance(value, list | tuple) and len(value) > 1:
+            plain = re.sub("[^a-z]", "", str(key).lower())
+            if AVERAGED.fullmatch(plain) and all(isinstance(v, Tensor) for v in value):
+                found.append(legible(key))
+    return found
 
 
 def nests_in(

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastuiat.config import UserError
+from fastuiat.config import UserError, legible
 from fastuiat.models.blocks import ACTIVATIONS
 
 REGISTRY: dict[str, Family] = {}
@@ -89,4 +89,4 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> n
                 f"'{name}' has no legal {' and '.join(family.numbers)}: choose from {known()}"
             )
         return family.build(*numbers, num_classes, activation)
-    raise UserError(f"unknown net '{name}': choose from {known()}")
+    raise UserError(f"unknown net '{legible(name)}': choose from {known()}")

@@ -26,6 +26,8 @@ WRITERS_OF_64 = {(0x031E, 45), (45, 45)}
 STREAMED = 8
 """The flag of an entry whose checksum and sizes stand behind its content."""
 CHUNK = 1 << 20
+MOST_UNPACKED = 1 << 26
+"""Bytes that a deflated entry may always have, however small it is."""
 
 
 class Damaged(Exception):
@@ -167,8 +169,11 @@ def verify_content(
     unpack = zlib.decompressobj(-15) if entry.compress_type == zipfile.ZIP_DEFLATED else None
     if unpack is None and entry.compress_type != zipfile.ZIP_STORED:
         raise NotImplementedError
-    if entry.flag_bits & 1:  # encrypted
+    packs_much = entry.file_size > max(MOST_UNPACKED, 100 * entry.compress_size)
+    if entry.flag_bits & 1 or packs_much:  # encrypted, or made to fill the memory
         raise NotImplementedError
+    if unpack is None and entry.compress_size != entry.file_size:
+        raise Damaged(f"the sizes of {legible(entry.orig_filename)} are told in two ways")
     for count in pieces(entry.compress_size):
         content = taken(count)
         if unpack is None:

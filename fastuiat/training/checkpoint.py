@@ -48,8 +48,11 @@ def read(path: Path) -> dict[str, Any]:
 def locate(path: str | Path, which: str = "best") -> Path:
     """The checkpoint file of a run folder (`best`, else `last`), or the file itself."""
     path = Path(path)
-    if not path.is_dir():
-        return path
+    try:
+        if not path.is_dir():
+            return path
+    except OSError as error:  # of a name that no file can have
+        raise UserError(f"{legible(path)} cannot be read: {error.strerror}") from error
     for name in dict.fromkeys((which, "last")):
         if (file := path / "checkpoints" / f"{name}.pt").is_file():
             return file
@@ -165,7 +168,7 @@ def in_one_line(info: dict[str, Any], is_said: bool) -> str:
     if constants:
         mean, std = (" ".join(f"{v:.4g}" for v in constants[k]) for k in ("mean", "std"))
         normalised = f"normalised by mean {mean}, std {std} (from {constants['from']})"
-    nest = "" if info["nest"] is None or "step" in info else f"{info['nest']}, "
+    nest = "" if info["nest"] is None or "step" in info else f"{legible(info['nest'])}, "
     left = ", ".join(info["left_out"])
     return (
         f"taken: {nest}the {info['weights']} weights of {info['path']} as a {info['arch']} with "

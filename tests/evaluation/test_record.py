@@ -157,3 +157,14 @@ def test_the_state_of_an_unfinished_evaluation_has_the_records_name(runs, capsys
     )  # fmt: skip
     measured(capsys, "runs/sat", "--which", "last", "--weights", "raw")
     assert seen == ["clean_n8_last_raw.state"]
+
+
+def test_a_report_keeps_the_choices_apart(runs, capsys):
+    from fastuiat.report.runs import read_run
+
+    measured(capsys, "runs/sat")
+    measured(capsys, "runs/sat", "--which", "last", "--weights", "raw")
+    run = read_run(runs / "sat")
+    assert [r.attack for r in run.records] == ["clean", "clean, last checkpoint, raw weights"]
+    (default,) = [r for r in run.records if r.attack == "clean"]
+    assert run.record("clean") is default and default.values["checkpoint"]["which"] == "best"

@@ -160,6 +160,14 @@ def test_two_nets_of_which_neither_is_named_are_refused(loaded, raw, average):
     assert is_same(loaded({"generator": other, "student": raw})[0], raw)
 
 
+def test_an_average_without_names_is_said(loaded, raw):
+    """As torch-ema stores it: a list in the order of the parameters."""
+    ema = {"decay": 0.99, "shadow_params": [v for v in raw.values() if v.ndim], "num_updates": 3}
+    state, info = loaded({"model": raw, "ema": ema})
+    assert is_same(state, raw) and info["weights"] == "raw" and info["left_out"] == ["ema"]
+    assert any("ema.shadow_params is an average without names" in note for note in info["notes"])
+
+
 def test_a_claimed_size_takes_no_memory(loaded, raw):
     """An expanded view of one number stands for ten million classes."""
     huge = {"fc.weight": torch.zeros(1).expand(10**7, 64), "fc.bias": torch.zeros(1).expand(10**7)}

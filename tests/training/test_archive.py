@@ -100,6 +100,14 @@ def test_an_archive_packed_anew_is_read(tmp_path, method):
     assert is_refused(flipped(packed, len(packed) // 2, 0))
 
 
+def test_a_small_file_does_not_unpack_into_a_large_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("net/data.pkl", b"\x80\x02}.")
+        target.writestr("net/data/0", bytes(80 << 20))
+    with pytest.raises(UserError, match="form that torch"):
+        fastuiat.load_checkpoint(tmp_path / "net.pt", "wrn-10-1")
+
+
 def test_a_file_written_without_checksums_is_read():
     state = {"a": torch.randn(100)}
     was = torch.serialization.get_crc32_options()

@@ -218,6 +218,7 @@ def test_what_is_no_file_is_never_opened(refused):
     os.mkdir("folder")
     assert "is it a run folder?" in refused("folder")
     assert "does not exist" in refused("nothing")
+    assert "cannot be read: File name too long" in refused("x" * 300)
 
 
 def test_safetensors_must_be_exact(net, refused):
