@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +82,31 @@ def alike(entries: Weights, one: tuple[str, str], other: tuple[str, str]) -> boo
         torch.equal(entries[a].float().flatten().expand(3), entries[b].float().flatten().expand(3))
         for a, b in zip(one, other, strict=True)
     )
+
+
+def numbers_in(value: Any) -> list[float] | None:
+    """Three numbers, of a tensor, an array or a list; else None."""
+    flat = value
+    if isinstance(value, Tensor):
+        flat = value.flatten().tolist() if value.numel() == 3 and not value.is_meta else None
+    elif isinstance(value, np.ndarray):
+        flat = value.flatten().tolist() if value.size == 3 else None
+    if not isinstance(flat, list | tuple) or len(flat) != 3:
+        return None
+    return list(map(float, flat)) if all(isinstance(v, int | float) for v in flat) else None
+
+
+def constants_beside(content: Mapping[Any, Any], depth: int = 2) -> str | None:
+    """A mean and a std that a file holds outside all of its nets, as options that say them."""
+    found: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and depth and (said := constants_beside(value, depth - 1)):
+            return said
+        if isinstance(key, str) and (numbers := numbers_in(value)) and "running" not in key:
+            for name, pattern in (("mean", MEAN), ("std", STD)):
+                if pattern.search(key.lower()):
+                    found[name] = f"--{name} {' '.join(f'{v:.4g}' for v in numbers)}"
+    return " ".join((found["mean"], found["std"])) if len(found) == 2 else None
 
 
 def is_counter(key: str) -> bool:

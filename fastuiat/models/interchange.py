@@ -22,6 +22,7 @@ from fastuiat.models import build_model
 from fastuiat.models.deepmind import PUBLISHED, NormalisedInside
 from fastuiat.models.entries import (
     Constants,
+    constants_beside,
     grouped,
     is_counter,
     normalisation_in,
@@ -68,6 +69,8 @@ class Said:
     dataset: str | None
     is_ours: bool
     """The file itself says which net it is."""
+    beside: str | None
+    """Constants that stand in the file outside its nets, as options."""
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +96,8 @@ def load_published(
     load_checkpoint describes them. UserError on a misfit: at most five keys, and the net that it
     looks like.
     """
-    said = Said(path, arch, activation, normalise, dataset, is_ours)
+    beside = constants_beside(content)
+    said = Said(path, arch, activation, normalise, dataset, is_ours, beside)
     if normalise is not None:
         constants(*normalise)
     own = keys_of(arch) if arch else []
@@ -247,9 +251,14 @@ def normalisation(
         return found
     if not isinstance(net, NormalisedInside):
         if not said.is_ours:
+            there = "the file holds no normalisation, and none was done: "
+            if said.beside:
+                there = (
+                    f"a mean and a std stand beside the net, and none was applied ({said.beside}): "
+                )
             said.notes.append(
-                "the file holds no normalisation, and none was done: if the pixels were "
-                "normalised outside the net, as many nets' are, give --mean and --std"
+                f"{there}if the pixels were normalised outside the net, as many nets' are, give "
+                "--mean and --std"
             )
         return None
     if said.dataset in PUBLISHED:
@@ -324,4 +333,7 @@ def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
         raise UserError(f"{path} holds no state dict")
     refuse_misfit(net, dict(weights), path, arch)
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
-    net.load_state_dict({**counters, **weights})
+    try:
+        net.load_state_dict({**counters, **weights})
+    except RuntimeError as error:  # of a dtype or device that cannot be copied
+        raise UserError(f"{path} holds weights of {arch} that cannot be copied") from error

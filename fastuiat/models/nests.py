@@ -29,7 +29,7 @@ PLAIN = "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|modu
 AVERAGE = "ema|swa|wa|avg|averaged?|averaging|shadow|polyak|exponentialmovingaverage|movingaverage"
 AVERAGED = re.compile(f"(?:{PLAIN})*(?:{AVERAGE})+(?:{PLAIN}|{AVERAGE})*")
 RAW = re.compile(
-    f"(?:{PLAIN})*(?:un|non|no|not)(?:{AVERAGE})(?:{PLAIN})*|(?:raw|live|online)(?:{PLAIN})*"
+    f"(?:{PLAIN})*(?:un|non|no|not|without)(?:{AVERAGE})(?:{PLAIN})*|(?:raw|live|online)(?:{PLAIN})*"
 )
 BEST, LAST = {"best"}, {"last", "latest", "final", "current", "newest"}
 ATTACKS = {"attacker", "attack", "adversary", "atk", "pgd"}
@@ -88,7 +88,8 @@ class Nest:
     @property
     def averaged(self) -> bool:
         counted = any(key.rpartition(".")[2] == "n_averaged" for key in (*self.rest, *self.weights))
-        return not self.raw and (counted or self.matches(AVERAGED))
+        told = self.matches(AVERAGED) or self.says({*AVERAGE.split("|")})
+        return not self.raw and (counted or told)
 
     @property
     def which(self) -> str | None:
@@ -112,7 +113,7 @@ def tensors_in(mapping: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Weight
             value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
         if not isinstance(key, str) or not isinstance(value, Tensor):
             continue
-        if value.layout is not torch.strided or value.is_quantized:
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             continue
         claimed = value.numel() * value.element_size()
         if claimed > max(MOST_CLAIMED, value.untyped_storage().nbytes()):
@@ -173,12 +174,12 @@ def parted(
 ) -> list[Nest]:
     """The nets of one mapping, which differ by the prefix of their keys."""
     stems = (*STEMS, stem) if stem else STEMS
-    prefixes = {
+    prefixes = dict.fromkeys(  # in the file's order
         key.removesuffix(end)
         for key in tensors
         for end in stems
         if key.endswith(end) and key.removesuffix(end)[-1:] in ("", ".")
-    }
+    )
     groups: dict[str, Weights] = {}
     for prefix in sorted(prefixes, key=len):
         group = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -284,9 +285,12 @@ def the_one(nests: Sequence[Nest], path: Path) -> Nest:
     usual = [n for n in nests if n.path and n.path[-1] in KNOWN]
     if len(usual) == 1:
         return usual[0]
-    names = ", ".join(legible(nest.name) for nest in nests)
-    place = "".join(f"[{key!r}]" for key in first.path)
+    names = ", ".join(nest.name for nest in nests)
+    place = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in first.path)
+    if first.prefix:
+        begin = f"k.startswith({first.prefix!r})"
+        place = f"{{k[{len(first.prefix)}:]: v for k, v in {place}.items() if {begin}}}"
     raise UserError(
-        f"{path} holds several nets ({names}): keep the one that is meant, as torch.save("
-        f"torch.load({str(path)!r}){legible(place)}, NEW) does with {legible(first.name)}"
+        f"{path} holds several nets ({names}): keep the one that is meant, as "
+        f"torch.save({legible(place, 400)}, NEW) does with {first.name}"
     )

@@ -52,6 +52,10 @@ def path_text(*parts: str) -> str:
     return str(PurePosixPath(*parts))
 
 
+def plain_list(*_: Any) -> list[Any]:
+    return []
+
+
 def plain_dict(*_: Any) -> dict[Any, Any]:
     return collections.OrderedDict()
 
@@ -71,6 +75,7 @@ def read_as() -> list[Any]:
         np.dtype: ("numpy.dtype",),
         Settings: ("argparse.Namespace", "types.SimpleNamespace"),
         plain_dict: ("collections.defaultdict",),
+        plain_list: ("collections.deque",),
         collections.OrderedDict: ("easydict.EasyDict", "yacs.config.CfgNode", "addict.addict.Dict",
                                   "munch.Munch"),
         path_text: tuple(f"pathlib{module}.{name}" for module in ("", "._local") for name in
@@ -80,6 +85,7 @@ def read_as() -> list[Any]:
         datetime.timedelta: ("datetime.timedelta",),
     }  # fmt: skip
     made |= {kind: (f"builtins.{kind.__name__}",) for kind in (list, dict, int, float, str, bool)}
+    made[str] += ("torch.torch_version.TorchVersion",)
     made |= {kind: (f"numpy.dtypes.{kind.__name__}",) for kind in kinds}
     return [(what, name) for what, names in made.items() for name in names]
 

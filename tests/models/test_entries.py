@@ -78,6 +78,16 @@ def test_a_normaliser_in_grey_levels_or_of_one_value(loaded, net, x):
             loaded(net.state_dict() | {"n.mean": torch.zeros(3), "n.std": torch.full((3,), std)})
 
 
+@pytest.mark.parametrize("values", [list, tuple, torch.tensor], ids=lambda kind: kind.__name__)
+def test_constants_outside_the_nest_are_said(loaded, net, values):
+    """Whether they were applied no file says: they are shown as the options that apply them."""
+    constants = {"mean": values([0.5, 0.4, 0.3]), "std": values([0.2, 0.2, 0.25])}
+    for beside in (constants, {"normalize": constants}):
+        _, info = loaded({"state_dict": net.state_dict(), **beside})
+        assert info["normalisation"] is None
+        assert any("--mean 0.5 0.4 0.3 --std 0.2 0.2 0.25" in note for note in info["notes"])
+
+
 @torch.no_grad()
 def test_an_attackers_copies(loaded, net, x):
     state = net.state_dict()

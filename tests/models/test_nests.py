@@ -153,6 +153,13 @@ def test_best_and_last(loaded, raw, average):
 def test_two_nets_of_which_neither_is_named_are_refused(loaded, raw, average):
     with pytest.raises(UserError, match=r"several nets \(net1, net2\).*\['net1'\]"):
         loaded({"net1": raw, "net2": average})
+    with pytest.raises(UserError, match=r"several nets \(net1, net2\)") as refused:
+        loaded(prefixed(raw, "net1.") | prefixed(average, "net2."))
+    line = str(refused.value).partition("keep the one that is meant, as ")[2].partition(" does")[0]
+    kept: list[State] = []
+    exec(line.replace("torch.save(", "keep(").replace(", NEW)", ")"),
+         {"torch": torch, "keep": kept.append})  # fmt: skip
+    assert is_same(kept[0], raw)
     assert is_same(loaded({"net1": raw, "net2": dict(raw)})[0], raw)
     state, info = loaded({"model": raw, "teacher": average})
     assert is_same(state, raw) and info["left_out"] == ["teacher"]

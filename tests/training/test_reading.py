@@ -64,7 +64,8 @@ VALUES = {
     "counter": collections.Counter("aab"), "default": collections.defaultdict(list, {"a": [1]}),
     "ordered": collections.OrderedDict(a=1), "path": pathlib.Path("/a/b"), "set": {1, 2},
     "size": torch.Size([1, 2]), "dtype": torch.float16, "device": torch.device("cuda:0"),
-    "bytes": b"x", "time": datetime.datetime(2020, 1, 2), "none": None, "complex": 1j,
+    "version": torch.__version__, "bytes": b"x", "none": None,
+    "time": datetime.datetime(2020, 1, 2), "complex": 1j,
 }  # fmt: skip
 
 
