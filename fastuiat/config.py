@@ -14,6 +14,12 @@ class UserError(ValueError):
     """Something the user can mend: one line that says what is wrong and what to do."""
 
 
+def legible(text: object, most: int = 80) -> str:
+    """A name out of a stranger's file as it can be shown: short, without control characters."""
+    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: most + 1])
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
 def parse_radius(value: str | float) -> float:
     """A radius in [0, 1] pixel units from a number or text such as `8/255`."""
     try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.evaluation.record import same_weights
 from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
 from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
@@ -144,8 +145,7 @@ def records_of(run: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for path in sorted((run / "eval").glob("*.json")):
         record = json.loads(path.read_text())
-        owner = record.get("checkpoint", {})
-        if all(owner.get(name) == info[name] for name in ("sha256", "weights")):
+        if "attack" in record and same_weights(record.get("checkpoint") or {}, info):
             found.append(record)
     return found
 

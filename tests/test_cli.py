@@ -254,6 +254,10 @@ def test_results_of_another_checkpoint_stay(refused, tmp_path, run_folder):
     main(["eval", "a", "--attacks", "clean", "--n", "8", "--out", "shared"])
     record = json.loads((tmp_path / "shared/eval/clean_n8.json").read_text())
     assert record["n"] == 8 and len(record["per_sample"]) == 8 and record["checkpoint"]["sha256"]
+    best = tmp_path / "b" / "checkpoints" / "best.pt"
+    content = torch.load(best, weights_only=True)
+    content["model"]["fc.bias"] += 1
+    torch.save(content, best)
     assert "choose another --out" in refused(
         "eval", "b", "--attacks", "clean", "--n", "8", "--out", "shared"
     )

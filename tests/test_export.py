@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -135,6 +137,53 @@ def test_every_net_in_its_robustbench_class(robustbench, arch, activation):
         torch.testing.assert_close(theirs(x), net(x), atol=1e-5, rtol=1e-5)
 
 
+def model_of_the_zoo(robustbench, constructor: str) -> nn.Module:
+    """A class of robustbench's model_zoo/cifar10.py or cifar100.py, as its own source defines it.
+
+    The files themselves import a dozen packages that these classes do not need.
+    """
+    module, name = constructor.partition("(")[0].split(".")
+    package = importlib.util.find_spec("robustbench")
+    assert package is not None and package.origin
+    source = (Path(package.origin).parent / "model_zoo" / f"{module}.py").read_text()
+    (found,) = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    resnet, wide = robustbench("resnet"), robustbench("wide_resnet")
+    names = {"torch": torch, "WideResNet": wide.WideResNet, **vars(resnet)}
+    exec(ast.unparse(found), names)
+    return eval(constructor.partition(".")[2], names).eval()
+
+
+@pytest.mark.parametrize(
+    "arch, classes",
+    [("prn-18-v1", 10), ("prn-18", 10), ("prn-18", 100), ("resnet-18", 7), ("wrn-16-2", 10),
+     ("wrn-10-1", 100)],
+)  # fmt: skip
+def test_a_normalised_net_in_the_class_that_normalises(
+    robustbench, tmp_path, capsys, arch, classes
+):
+    """Wong2020FastNet, the Rice2020 nets and others keep mu and sigma in their state dict."""
+    torch.manual_seed(6)
+    net = fastuiat.build_model(arch, classes).eval()
+    for name, tensor in net.state_dict().items():
+        if name.endswith(("running_mean", ".bias")):
+            tensor.normal_(0, 0.1)
+    torch.save({"net": net.state_dict()}, tmp_path / "net.pt")
+    words = f"export {tmp_path / 'net.pt'} --format robustbench --arch {arch} --json"
+    main([*words.split(), "--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["difference"] <= 1e-5
+    theirs = model_of_the_zoo(robustbench, document["constructor"])
+    theirs.load_state_dict(torch.load(document["path"], weights_only=True), strict=True)
+    x = images(2)
+    mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).view(2, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), net((x - mean) / std), atol=1e-5, rtol=1e-5)
+
+
 def record(info: dict, attack: str, accuracy: float, n: int = 10_000, **more) -> dict:
     said = {"attack": attack, "accuracy": accuracy, "n": n, "checkpoint": info}
     return (
@@ -203,13 +252,13 @@ def test_a_published_file_can_be_exported(robustbench, tmp_path, capsys, monkeyp
     state = {f"module.{k}": v for k, v in net.state_dict().items() if k not in ("mean", "std")}
     torch.save(state, "net.pt")
     words = "export net.pt --format robustbench --arch wrn-10-1 --json"
-    main([*words.split(), "--mean", *map(str, mean), "--std", "1", "1", "2"])
+    main([*words.split(), "--mean", *map(str, mean), "--std", "1", "1", "0.5"])
     document = json.loads(capsys.readouterr().out)
     assert document["arch"] == "dm-wrn-10-1" and document["path"] == "export/net.pt"
     theirs = made(robustbench, document["constructor"])
     theirs.load_state_dict(torch.load(document["path"], weights_only=True), strict=True)
     net.mean.copy_(torch.tensor(mean).view(3, 1, 1))
-    net.std.copy_(torch.tensor((1.0, 1.0, 2.0)).view(3, 1, 1))
+    net.std.copy_(torch.tensor((1.0, 1.0, 0.5)).view(3, 1, 1))
     same_logits(net, theirs)
 
 
@@ -248,11 +297,14 @@ def test_refusals(finished, tmp_path, monkeypatch, capsys):
 
 def test_nets_without_a_class_name_the_formats_that_remain():
     silu = fastuiat.build_model("resnet-18", K, "silu")
-    plain = Normalised(fastuiat.build_model("wrn-10-1", K), torch.zeros(3), torch.ones(3))
-    for net, arch, activation in ((silu, "resnet-18", "silu"), (plain, "wrn-10-1", "relu")):
-        info = {"arch": arch, "activation": activation, "num_classes": K}
-        with pytest.raises(UserError, match=r"no class for .*safetensors, onnx or torch-export"):
-            zoo_class(net, info | {"normalised": net is plain})
+    plain = Normalised(fastuiat.build_model("wrn-10-1", 7), torch.zeros(3), torch.ones(3))
+    for net, arch, activation, front in (
+        (silu, "resnet-18", "silu", "a resnet"), (plain, "wrn-10-1", "relu", "a normalisation in"),
+    ):  # fmt: skip
+        info = {"arch": arch, "activation": activation, "num_classes": 10 if net is silu else 7}
+        said = rf"no class for {front}.*safetensors, onnx or torch-export"
+        with pytest.raises(UserError, match=said):
+            zoo_class(net, info)
 
 
 def test_a_file_with_other_logits_is_not_written(finished, tmp_path, monkeypatch):

@@ -86,7 +86,6 @@ def published_nets(robustbench):
     return {
         "resnet-18": lambda: resnet.ResNet(resnet.BasicBlock, four, num_classes=K),
         "prn-18": lambda: resnet.PreActResNet(resnet.PreActBlockV2, four, K, bn_before_fc=True),
-        "prn-18 no bn": lambda: resnet.PreActResNet(resnet.PreActBlockV2, four, K),
         "prn-18 bn": lambda: resnet.PreActResNet(BothNormalised, four, K, bn_before_fc=True),
         "prn-18-v1": lambda: resnet.PreActResNet(resnet.PreActBlock, four, K),
         "prn-18-v1-bn": lambda: resnet.PreActResNet(resnet.PreActBlock, four, K, bn_before_fc=True),
@@ -101,7 +100,7 @@ def published_nets(robustbench):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet-18", "prn-18", "prn-18 no bn", "prn-18 bn", "prn-18-v1", "prn-18-v1-bn", "wrn-16-2",
+    ["resnet-18", "prn-18", "prn-18 bn", "prn-18-v1", "prn-18-v1-bn", "wrn-16-2",
      "wrn-16-2 silu", "prn-18 silu", "wrn-10-1 dm", "wrn-16-2 dm", "prn-18 dm"],
 )  # fmt: skip
 def test_the_nets_that_are_published(robustbench, tmp_path, x, name):
@@ -112,16 +111,24 @@ def test_the_nets_that_are_published(robustbench, tmp_path, x, name):
     info = same_logits(tmp_path / "net.pt", theirs, x, arch, **said)
     assert info["arch"] == ("dm-" + arch if kind == "dm" else arch)
     assert info["activation"] == ("silu" if kind in ("dm", "silu") else "relu")
-    assert info["normalised"] == (kind == "dm")
+    assert bool(info["normalisation"]) == (kind == "dm")
 
 
 def test_the_batchnorm_that_a_raw_shortcut_net_ends_in_names_it(robustbench, tmp_path, x):
-    """Either name reads either file: its keys show which it is."""
+    """Either name reads either file: its keys show which it is, and what they leave open is said.
+
+    Without that BatchNorm it is the raw-shortcut net also where prn-18 is said.
+    """
     nets = published_nets(robustbench)
-    for held, said in (("prn-18-v1", "prn-18-v1-bn"), ("prn-18-v1-bn", "prn-18-v1")):
+    for held, said in (
+        ("prn-18-v1", "prn-18-v1-bn"), ("prn-18-v1-bn", "prn-18-v1"), ("prn-18-v1", "prn-18"),
+    ):  # fmt: skip
         theirs = settled(nets[held]())
         torch.save(theirs.state_dict(), tmp_path / "net.pt")
-        assert same_logits(tmp_path / "net.pt", theirs, x, said)["arch"] == held
+        info = same_logits(tmp_path / "net.pt", theirs, x, said)
+        assert info["arch"] == held and f"as a {held} with" in info["taken"]
+        (note,) = [note for note in info["notes"] if "bn" in note and "shortcut" in note]
+        assert said in note and held in note and ("--arch prn-18" in note) == (held != "prn-18-v1")
         ours = fastuiat.build_model(held, K)
         assert ours.state_dict().keys() == theirs.state_dict().keys()
 
@@ -161,7 +168,9 @@ WRAPPED = {
 def test_wrappings(tmp_path, x, how):
     net = tiny()
     torch.save(WRAPPED[how](net.state_dict()), tmp_path / "net.pt")
-    assert "note" not in same_logits(tmp_path / "net.pt", net, x, "wrn-10-1")
+    info = same_logits(tmp_path / "net.pt", net, x, "wrn-10-1")
+    assert info["weights"] == "raw" and len(info["notes"]) == 1
+    assert "--mean and --std" in info["notes"][0]
 
 
 @pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma"), None])
@@ -170,10 +179,13 @@ def test_a_normalisation_in_front(tmp_path, x, names):
     torch.save(nn.DataParallel(theirs).state_dict(), tmp_path / "net.pt")
     if names is None:
         _, info = fastuiat.load_checkpoint(tmp_path / "net.pt", "wrn-10-1")
-        assert "--mean and --std" in info["note"] and not info["normalised"]
+        assert "--mean and --std" in info["notes"][0] and info["normalisation"] is None
     said = {} if names else {"normalise": (MEAN, STD)}
     info = same_logits(tmp_path / "net.pt", theirs, x, "wrn-10-1", **said)
-    assert info["normalised"] and "note" not in info
+    found = info["normalisation"]
+    assert (found["mean"], found["std"]) == (list(MEAN), list(STD)) and not info["notes"]
+    held = names and f"the file: module.0.{names[0]}, module.0.{names[1]}"
+    assert found["from"] == (held or "--mean and --std")
     if names:
         with pytest.raises(UserError, match="leave --mean and --std out"):
             fastuiat.load_checkpoint(tmp_path / "net.pt", "wrn-10-1", normalise=(MEAN, STD))
@@ -267,7 +279,7 @@ def test_the_dm_nets_are_built_by_name_in_any_precision(x):
 def test_the_constants_of_a_dm_net(robustbench, tmp_path, x):
     """RobustBench keeps them out of its files, the DeepMind line's own files may hold them."""
     deepmind = robustbench("dm_wide_resnet")
-    mean, std = (0.1, 0.2, 0.3), (0.9, 1.1, 1.3)
+    mean, std = (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)
     theirs = settled(deepmind.DMWideResNet(K, 10, 1, nn.SiLU, mean, std))
     state = theirs.state_dict()
     torch.save(state, tmp_path / "without.pt")
@@ -286,11 +298,12 @@ def test_eval_of_a_published_file(tmp_path, capsys, monkeypatch):
     words = ["eval", "net.pt", "--arch", "wrn-10-1", "--dataset", "digits", "--n", "64", "--json"]
     accuracies = []
     for more in ([], ["--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.3", "0.4"]):
-        main([*words, "--attacks", "clean", *more])
+        main([*words, "--attacks", "clean", *more, "--out", f"out-{len(more)}"])
         out, err = capsys.readouterr()
         (record,) = json.loads(out)["records"]
         assert ("give --mean and --std" in err) == (not more)
-        assert record["checkpoint"]["normalised"] == bool(more)
+        assert bool(record["checkpoint"]["normalisation"]) == bool(more)
+        assert record["checkpoint"]["taken"] in err
         accuracies.append(record["accuracy"])
     digits = data.load("digits", Path("data"), "test")
     x = pixels(digits.images[:64], torch.device("cpu"))

@@ -69,6 +69,7 @@ def test_a_pipe_is_given_plain_lines(fastuiat, run_folder):
     assert done.returncode == 0 and done.stderr == ""
     assert ANSI not in done.stdout and not BARS.search(done.stdout)
     lines = done.stdout.splitlines()
+    assert lines.pop(0).startswith("taken: the raw weights of ")
     assert [line.split() for line in lines[:2]] == [
         ["clean", "8", "of", "8"], ["pgd-20", "8/255", "8", "of", "8"],
     ]  # fmt: skip

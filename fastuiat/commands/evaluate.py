@@ -11,8 +11,8 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from fastuiat.commands.output import Output, OutputOptions
-from fastuiat.commands.parsing import parse
-from fastuiat.commands.published import PublishedOptions
+from fastuiat.commands.parsing import flags_in, parse
+from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
 from fastuiat.config import UserError, parse_radius, radius_text
 
 
@@ -67,10 +67,6 @@ class EvalOptions(PublishedOptions, OutputOptions):
     """By default the one the run was trained on."""
     data_dir: Path | None = None
     """By default the run's."""
-    which: Literal["best", "last"] = "best"
-    """Which checkpoint of a run."""
-    weights: Literal["averaged", "raw"] = "averaged"
-    """The averaged net where there is one, or the live one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = None
     """Where eval/*.json goes; by default the run folder."""
@@ -92,12 +88,6 @@ def eval_class() -> Any:
         frozen=True,
         kw_only=True,
     )
-
-
-def flags_in(argv: list[str]) -> set[str]:
-    """The flags that were typed, without dashes at the front."""
-    words = (word.split("=")[0] for word in argv if word.startswith("--"))
-    return {word[2:].replace("-", "_") for word in words}
 
 
 def settings_of(options: Any, typed: set[str]) -> dict[str, Any]:
@@ -123,7 +113,7 @@ def settings_of(options: Any, typed: set[str]) -> dict[str, Any]:
 
 
 def evaluate(argv: list[str]) -> None:
-    argv = negative_radii(argv)
+    argv = constants_joined(negative_radii(argv))
     options = parse(eval_class(), argv, prog="fastuiat eval", description=EvalOptions.__doc__)
     typed = flags_in(argv)
     settings = settings_of(options, typed)
@@ -136,18 +126,13 @@ def evaluate(argv: list[str]) -> None:
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
-    model, info = load_checkpoint(
-        options.path, which=options.which, weights=options.weights, **options.described()
-    )
-    if "which" in typed and "epoch" in info and options.path.is_file():
-        raise UserError(f"--which chooses from a run folder, and {options.path} is one checkpoint")
+    model, info = load_checkpoint(options.path, dataset=options.dataset, **options.described())
     output = Output(options)
-    if note := info.get("note"):
-        output.say(note)
+    say_what_was_taken(output, options.path, options, typed, info)
     name = options.dataset or info.get("dataset")
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
-    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    run = run_of(options.path)
     folder = options.out or run or options.path.parent
     data_dir = options.data_dir
     if data_dir is None:
@@ -185,6 +170,9 @@ def negative_radii(argv: list[str]) -> list[str]:
     return [repr(parse_radius(word)) if fraction.fullmatch(word) else word for word in argv]
 
 
-def is_run(path: Path) -> bool:
-    """Whether this is a run folder: a checkpoint inside one is evaluated there."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+def run_of(path: Path) -> Path | None:
+    """The run folder that a path is, or that its checkpoint lies in: it is evaluated there."""
+    inside = (path, *path.parents[:2], *path.resolve().parents[:2])
+    return next(
+        (p for p in inside if (p / "config.json").is_file() and (p / "checkpoints").is_dir()), None
+    )

@@ -8,10 +8,16 @@ from typing import Literal
 
 import tyro
 
-from fastuiat.commands.evaluate import is_run
+from fastuiat.commands.evaluate import run_of
 from fastuiat.commands.output import Output, OutputOptions, columns
-from fastuiat.commands.parsing import parse
-from fastuiat.commands.published import PublishedOptions
+from fastuiat.commands.parsing import flags_in, parse
+from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
+
+TOLD = (
+    "arch", "activation", "num_classes", "nest", "weights", "normalisation", "left_out", "notes",
+    "taken",
+)  # fmt: skip
+"""Of the net, in the JSON document."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,13 +30,12 @@ class ExportOptions(PublishedOptions, OutputOptions):
     """robustbench: a state dict for one of its classes, and a submission's model_info JSON."""
     out: Path | None = None
     """File to write; by default RUN/export/<name>."""
-    which: Literal["best", "last"] = "best"
-    """Which checkpoint of a run."""
-    weights: Literal["averaged", "raw"] = "averaged"
-    """The averaged net where there is one, or the live one."""
+    dataset: str | None = None
+    """Data set of a bare state dict, which decides the constants of a dm- net."""
 
 
 def export(argv: list[str]) -> None:
+    argv = constants_joined(argv)
     options = parse(ExportOptions, argv, prog="fastuiat export")
     described = options.described()
     from fastuiat import load_checkpoint
@@ -38,19 +43,16 @@ def export(argv: list[str]) -> None:
     from fastuiat.export import export as write
 
     output = Output(options)
-    net, info = load_checkpoint(
-        options.path, which=options.which, weights=options.weights, **described
-    )
-    run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    net, info = load_checkpoint(options.path, dataset=options.dataset, **described)
+    run = run_of(options.path)
     name = run.resolve().name if run else options.path.stem
     folder = run or options.path.parent
     path = options.out or folder / "export" / (name + SUFFIXES[options.format])
-    if note := info.get("note"):
-        output.say(note)
+    say_what_was_taken(output, options.path, options, flags_in(argv), info)
     done = write(net, info, options.format, path, run)
     document = {
         "format": options.format,
-        **{name: info.get(name) for name in ("arch", "activation", "num_classes", "weights")},
+        **{name: info[name] for name in TOLD},
         **dataclasses.asdict(done),
     }
     checked = "not checked: onnxruntime is not installed"

@@ -47,6 +47,12 @@ def first_complaint(box: str) -> str:
     return words.rstrip(".") or "the command could not be parsed"
 
 
+def flags_in(argv: list[str]) -> set[str]:
+    """The flags that were typed, without dashes at the front."""
+    words = (word.split("=")[0] for word in argv if word.startswith("--"))
+    return {word[2:].replace("-", "_") for word in words}
+
+
 def early(argv: list[str], flag: str) -> str | None:
     """The value of a flag that must be known before the rest can be parsed; the last one wins."""
     found = None

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, radius_text
+from fastuiat.config import UserError, legible, radius_text
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation import attacks as registry
@@ -30,14 +30,15 @@ def bits(correct: Tensor) -> str:
     return "".join("1" if c else "0" for c in correct.tolist())
 
 
-def file_name(attack: Attack | str, eps: float, n: int) -> str:
+def file_name(attack: Attack | str, eps: float, n: int, chosen: Sequence[str] = ()) -> str:
     """The record of an attack, without its folder and .json; `clean` has no radius.
 
-    A bare name is the attack of the usual settings.
+    A bare name is the attack of the usual settings. `chosen` is load_checkpoint's: records of the
+    last checkpoint and of raw weights stand beside those of what is taken by default.
     """
     attack = registry.create(attack) if isinstance(attack, str) else attack
     radius = f"_eps{radius_text(eps).replace('/', 'over')}" if attack.has_radius else ""
-    return f"{attack.label()}{radius}_n{n}"
+    return "_".join([f"{attack.label()}{radius}_n{n}", *chosen])
 
 
 def record_of(
@@ -46,8 +47,9 @@ def record_of(
     """All that is needed to repeat the measurement, and its outcome sample by sample.
 
     Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `seed`,
-    `batch_size`, `seconds`, the machine, `time`, `checkpoint` (path, sha256 …) and `per_sample`, a
-    character 0 or 1 per sample in the data set's order.
+    `batch_size`, `seconds`, the machine, `time`, `checkpoint` (what load_checkpoint tells: path,
+    sha256, nest, normalisation, notes …), `of_this_run` (whether that lies in the run folder whose
+    eval/ this is) and `per_sample`, a character 0 or 1 per sample in the data set's order.
     All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
     pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
     holds after each restart, the last one being `accuracy`).
@@ -103,10 +105,10 @@ def evaluate(
     """Measure each attack on the first n test images and write OUT/eval/<attack>.json.
 
     Each radius of `eps` has a record of its own; a negative one is the inverse attack, as in the
-    paper's Figures 1 and 4. `info` says which weights these are (path, sha256 …). `settings` go to
-    those attacks that have them. An unfinished AutoAttack is gone on with. UserError where OUT/eval
-    holds the results of another checkpoint or cannot be written, on a setting that no attack has,
-    or on a negative radius for one without an inverse.
+    paper's Figures 1 and 4. `info` is load_checkpoint's: which weights these are, by content.
+    `settings` go to those attacks that have them. An unfinished AutoAttack is gone on with.
+    UserError where OUT/eval holds the results of other weights or cannot be written, on a setting
+    that no attack has, or on a negative radius for one without an inverse.
     """
     made = registry.chosen(attacks, settings or {})
     radii = radii_of(eps, made)
@@ -118,9 +120,10 @@ def evaluate(
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
     todo = [(a, e) for a in made for e in (radii if a.has_radius else radii[:1])]
-    names = [file_name(*part, len(images.labels)) for part in todo]
+    names = [file_name(*part, len(images.labels), info.get("chosen", ())) for part in todo]
+    of_this_run = lies_in(out, info)
     for name in names:
-        refuse_foreign(folder / f"{name}.json", info)
+        refuse_foreign(folder / f"{name}.json", info, of_this_run)
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
         progress=progress, say=say,
@@ -131,7 +134,8 @@ def evaluate(
         for (attack, radius), name in zip(todo, names, strict=True):
             state = folder / f"{name}.state"
             outcome = attack.measure(evaluation, radius, state)
-            records.append(record_of(evaluation, attack, radius, outcome) | {"checkpoint": info})
+            about = {"checkpoint": info, "of_this_run": of_this_run}
+            records.append(record_of(evaluation, attack, radius, outcome) | about)
             write_json(folder / f"{name}.json", records[-1])
             state.unlink(missing_ok=True)
     return records
@@ -142,16 +146,52 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": device.type, **summary(device), "precision": "tf32" if tf32 else "fp32"}
 
 
-def refuse_foreign(path: Path, info: dict[str, Any]) -> None:
-    """A run's own results may be renewed; those of another checkpoint stay."""
+IDENTITY = ("sha256", "nest", "weights", "arch", "activation")
+"""What makes weights the same, beside the numbers of their normalisation: never a path."""
+
+
+def same_weights(owner: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
+    """Whether a record's checkpoint is the one of `info`, by content.
+
+    Older records tell less; what tells no checksum is compared by its path.
+    """
+    if not info.get("sha256"):
+        return bool(owner.get("path") == info.get("path"))
+    if any(owner.get(name) != info.get(name) for name in IDENTITY if name in owner):
+        return False
+    here, there = (d.get("normalisation") or {} for d in (info, owner))
+    unlike = any(here.get(name) != there.get(name) for name in ("mean", "std"))
+    return "sha256" in owner and not ("normalisation" in owner and unlike)
+
+
+def lies_in(out: Path, info: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint is one of the run folder `out`."""
+    file = Path(info.get("path") or "").resolve()
+    return file.parent == (out / "checkpoints").resolve() and file.is_file()
+
+
+def refuse_foreign(path: Path, info: Mapping[str, Any], of_this_run: bool) -> None:
+    """UserError where the record of other weights would be written over.
+
+    A run's own records are renewed when it has trained on.
+    """
     if not path.exists():
         return
     try:
-        owner = json.loads(path.read_text())["checkpoint"]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = json.loads(path.read_text())
+        owner = record["checkpoint"]
+        was_own = record.get("of_this_run", owner["path"] == info.get("path"))
+        is_same = same_weights(owner, info)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no evaluation record: remove it or choose --out") from error
-    if owner != info.get("path"):
-        raise UserError(f"{path} is of {owner}: choose another --out")
+    if not is_same and not (of_this_run and was_own):
+        same_file = owner.get("sha256") == info.get("sha256")
+        what = "another choice from this file" if same_file else "another checkpoint"
+        words = [owner.get("path"), owner.get("nest"), owner.get("weights")]
+        if constants := owner.get("normalisation"):
+            words.append(f"mean {constants['mean']}")
+        there = ", ".join(legible(word) for word in words if word)
+        raise UserError(f"{path} is of {what} ({there}): choose another --out")
 
 
 def name_of(record: dict[str, Any]) -> str:
@@ -163,6 +203,7 @@ def name_of(record: dict[str, Any]) -> str:
         unusual.append(f"{record['restarts']} restarts")
     if record.get("version", "standard") != "standard":
         unusual.append(record["version"])
+    unusual += (record.get("checkpoint") or {}).get("chosen") or []
     return ", ".join([attack, *unusual])
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError, radius_text
 from fastuiat.models.deepmind import DeepMindPreActResNet18, DeepMindWideResNet, NormalisedInside
-from fastuiat.models.interchange import ROBUST_RESNET, renamed
-from fastuiat.models.preact_resnet import PreActResNet18
+from fastuiat.models.layouts import ROBUST_RESNET, renamed
+from fastuiat.models.normalised import Normalised
+from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18
 from fastuiat.models.resnet import ResNet18
 from fastuiat.models.wide_resnet import WideResNet
 
@@ -20,7 +21,10 @@ TEST_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class ZooClass:
-    """Which class of robustbench.model_zoo.architectures a net fits, and its state dict there."""
+    """Which class of robustbench.model_zoo a net fits, and its state dict there.
+
+    It is one of the architectures, or of the models in cifar10 and cifar100.
+    """
 
     constructor: str
     """A call that makes the net, its module's name included."""
@@ -83,11 +87,46 @@ def zoo_class(net: nn.Module, info: dict[str, Any]) -> ZooClass:
         if variant.final_bn and not variant.raw_shortcut:
             call = robust_resnet([64, 64, 128, 256, 512], four, [1, 2, 2, 2], classes)
             return ZooClass(call, "PreActResNet-18", renamed(state, ROBUST_RESNET["prn"]))
-    front = "a normalisation in front of " if info.get("normalised") else ""
+    if isinstance(net, Normalised) and (entry := normalised_class(net, info)):
+        return entry
+    front = "a normalisation in front of " if isinstance(net, Normalised) else ""
     raise UserError(
         f"RobustBench has no class for {front}a {arch} with {info['activation']}: "
         "use --format safetensors, onnx or torch-export"
     )
+
+
+NORMALISED = {
+    ("prn-18-v1", 10): "cifar10.Wong2020FastNet()",
+    ("prn-18", 10): "cifar10.Rice2020OverfittingNetL2()",
+    ("prn-18", 100): "cifar100.Rice2020OverfittingNet()",
+}
+"""By arch and classes; these take no other number of them."""
+
+
+def normalised_class(net: Normalised, info: dict[str, Any]) -> ZooClass | None:
+    """The class of the model zoo that normalises inside, and else is what the net is; or None.
+
+    There are few: most are for one data set's classes, whose constants the state dict replaces.
+    """
+    inner, classes = net.net, info["num_classes"]
+    if info["activation"] != "relu":
+        return None
+    call, architecture = None, "ResNet-18"
+    if isinstance(inner, PreActResNet18):
+        known = {VARIANTS[name]: c for (name, k), c in NORMALISED.items() if k == classes}
+        call, architecture = known.get(inner.variant), "PreActResNet-18"
+    elif isinstance(inner, ResNet18):
+        call = f"cifar10.Modas2021PRIMEResNet18(num_classes={classes})"
+    elif isinstance(inner, WideResNet) and classes in (10, 100):
+        depth, width = map(int, info["arch"].split("-")[1:])
+        wide = {10: "cifar10.Rice2020OverfittingNet", 100: "cifar100.Wu2020AdversarialNet"}
+        call = f"{wide[classes]}(depth={depth}, widen_factor={width})"
+        architecture = f"WideResNet-{depth}-{width}"
+    if call is None:
+        return None
+    state = {k: v.contiguous() for k, v in inner.state_dict().items()}
+    return ZooClass(call, architecture, state | {"mu": net.mean, "sigma": net.std})
 
 
 def measured(records: list[dict[str, Any]], attack: str, eps: float | None) -> str | None:

@@ -18,7 +18,9 @@ from fastuiat.models.wide_resnet import is_wide
 
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-"""Mean and standard deviation of the pixels, as these nets are published with."""
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": HALF}
+"""Mean and standard deviation of the pixels, as these nets are published with, by data set."""
 
 
 class PaddedConv(nn.Conv2d):

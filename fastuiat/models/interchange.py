@@ -1,176 +1,78 @@
 """State dicts that others publish: unwrapped, recognised, fitted to this folder's nets.
 
 Keys are enough to tell the layouts apart, and shapes to tell depth, width and classes. What no file
-says is the activation, which of two shortcuts a pre-activation ResNet has (prn-18 or prn-18-v1; the
-BatchNorm before its pooling shows, which makes a prn-18-v1 a prn-18-v1-bn), and a normalisation
-that was done outside the net.
+says is the activation, which input a pre-activation ResNet's shortcut takes where a BatchNorm
+stands before its pooling (prn-18 or prn-18-v1-bn; without it, it is a prn-18-v1 in every public
+use), and a normalisation that was done outside the net.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastuiat.config import UserError
+from fastuiat.config import UserError, legible
 from fastuiat.models import build_model
-from fastuiat.models.deepmind import NormalisedInside
-from fastuiat.models.normalised import Normalised
+from fastuiat.models.deepmind import PUBLISHED, NormalisedInside
+from fastuiat.models.entries import (
+    Constants,
+    constants_beside,
+    grouped,
+    is_counter,
+    normalisation_in,
+    repeated,
+)
+from fastuiat.models.layouts import ours, recognise
+from fastuiat.models.nests import Choice, Nest, Weights, choose, nests_in, unnamed_averages
+from fastuiat.models.normalised import Normalised, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
-
-NESTS = ("model_state_dict", "state_dict", "net", "model")
-"""Where a checkpoint keeps its weights."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "0.", "1.")
-"""Wrappers: data parallelism, torch.compile, a class of one net, nn.Sequential."""
-MEANS, STDS = ("mean", "mu"), ("std", "sigma")
-
-Weights = dict[str, Tensor]
-Names = tuple[list[tuple[str, str]], tuple[str, str]]
-ROBUST_RESNET: dict[str, Names] = {
-    "wrn": (
-        [
-            ("conv1.", "stem_conv."),
-            *((f"block{i + 1}.", f"blocks.{i}.") for i in range(3)),
-            ("bn1.", "norm1."),
-        ],
-        (".convShortcut.", ".shortcut.0."),
-    ),
-    "prn": (
-        [
-            ("conv1.", "stem_conv."),
-            *((f"layer{i + 1}.", f"blocks.{i}.layer.") for i in range(4)),
-            ("bn.", "norm1."),
-            ("linear.", "fc."),
-        ],
-        (".shortcut.0.", ".shortcut.0."),
-    ),
-}
-"""Prefixes, and a part inside, as they are here and in RobustBench's robust_resnet.PreActResNet of
-basic blocks, where its SiLU nets with symmetric padding are at home."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a state dict looks like, for people, and the arch that it may be loaded as here."""
-
-    looks_like: str
-    arch: str | None
-    num_classes: int
-
-    def __str__(self) -> str:
-        return f"{self.looks_like} with {self.num_classes} classes"
-
-
-@dataclass(frozen=True)
-class Published:
-    """An unwrapped state dict. `mean` and `std` (3,) are of a normalisation in front, or None."""
-
-    weights: Weights
-    mean: Tensor | None
-    std: Tensor | None
-    layer_in_front: bool
-    """The net was the second part of a Sequential."""
-
-
-def innermost(content: Mapping[str, Any], which: str) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint; `which` picks of a file that holds best and last."""
-    for name in (*NESTS, which, "last"):
-        if isinstance(inner := content.get(name), Mapping):
-            return innermost(inner, which)
-    return content
-
-
-def unwrap(content: Mapping[str, Any], which: str = "best") -> Published:
-    """The weights under their net's own names, the normalisation in front of it apart."""
-    weights = {k: v for k, v in innermost(content, which).items() if isinstance(v, Tensor)}
-    front: dict[str, Tensor] = {}
-    for key, value in list(weights.items()):
-        name = key.rpartition(".")[2]
-        if name in (*MEANS, *STDS) and value.numel() in (1, 3):
-            front["mean" if name in MEANS else "std"] = value.float().flatten().expand(3)
-            del weights[key]
-    second = False
-    while prefix := next((p for p in PREFIXES if weights and all_begin(weights, p)), None):
-        weights = {k.removeprefix(prefix): v for k, v in weights.items()}
-        second |= prefix == "1."
-    whole = len(front) == 2
-    return Published(
-        weights, front["mean"] if whole else None, front["std"] if whole else None, second
-    )
-
-
-def all_begin(weights: Weights, prefix: str) -> bool:
-    return all(key.startswith(prefix) for key in weights)
-
-
-def blocks_in(weights: Weights, stem: str) -> int:
-    """How many blocks STEM.0, STEM.1 … there are."""
-    pattern = re.compile(re.escape(stem) + r"\.(\d+)\.")
-    return 1 + max((int(m[1]) for m in map(pattern.match, weights) if m), default=-1)
-
-
-def recognise(weights: Weights) -> Layout | None:
-    """The net that a state dict looks like; None where it is nothing known here."""
-
-    def rows(key: str) -> int:
-        return weights[key].shape[0] if key in weights and weights[key].ndim else 0
-
-    def layout(name: str, arch: str | None, head: str) -> Layout:
-        return Layout(name, arch, rows(f"{head}.weight"))
-
-    for kind, group, conv, head in (
-        ("wrn", "block1.layer", "0.conv1.weight", "fc"),
-        ("dm-wrn", "layer.0.block", "0.conv_0.weight", "logits"),
-    ):
-        if width := rows(f"{group}.{conv}") // 16:
-            name = f"{kind}-{6 * blocks_in(weights, group) + 4}-{width}"
-            return layout(name, name, head)
-    if "layer_0.0.conv_2d_1.weight" in weights:
-        deep = blocks_in(weights, "layer_0") > 2
-        return layout("dm-prn-34" if deep else "dm-prn-18", None if deep else "dm-prn-18", "logits")
-    if "layer1.0.conv1.weight" not in weights:
-        return None
-    counts = [blocks_in(weights, f"layer{stage}") for stage in range(1, 5)]
-    bottleneck = "layer1.0.conv3.weight" in weights
-    depth = "18" if counts == [2, 2, 2, 2] else "?"
-    if counts == [3, 4, 6, 3]:
-        depth = "50" if bottleneck else "34"
-    if any(".downsample." in key for key in weights):
-        return layout(f"a torchvision ResNet-{depth}", None, "fc")
-    kind = "resnet" if "bn1.weight" in weights else "prn"
-    arch = f"{kind}-18" if depth == "18" and not bottleneck else None
-    return layout(f"{kind}-{depth}", arch, "linear")
-
-
-def renamed(weights: Weights, names: Names, *, back: bool = False) -> Weights:
-    """Other prefixes, and another word inside where there is one; `back` from theirs to ours."""
-    prefixes, inner = names
-    if back:
-        prefixes, inner = [(b, a) for a, b in prefixes], inner[::-1]
-    result = {}
-    for key, value in weights.items():
-        old, new = next(((a, b) for a, b in prefixes if key.startswith(a)), ("", ""))
-        result[(new + key.removeprefix(old)).replace(*inner)] = value
-    return result
 
 
 def empty_net(arch: str, num_classes: int, activation: str, weights: Weights) -> nn.Module:
     """The net for an arch; a pre-activation ResNet in the variant that its keys show."""
     net = build_model(arch, num_classes, activation)
     if isinstance(net, PreActResNet18):
+        final_bn = "bn.weight" in weights
         variant = Variant(
-            raw_shortcut=net.variant.raw_shortcut,
+            raw_shortcut=net.variant.raw_shortcut or not final_bn,
             shortcut_bn="layer2.0.shortcut.1.weight" in weights,
-            final_bn="bn.weight" in weights,
+            final_bn=final_bn,
         )
         if variant != net.variant:
             return PreActResNet18(num_classes, activation, variant)
     return net
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A net whose tensors take no memory: what it would hold, before a file is believed."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError):  # of a net that computes while it is made
+        return make()
+
+
+@dataclass
+class Said:
+    """What is known of a state dict beside it, and what comes to light while it is read."""
+
+    path: Path
+    arch: str | None
+    activation: str | None
+    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None
+    dataset: str | None
+    is_ours: bool
+    """The file itself says which net it is."""
+    beside: str | None
+    """Constants that stand in the file outside its nets, as options."""
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_published(
@@ -181,74 +83,257 @@ def load_published(
     activation: str | None = None,
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     which: str = "best",
+    weights: str = "averaged",
+    dataset: str | None = None,
+    is_ours: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(net, info) of a state dict that others published, under any of the layouts known here.
 
-    `activation` is by default SiLU for the dm- nets, else ReLU; `normalise` (mean, std) is what was
-    done to [0, 1] pixels outside the net. `info` holds arch, num_classes, activation and
-    `normalised`, and a `note` where the file leaves something open. UserError on a misfit: at most
-    five keys, and the net that it looks like.
+    `which` and `weights` pick of a file that holds several nets. `activation` is by default SiLU
+    for the dm- nets, else ReLU; `normalise` (mean, std) is what was done to [0, 1] pixels outside
+    the net; `dataset` decides the constants of a dm- net that leaves them out. `info` holds arch,
+    num_classes, activation, normalisation, nest, weights, which, chosen, left_out and notes, as
+    load_checkpoint describes them. UserError on a misfit: at most five keys, and the net that it
+    looks like.
     """
-    published = unwrap(content, which)
-    weights = published.weights
-    if not weights:
-        raise UserError(f"{path} holds no state dict")
-    if "stem_conv.weight" in weights:
-        kind = "prn" if blocks_in(weights, "blocks") == 4 else "wrn"
-        weights = renamed(weights, ROBUST_RESNET[kind], back=True)
-    weights = {k: v for k, v in weights.items() if not k.startswith("sub_block1.")}
-    layout = recognise(weights)
-    looks = f"; it looks like {layout}" if layout else ""
-    if arch is None:
-        raise UserError(f"{path} is a bare state dict: name its net with --arch{looks}")
-    if layout and layout.arch == f"dm-{arch}":
-        arch = layout.arch
-    activation = activation or ("silu" if arch.startswith("dm-") else "relu")
-    num_classes = (layout.num_classes if layout else 0) or 10  # an unknown head fits none anyway
-    net = empty_net(arch, num_classes, activation, weights)
-    mean, std, note = published.mean, published.std, None
+    beside = constants_beside(content)
+    said = Said(path, arch, activation, normalise, dataset, is_ours, beside)
     if normalise is not None:
-        if mean is not None:
-            raise UserError(f"{path} holds its own normalisation: leave --mean and --std out")
-        mean, std = (torch.tensor(values) for values in normalise)
-    inside = isinstance(net, NormalisedInside)
-    if inside:  # whose files mostly leave its two constants out
-        buffers = dict(net.named_buffers(recurse=False))
-        values = buffers if mean is None or std is None else {"mean": mean, "std": std}
-        weights |= {k: v.view(3, 1, 1) for k, v in values.items()}
-    load_weights(net, weights, path, arch, looks)
-    if isinstance(net, PreActResNet18):  # the name of what its keys show, where it has one
-        arch = next((name for name, v in VARIANTS.items() if v == net.variant), arch)
-    if not inside and mean is not None and std is not None:
-        net = Normalised(net, mean, std)
-    elif published.layer_in_front and not inside:
-        note = (
-            "the state dict is of a net behind another layer that left no values: if that was a "
-            "normalisation, give --mean and --std"
-        )
+        constants(*normalise)
+    own = keys_of(arch) if arch else []
+
+    def is_net(group: Weights) -> bool:
+        return recognise(ours(group)) is not None or (bool(own) and group.keys() >= {*own})
+
+    def fits(nest: Nest) -> bool:
+        layout = recognise(ours(nest.weights))
+        archs = set(layout.archs) if layout else set()
+        archs |= VARIANTS.keys() if archs & VARIANTS.keys() else set()
+        return bool(archs & {arch, f"dm-{arch}"}) or (bool(own) and nest.weights.keys() >= {*own})
+
+    nests = nests_in(content, own[0] if own else None, is_net)
+    if not nests:
+        raise UserError(f"{path} holds no state dict{held(content)}")
+    choice = choose(nests, which, weights, fits, path)
+    said.notes += choice.notes
+    if not choice.averaged and weights == "averaged":
+        said.notes += [
+            f"{name} is an average without names, which cannot be read: the raw weights were taken"
+            for name in unnamed_averages(content)
+        ]
+    if which == "last" and choice.which != "last":
+        said.notes.append("the file holds one net only, and no last one beside a best")
+    said.left_out += [other.name for other in choice.others]
+    net, found = fitted(with_buffers(choice, said), choice.nest.rest, said)
+    nest = ".".join(choice.nest.path) or None
+    taken = {choice.nest.path[:1], *(other.path[:1] for other in choice.others)}
+    said.left_out += (
+        [k for k in content if (k,) not in taken and not isinstance(k, int)] if nest else []
+    )
     return net, {
+        "nest": nest,
+        "weights": "averaged" if choice.averaged else "raw",
+        "which": choice.which,
+        "chosen": choice.chosen,
+        **found,
+        "left_out": grouped(said.left_out),
+        "notes": said.notes,
+    }
+
+
+def held(content: Mapping[str, Any]) -> str:
+    keys = [legible(key) for key in content]
+    return f": its keys are {', '.join(keys[:8])}" if keys else ""
+
+
+def keys_of(arch: str) -> list[str]:
+    """The entries of the net of an arch, its first layer's first, without counters."""
+    state = on_meta(lambda: build_model(arch)).state_dict()
+    return [key for key in state if "." in key and not key.endswith("num_batches_tracked")]
+
+
+def with_buffers(choice: Choice, said: Said) -> Weights:
+    """The weights; an average of parameters alone with the BatchNorm statistics of its raw twin."""
+    weights = choice.nest.weights
+    if choice.twin is None:
+        return weights
+    missing = {
+        key: value
+        for key, value in choice.twin.weights.items()
+        if key not in weights
+        and key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+    if any(not key.endswith("num_batches_tracked") for key in missing):
+        said.notes.append(
+            f"{choice.nest.name} holds no BatchNorm statistics: those of {choice.twin.name} "
+            "were taken"
+        )
+    return weights | missing
+
+
+def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict[str, Any]]:
+    """(net, what it is) of one net's entries and of what else stood among them."""
+    weights = ours(weights)
+    layout = recognise(weights)
+    if said.arch is None:
+        looks = f"; it looks like {layout}" if layout else ""
+        raise UserError(f"{said.path} is a bare state dict: name its net with --arch{looks}")
+    arch = said.arch
+    if layout and f"dm-{arch}" in layout.archs:
+        arch = f"dm-{arch}"
+    activation = said.activation or ("silu" if arch.startswith("dm-") else "relu")
+    num_classes = (layout.num_classes if layout else 0) or 10  # an unknown head fits none anyway
+    make = partial(empty_net, arch, num_classes, activation, weights)
+    blank = on_meta(make)
+    inside = isinstance(blank, NormalisedInside)
+    own = set(blank.state_dict()) - ({"mean", "std"} if inside else set())
+    found, names, notes = normalisation_in(rest | weights, own)
+    said.notes += notes
+    hint = layout.hint(arch) if layout else ""
+    is_known = layout is None or not hint
+    weights = sorted_out(weights, rest, own, names, said, copies_may_go=is_known)
+    placeholders = {k: v for k, v in blank.state_dict().items() if inside and k in ("mean", "std")}
+    refuse_misfit(blank, weights | placeholders, said.path, arch, hint)
+    given = normalisation(found, blank, num_classes, said)
+    if inside and given is not None:  # whose files mostly leave its two constants out
+        weights = weights | {k: getattr(given, k).view(3, 1, 1) for k in ("mean", "std")}
+    net = make()
+    load_weights(net, weights, said.path, arch)
+    arch = named(net, arch, said)
+    return net if inside or given is None else Normalised(net, given.mean, given.std), {
         "arch": arch,
         "num_classes": num_classes,
         "activation": activation,
-        "normalised": inside or isinstance(net, Normalised),
-    } | ({"note": note} if note else {})
+        "normalisation": given.described() if given else None,
+    }
 
 
-def load_weights(net: nn.Module, weights: Any, path: Path, arch: str, looks: str = "") -> None:
-    """Fit a state dict; UserError that names at most five keys where it does not.
+def sorted_out(
+    weights: Weights,
+    rest: Weights,
+    own: set[str],
+    normaliser: set[str],
+    said: Said,
+    *,
+    copies_may_go: bool,
+) -> Weights:
+    """The entries of the net; what is known to be no part of it is listed, the unknown stays in.
+
+    Of a net that looks like another one no copies are left out: its further blocks may be alike.
+    """
+    kept = {k: v for k, v in weights.items() if k in own or k not in normaliser}
+    for key in list(kept):
+        if key not in own and (is_counter(key) or key.startswith("sub_block1.")):
+            said.left_out.append(key)  # TRADES' WideResNet has a sub_block1 that it never calls
+            del kept[key]
+    aside = {k: v for k, v in rest.items() if k not in normaliser and not is_counter(k)}
+    said.left_out += [key for key in rest if is_counter(key)]
+    extra = {k: v for k, v in kept.items() if k not in own}
+    for entries in (extra, aside) if copies_may_go else ():
+        copies = repeated(entries, {k: v for k, v in kept.items() if k in own})
+        said.left_out += sorted(copies)
+        kept = {k: v for k, v in kept.items() if k not in copies}
+        aside = {k: v for k, v in aside.items() if k not in copies}
+    return kept | aside
+
+
+def normalisation(
+    found: Constants | None, net: nn.Module, num_classes: int, said: Said
+) -> Constants | None:
+    """What is done to the pixels first, and where that is known from; notes on what was guessed."""
+    if said.normalise is not None:
+        if found is not None:
+            raise UserError(f"{said.path} holds its own normalisation: leave --mean and --std out")
+        return Constants(*constants(*said.normalise), "--mean and --std")
+    if found is not None:
+        if not (found.std.min() > 0 and found.std.isfinite().all() and found.mean.isfinite().all()):
+            raise UserError(f"{said.path} holds a normalisation that is none: {found.origin}")
+        return found
+    if not isinstance(net, NormalisedInside):
+        if not said.is_ours:
+            there = "the file holds no normalisation, and none was done: "
+            if said.beside:
+                there = (
+                    f"a mean and a std stand beside the net, and none was applied ({said.beside}): "
+                )
+            said.notes.append(
+                f"{there}if the pixels were normalised outside the net, as many nets' are, give "
+                "--mean and --std"
+            )
+        return None
+    if said.dataset in PUBLISHED:
+        name, origin = (
+            said.dataset,
+            f"the data set {said.dataset}, as the net's public trainer has it",
+        )
+    else:
+        name = "cifar100" if num_classes == 100 else "cifar10"
+        origin = f"the {num_classes} classes: {name}'s"
+        said.notes.append(
+            f"its normalisation was taken to be {name}'s by its {num_classes} classes: name the "
+            "data set, or give --mean and --std, where it is another's"
+        )
+    mean, std = PUBLISHED[name]
+    return Constants(torch.tensor(mean), torch.tensor(std), origin)
+
+
+def named(net: nn.Module, arch: str, said: Said) -> str:
+    """The name of what a pre-activation ResNet's keys show; notes on what they leave open."""
+    if not isinstance(net, PreActResNet18):
+        return arch
+    found = next((name for name, v in VARIANTS.items() if v == net.variant), arch)
+    if said.is_ours:
+        return found
+    if net.variant.final_bn:
+        other = "prn-18-v1-bn" if found == "prn-18" else "prn-18"
+        said.notes.append(
+            f"its keys are those of prn-18 and of prn-18-v1-bn, which differ in what a block's "
+            f"shortcut takes: {found} was taken, for {other} say --arch {other}"
+        )
+    elif arch != found:
+        said.notes.append(
+            f"without bn.* it is a prn-18-v1, whose shortcuts take a block's raw input: loaded as "
+            f"that and not as {arch}"
+        )
+    return found
+
+
+def refuse_misfit(net: nn.Module, weights: Weights, path: Path, arch: str, hint: str = "") -> None:
+    """UserError that names at most five keys where a state dict is not this net's.
 
     BatchNorm's `num_batches_tracked`, which old files lack, moves nothing here and may be absent.
     """
     own = net.state_dict()
+    wrong = [
+        key
+        for key, value in own.items()
+        if getattr(weights.get(key), "shape", None) != value.shape
+        and not (key not in weights and key.endswith("num_batches_tracked"))
+    ]
+    foreign = [key for key in weights if key not in own]
+    if wrong:
+        said = f"{some(wrong + foreign)} do not fit {arch}{hint}"
+        raise UserError(f"{path} is of another net: {said}")
+    if foreign:
+        raise UserError(
+            f"{path} holds what is no part of a {arch}: {some(foreign)}: if it was never used, "
+            f"leave it out of the state dict{hint}"
+        )
+
+
+def some(keys: list[str]) -> str:
+    """At most five of them."""
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(map(legible, keys[:5])) + more
+
+
+def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
+    """Fit a state dict; UserError where it does not."""
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} holds no state dict")
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
-    weights = {**counters, **weights}
-    wrong = [k for k in own if getattr(weights.get(k), "shape", None) != own[k].shape]
-    wrong += [k for k in weights if k not in own]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            f"{path} is of another net: {', '.join(wrong[:5])}{more} do not fit {arch}{looks}"
-        )
-    net.load_state_dict(weights)
+    refuse_misfit(net, dict(weights), path, arch)
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    try:
+        net.load_state_dict({**counters, **weights})
+    except RuntimeError as error:  # of a dtype or device that cannot be copied
+        raise UserError(f"{path} holds weights of {arch} that cannot be copied") from error

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from fastuiat.config import UserError
+
+
+def constants(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(mean, std) (3,) of pixels in [0, 1]; UserError on what cannot be those, as grey levels."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise UserError(f"--{name} takes three numbers, one a channel, and got {len(values)}")
+        for value in map(float, values):
+            if 1 < value <= 255:
+                level = f"{value / 255:.4f}"
+                raise UserError(
+                    f"--{name} is of pixels in [0, 1]: write {level} for {value:g} of 255"
+                )
+            if not (math.isfinite(value) and 0 <= value <= 1):
+                raise UserError(f"--{name} must be three numbers in [0, 1], got {value:g}")
+            if name == "std" and value == 0:
+                raise UserError("--std must be above 0")
+    return torch.tensor([float(v) for v in mean]), torch.tensor([float(v) for v in std])
 
 
 class Normalised(nn.Module):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastuiat.config import UserError
+from fastuiat.config import UserError, legible
 from fastuiat.models.blocks import ACTIVATIONS
 
 REGISTRY: dict[str, Family] = {}
@@ -38,7 +38,7 @@ class Family:
 
     def numbers_in(self, name: str) -> list[int] | None:
         """The numbers of a name of this family; None where it is of another."""
-        pattern = re.sub(r"{\w+}", r"(\\d+)", re.sub(r"[^\w{}]", r"\\\g<0>", self.name))
+        pattern = re.sub(r"{\w+}", r"(\\d{1,9})", re.sub(r"[^\w{}]", r"\\\g<0>", self.name))
         match = re.fullmatch(pattern, name)
         return [int(number) for number in match.groups()] if match else None
 
@@ -89,4 +89,4 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> n
                 f"'{name}' has no legal {' and '.join(family.numbers)}: choose from {known()}"
             )
         return family.build(*numbers, num_classes, activation)
-    raise UserError(f"unknown net '{name}': choose from {known()}")
+    raise UserError(f"unknown net '{legible(name)}': choose from {known()}")

@@ -18,6 +18,9 @@ RADII = ("eps", "alpha")
 USUAL = {"steps": 20, "alpha": "2/255", "restarts": 1, "version": "standard"}
 """An attack with these is called by its name alone."""
 
+CHOSEN = {"last": "last checkpoint", "raw": "raw weights"}
+"""In place of the best checkpoint and the averaged weights, where there are two of them."""
+
 ORDER = {"clean": 0, "pgd": 1, "cw": 2, "autoattack": 3}
 """Attacks from weak to strong."""
 
@@ -39,6 +42,8 @@ class Record:
                 words.append(f"alpha {value}" if name == "alpha" else str(value))
                 if name in ("steps", "restarts"):
                     words[-1] += f" {name}"
+        chosen = (self.values.get("checkpoint") or {}).get("chosen") or []
+        words += [CHOSEN.get(name, str(name)) for name in chosen]
         return ", ".join(words)
 
     @property

@@ -67,7 +67,9 @@ def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | 
     if not path.is_file():
         return None
     record = json.loads(path.read_text())
-    return record if record["checkpoint"]["sha256"] == sha256_of(locate(folder)) else None
+    owner = record["checkpoint"]
+    is_default = not owner.get("chosen")
+    return record if is_default and owner["sha256"] == sha256_of(locate(folder)) else None
 
 
 def evaluate_row(

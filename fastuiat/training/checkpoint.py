@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from fastuiat.config import UserError
-from fastuiat.files import sha256_of, write_atomically
+from fastuiat.config import UserError, legible
+from fastuiat.files import write_atomically
 from fastuiat.models import build_model
-from fastuiat.models.interchange import load_published, load_weights
+from fastuiat.models.deepmind import NormalisedInside
+from fastuiat.models.entries import Constants
+from fastuiat.models.interchange import load_published, load_weights, on_meta, refuse_misfit
+from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
+
+__all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkpoint"]
 
 FORMAT = "fastuiat-checkpoint-1"
+MOST_CLASSES = 10**6
+"""No data set has more, and a net of more is a typing error or a trap."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -29,49 +35,24 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The plain content of a checkpoint file, on the CPU. Code in it is refused, never run."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds more than tensors and is refused unread: where you trust it, "
-                "torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW) keeps the "
-                "weights alone (.state_dict() if it is a whole module)"
-            ) from error
-        raise UserError(f"{path} is no checkpoint, or damaged") from error
-    except Exception as error:
-        raise UserError(f"{path} is truncated or no checkpoint") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict")
+    """The plain content of a checkpoint file, on the CPU. Code in it is refused, never run.
+
+    UserError on anything that is no such file, is damaged, or is a run's and lacks what those have.
+    """
+    content, _ = read_with_sha256(path)
+    if content.get("format") == FORMAT:
+        refuse_broken(content, path)
     return content
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether a file is named so, or begins as one: the length of a header, 8 bytes, then JSON."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        begin = file.read(9)
-    return path.suffix == ".safetensors" or (begin[8:] == b"{" and begin[6:8] == b"\0\0")
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file; UserError where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except Exception as error:
-        raise UserError(f"{path} is truncated or no safetensors file") from error
 
 
 def locate(path: str | Path, which: str = "best") -> Path:
     """The checkpoint file of a run folder (`best`, else `last`), or the file itself."""
     path = Path(path)
-    if not path.is_dir():
-        return path
+    try:
+        if not path.is_dir():
+            return path
+    except OSError as error:  # of a name that no file can have
+        raise UserError(f"{legible(path)} cannot be read: {error.strerror}") from error
     for name in dict.fromkeys((which, "last")):
         if (file := path / "checkpoints" / f"{name}.pt").is_file():
             return file
@@ -89,6 +70,113 @@ def net_of(content: dict[str, Any]) -> dict[str, Any]:
     return net
 
 
+def refuse_broken(content: dict[str, Any], path: Path) -> None:
+    """UserError where a run's checkpoint lacks what each has, or says what cannot be."""
+
+    def is_count(value: Any, least: int = 0, most: int = 10**12) -> bool:
+        return type(value) is int and least <= value <= most
+
+    def is_state(value: Any) -> bool:
+        return isinstance(value, Mapping) and all(
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()
+        )
+
+    net = content.get("net")
+    told = net if isinstance(net, Mapping) else {}
+    checks = {
+        "model": is_state(content.get("model")) and bool(content.get("model")),
+        "averaged": content.get("averaged") is None or is_state(content["averaged"]),
+        "net": all(isinstance(told.get(name), str) for name in ("arch", "activation", "dataset"))
+        and is_count(told.get("num_classes"), 1, MOST_CLASSES),
+        **{name: is_count(content.get(name)) for name in ("epoch", "step")},
+        "validated_epoch": is_count(content.get("validated_epoch", 0)),
+    }
+    for name, is_right in checks.items():
+        if not is_right:
+            what = f"an impossible '{name}'" if name in content else f"no '{name}'"
+            raise UserError(f"{path} is no whole checkpoint: it holds {what}")
+
+
+def run_of(file: Path) -> Path | None:
+    """The run folder that a checkpoint file lies in, if it lies in one."""
+    run = file.resolve().parents[1] if len(file.resolve().parts) > 2 else file
+    inside = file.resolve().parent.name == "checkpoints"
+    return run if inside and (run / "config.json").is_file() else None
+
+
+def which_of_run(file: Path, which: str) -> dict[str, Any]:
+    """Which of a run's two checkpoints a file is, and whether that is not the default.
+
+    A run has its best from the first validation on; before, its last is what is taken.
+    """
+    if run_of(file) is None or file.stem not in ("best", "last"):
+        return {"which": None, "chosen": [], "notes": []}
+    has_best = file.with_name("best.pt").is_file()
+    chosen = ["last"] if file.stem == "last" and has_best else []
+    notes = []
+    if not file.with_name(f"{which}.pt").is_file():
+        notes.append(f"the run has no {which}.pt: its {file.name} was taken")
+    return {"which": file.stem, "chosen": chosen, "notes": notes}
+
+
+def load_own(
+    content: dict[str, Any],
+    file: Path,
+    arch: str | None,
+    *,
+    which: str,
+    weights: str,
+    activation: str | None,
+    normalise: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(net, info) of a run's checkpoint; UserError where it is another than what is said of it."""
+    refuse_broken(content, file)
+    net_info = net_of(content)
+    if arch and arch != net_info["arch"]:
+        raise UserError(f"{file} is of a {legible(net_info['arch'])}, not of a {arch}")
+    if activation and activation != net_info["activation"]:
+        raise UserError(f"{file} is of a net with {net_info['activation']}, not {activation}")
+    if normalise:
+        raise UserError(f"{file} was trained without normalisation: leave --mean and --std out")
+    has_two = bool(content.get("averaged"))
+    is_averaged = weights == "averaged" and has_two
+    state = content["averaged"] if is_averaged else content["model"]
+    settings = net_info["arch"], net_info["num_classes"], net_info["activation"]
+    refuse_misfit(on_meta(lambda: build_model(*settings)), state, file, settings[0])
+    net = build_model(*settings)
+    load_weights(net, state, file, settings[0])
+    found = which_of_run(file, which)
+    found["chosen"] += ["raw"] if has_two and not is_averaged else []
+    constants = None
+    if isinstance(net, NormalisedInside):
+        constants = Constants(net.mean, net.std, "the checkpoint").described()
+    return net, {
+        **net_info,
+        "nest": "averaged" if is_averaged else "model",
+        "weights": "averaged" if is_averaged else "raw",
+        **found,
+        **{name: content[name] for name in ("epoch", "step")},
+        "normalisation": constants,
+        "left_out": [],
+    }
+
+
+def in_one_line(info: dict[str, Any], is_said: bool) -> str:
+    """What was taken of a file, as which net, behind which normalisation, and what was left."""
+    constants = info["normalisation"]
+    normalised = "no normalisation"
+    if constants:
+        mean, std = (" ".join(f"{v:.4g}" for v in constants[k]) for k in ("mean", "std"))
+        normalised = f"normalised by mean {mean}, std {std} (from {constants['from']})"
+    nest = "" if info["nest"] is None or "step" in info else f"{legible(info['nest'])}, "
+    left = ", ".join(info["left_out"])
+    return (
+        f"taken: {nest}the {info['weights']} weights of {info['path']} as a {info['arch']} with "
+        f"{info['activation']}{'' if is_said else ' (by default)'} and {info['num_classes']} "
+        f"classes, {normalised}" + (f"; left out: {left}" if left else "")
+    )
+
+
 def load_checkpoint(
     path: str | Path,
     arch: str | None = None,
@@ -97,14 +185,21 @@ def load_checkpoint(
     weights: str = "averaged",
     activation: str | None = None,
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    dataset: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode on the CPU, info) from a run folder, a checkpoint, or a bare state dict.
 
     A run gives `best` unless which="last", and its averaged net, where there is one, unless
-    weights="raw". A bare state dict (.pt or .safetensors, in any layout of models/interchange.py)
-    needs `arch`, and may need `activation` and `normalise` = (mean, std) of the pixels. `info`
-    holds path, sha256, weights, arch, activation, num_classes, dataset, epoch and step as far as
-    they are known. UserError on anything that does not fit.
+    weights="raw"; so does a file of several nets. A bare state dict (.pt or .safetensors, in any
+    layout of models/layouts.py) needs `arch`, and may need `activation`, `normalise` = (mean, std)
+    of the pixels, and the `dataset` that decides a dm- net's constants.
+
+    `info` holds path, sha256, arch, activation, num_classes; `nest` (the dotted name of what was
+    taken inside the file, or None), `weights` (averaged, raw), `which` (best, last, or None of a
+    file that has one net), `chosen` (those of `last` and `raw` that are not what is taken by
+    default), `normalisation` ({mean, std, from} or None), `left_out` (what else the file held),
+    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch and step as
+    far as they are known. UserError on anything that does not fit, and on a damaged file.
 
     >>> import torch, fastuiat
     >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")
@@ -112,31 +207,29 @@ def load_checkpoint(
     >>> info["arch"], info["num_classes"], net.training
     ('wrn-10-1', 10, False)
     """
+    if which not in ("best", "last") or weights not in ("averaged", "raw"):
+        raise UserError("which is 'best' or 'last', weights are 'averaged' or 'raw'")
     file = locate(path, which)
-    content, described = read_safetensors(file) if is_safetensors(file) else (read(file), {})
-    info: dict[str, Any] = {"path": str(file), "sha256": sha256_of(file)}
-    if content.get("format") == FORMAT:
-        net_info = net_of(content)
-        if arch and arch != net_info["arch"]:
-            raise UserError(f"{file} is of a {net_info['arch']}, not of a {arch}")
-        if activation and activation != net_info["activation"]:
-            raise UserError(f"{file} is of a net with {net_info['activation']}, not {activation}")
-        if normalise:
-            raise UserError(f"{file} was trained without normalisation: leave --mean and --std out")
-        chosen = "averaged" if weights == "averaged" and content.get("averaged") else "raw"
-        state = content["averaged"] if chosen == "averaged" else content["model"]
-        info |= net_info | {k: content[k] for k in ("epoch", "step")} | {"weights": chosen}
-        net: nn.Module = build_model(info["arch"], info["num_classes"], info["activation"])
-        load_weights(net, state, file, info["arch"])
+    described: dict[str, str] = {}
+    if is_safetensors(file):
+        content, described, sha256 = read_safetensors(file)
     else:
+        content, sha256 = read_with_sha256(file)
+    info: dict[str, Any] = {"path": str(file), "sha256": sha256}
+    if content.get("format") == FORMAT:
+        net, found = load_own(
+            content, file, arch,
+            which=which, weights=weights, activation=activation, normalise=normalise,
+        )  # fmt: skip
+        is_said = True
+    else:
+        activation = activation or described.get("activation")
         net, found = load_published(
-            content,
-            file,
-            arch or described.get("arch"),
-            activation=activation or described.get("activation"),
-            normalise=normalise,
-            which=which,
-        )
-        dataset = {"dataset": described["dataset"]} if "dataset" in described else {}
-        info |= found | dataset | {"weights": "raw"}
-    return net.eval(), info
+            content, file, arch or described.get("arch"),
+            activation=activation, normalise=normalise, which=which, weights=weights,
+            dataset=dataset or described.get("dataset"), is_ours="arch" in described,
+        )  # fmt: skip
+        is_said = activation is not None
+        info |= {"dataset": described["dataset"]} if "dataset" in described else {}
+    info |= found
+    return net.eval(), info | {"taken": in_one_line(info, is_said)}

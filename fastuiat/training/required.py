@@ -26,7 +26,7 @@ WHICH = "last"
 
 def fitting(path: Path, config: TrainConfig, num_classes: int) -> nn.Module:
     """The net of a checkpoint; UserError where it is of another net or data set than the run."""
-    net, info = load_checkpoint(path, config.arch, which=WHICH)
+    net, info = load_checkpoint(path, config.arch, which=WHICH, dataset=config.dataset)
     dataset = info.get("dataset")
     if dataset is None:  # a bare state dict says neither its data set nor its activation
         dataset = config.dataset
