@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "convolutions", "machine", "torch_internals"},
+    {"config", "files", "file_kinds", "convolutions", "machine", "torch_internals"},
     {"device", "network", "losses", "memory", "data", "models", "progress", "report", "children"},
     {"gradients", "fast"},
     {"attacks"},
@@ -32,8 +32,8 @@ LEVELS = [
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY = {
     "config": set(),
-    "data": {"config", "files", "torch_internals"},
-    "models": {"config", "torch_internals"},
+    "data": {"config", "file_kinds", "files", "torch_internals"},
+    "models": {"config", "file_kinds", "torch_internals"},
     "report": {"config", "files"},
     "evaluation": {
         "attacks",
