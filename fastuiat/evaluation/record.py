@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError, radius_text
 from fastuiat.convolutions import repeatable
-from fastuiat.data import ImageSet
+from fastuiat.data import ImageSet, fingerprinted, json_of
 from fastuiat.evaluation import attacks as registry
 from fastuiat.evaluation.accuracy import Progress, Say
 from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.gradient import STEPS
+from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_json
 from fastuiat.machine import summary
 from fastuiat.network import modes_kept
@@ -45,9 +46,10 @@ def record_of(
 ) -> dict[str, Any]:
     """All that is needed to repeat the measurement, and its outcome sample by sample.
 
-    Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `seed`,
-    `batch_size`, `seconds`, the machine, `time`, `checkpoint` (path, sha256 …) and `per_sample`, a
-    character 0 or 1 per sample in the data set's order.
+    Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `data`
+    (fingerprint of all its test images, and what of them was checked), `seed`, `batch_size`,
+    `seconds`, the machine, `time`, `checkpoint` (path, sha256 …) and `per_sample`, a character 0 or
+    1 per sample in the data set's order.
     All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
     pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
     holds after each restart, the last one being `accuracy`).
@@ -65,6 +67,7 @@ def record_of(
         "n": len(outcome.correct),
         "dataset": evaluation.images.name,
         "split": "test",
+        "data": json_of(evaluation.images),
         "seed": evaluation.seed,
         "batch_size": evaluation.batch_size,
         "seconds": outcome.seconds,
@@ -105,11 +108,12 @@ def evaluate(
     Each radius of `eps` has a record of its own; a negative one is the inverse attack, as in the
     paper's Figures 1 and 4. `info` says which weights these are (path, sha256 …). `settings` go to
     those attacks that have them. An unfinished AutoAttack is gone on with. UserError where OUT/eval
-    holds the results of another checkpoint or cannot be written, on a setting that no attack has,
-    or on a negative radius for one without an inverse.
+    holds the results of another checkpoint or test set, or cannot be written, on a setting that no
+    attack has, or on a negative radius for one without an inverse.
     """
     made = registry.chosen(attacks, settings or {})
     radii = radii_of(eps, made)
+    images = fingerprinted(images, "test")
     if n is not None:
         images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     folder = out / "eval"
@@ -121,6 +125,8 @@ def evaluate(
     names = [file_name(*part, len(images.labels)) for part in todo]
     for name in names:
         refuse_foreign(folder / f"{name}.json", info)
+    assert images.fingerprint is not None
+    refuse_other_test_set(folder, images.fingerprint, "choose another --out")
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
         progress=progress, say=say,

@@ -42,13 +42,20 @@ def folder_of(options: Options) -> Path:
     return Path("runs") / "reproduce" / "-".join(part for part in parts if part)
 
 
-def sizes_of(rows: list[Row], data_dir: Path) -> dict[str, tuple[int, int]]:
-    """Training and test images of each data set that the rows use."""
-    sizes = {}
+Prints = dict[str, data.Fingerprint]
+"""Of `train` and `test`."""
+
+
+def prints_of(rows: list[Row], options: Options) -> dict[str, Prints]:
+    """The fingerprints of each data set that the rows use."""
+    found: dict[str, Prints] = {}
     for name in dict.fromkeys(row.config.dataset for row in rows):
-        train_set, test_set = (data.load(name, data_dir, part) for part in ("train", "test"))
-        sizes[name] = len(train_set.labels), len(test_set.labels)
-    return sizes
+        found[name] = {}
+        for part in ("train", "test"):
+            images = data.load(name, options.data_dir, part, unchecked=options.unchecked_data)
+            assert images.fingerprint is not None
+            found[name][part] = images.fingerprint
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,10 @@ class Table:
             for arch in dict.fromkeys(row.config.arch for row in self.rows):
                 build_model(arch)
         self.device = resolve_device(options.device)
-        self.sizes = sizes_of(self.rows, options.data_dir)
+        self.prints = prints_of(self.rows, options)
+        self.sizes = {
+            name: (prints["train"].n, prints["test"].n) for name, prints in self.prints.items()
+        }
         self.children = Children(self.scale.jobs, stdout=stdout)
         self.ledger = Ledger(options.record, options.table) if options.record else None
         self.entries: dict[str, dict[str, Any]] = {}

@@ -103,8 +103,9 @@ def load_checkpoint(
     A run gives `best` unless which="last", and its averaged net, where there is one, unless
     weights="raw". A bare state dict (.pt or .safetensors, in any layout of models/interchange.py)
     needs `arch`, and may need `activation` and `normalise` = (mean, std) of the pixels. `info`
-    holds path, sha256, weights, arch, activation, num_classes, dataset, epoch and step as far as
-    they are known. UserError on anything that does not fit.
+    holds path, sha256, weights, arch, activation, num_classes, dataset, epoch, step and data (the
+    fingerprints of what it was trained on) as far as they are known. UserError on anything that
+    does not fit.
 
     >>> import torch, fastuiat
     >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")
@@ -126,6 +127,7 @@ def load_checkpoint(
         chosen = "averaged" if weights == "averaged" and content.get("averaged") else "raw"
         state = content["averaged"] if chosen == "averaged" else content["model"]
         info |= net_info | {k: content[k] for k in ("epoch", "step")} | {"weights": chosen}
+        info |= {"data": content["data"]} if "data" in content else {}
         net: nn.Module = build_model(info["arch"], info["num_classes"], info["activation"])
         load_weights(net, state, file, info["arch"])
     else:

@@ -91,17 +91,31 @@ def part(images: ImageSet, rows: Any) -> ImageSet:
     return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
 
 
-def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
-    """(images, labels, their order, validation part); images are not joined into one array."""
-    train_set = data.load(config.dataset, config.data_dir, "train")
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on, and what chooses its best net."""
+
+    images: Any
+    """In one array, or in two parts that are not joined."""
+    labels: Any
+    order: data.Order
+    validation: ImageSet
+    source: str
+    """A sum over images and labels."""
+    known_by: dict[str, Any]
+    """The fingerprints that a checkpoint keeps."""
+
+
+def training_data(config: TrainConfig) -> TrainingData:
+    train_set = data.load(config.dataset, config.data_dir, "train", unchecked=config.unchecked_data)
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed, config.train_size
     )
-    images: Any = train_set.images
-    labels, num_extra = train_set.labels, 0
-    if config.extra_data:
+    extra = None
+    if config.extra_data is not None:
         extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
-        images, labels, num_extra = data.joined(train_set, extra)
+    images, labels, source = data.joined(train_set, extra)
+    num_extra = 0 if extra is None else len(extra.labels)
     order = data.Order(
         seed=config.seed,
         train_index=train_index,
@@ -110,7 +124,12 @@ def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
         first_extra=len(train_set.labels),
         extra_share=config.extra_share if num_extra else 0.0,
     )
-    return images, labels, order, part(train_set, val_index)
+    known_by = {
+        "train": data.json_of(train_set),
+        "extra": None if extra is None else data.json_of(extra),
+        "split": data.split_json(train_index, val_index),
+    }
+    return TrainingData(images, labels, order, part(train_set, val_index), source, known_by)
 
 
 def assemble(
@@ -129,27 +148,30 @@ def assemble(
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    images, labels, order, validation = training_data(config)
-    method = make_method(num_samples=len(labels))
+    own = training_data(config)
+    method = make_method(num_samples=len(own.labels))
     loader = data.make_loader(
         config.loader,
-        images,
-        labels,
-        order,
+        own.images,
+        own.labels,
+        own.order,
         device=device,
         flip=info.flip,
         workers=config.workers,
         cache_dir=config.data_dir,
         name=config.dataset,
+        source=own.source,
     )
     test = None
     if config.test_every:
-        test_set = data.load(config.dataset, config.data_dir, "test")
+        test_set = data.load(
+            config.dataset, config.data_dir, "test", unchecked=config.unchecked_data
+        )
         test = evaluation_on(test_set, config, device)
     step = TrainingStep(
         net.to(device),
         method,
-        total_steps=config.epochs * order.steps_per_epoch,
+        total_steps=config.epochs * own.order.steps_per_epoch,
         optimizer=config.optimizer,
         weight_averaging=config.weight_averaging,
         precision=precision,
@@ -164,8 +186,9 @@ def assemble(
             "num_classes": info.num_classes,
             "dataset": config.dataset,
         },
+        data=own.known_by,
         loader=loader,
-        validate=evaluation_on(validation, config, device) if config.val_size else None,
+        validate=evaluation_on(own.validation, config, device) if config.val_size else None,
         test=test,
         folder=Path(config.out or default_folder(config)),
         progress=progress,
@@ -178,6 +201,28 @@ def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
     return state
+
+
+def say_what_is_unchecked(trainer: Trainer, say: Say) -> None:
+    if trainer.data["train"]["checked"] == "unchecked":
+        name = trainer.net_info["dataset"]
+        say(f"the files of {name} are not the published ones: used as they are (--unchecked-data)")
+
+
+def refuse_other_data(state: dict[str, Any], trainer: Trainer, say: Say) -> None:
+    """UserError that says what a run would go on with otherwise than it began."""
+    if "data" not in state:
+        say("the checkpoint has no fingerprint of its data: whether they are the same is not known")
+        return
+    try:
+        change = data.training_difference(state["data"], trainer.data)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{trainer.folder}'s last checkpoint is damaged: {error}") from error
+    if change:
+        raise UserError(
+            f"{trainer.folder} cannot go on with other data: what is another now is {change}; put "
+            "back what it began with, or train anew"
+        )
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -251,6 +296,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress)
+        say_what_is_unchecked(trainer, say)
         required.check(config, trainer.net_info["num_classes"])
         open_folder(folder, config, device)
         provide_required(trainer, config, progress, say)
@@ -280,8 +326,13 @@ def resume(
         threads_of(folder, say),
     ):
         trainer = assemble(settled, device, precision, progress)
+        say_what_is_unchecked(trainer, say)
         last = folder / "checkpoints" / "last.pt"
-        offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
+        offset = 0
+        if last.exists():
+            state = run_state(last, trainer)
+            refuse_other_data(state, trainer, say)
+            offset = trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)

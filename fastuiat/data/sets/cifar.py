@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.published import (
+    FileContent,
+    PublishedContent,
+    PublishedFile,
+    plain_file,
+    what_else,
+)
 from fastuiat.data.sets.generated import ddpm_images
-from fastuiat.data.sources import DatasetInfo, PublishedFile, checked, register, unpacked
+from fastuiat.data.sources import DatasetInfo, checked, register, unpacked
 
 SITE = "https://www.cs.toronto.edu/~kriz"
+LARGEST_MEMBER = 1 << 28
+"""Bytes; the largest that is published has 155 MB."""
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -46,7 +55,8 @@ def read_pickle(path: Path, content: bytes) -> dict[str, Any]:
     try:
         loaded = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
-        raise UserError(f"{path} is truncated or not in CIFAR's format ({error})") from error
+        reason = what_else(path, "a Python pickle", "a tar archive") or f" ({error})"
+        raise UserError(f"{path} is truncated or not in CIFAR's format{reason}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not in CIFAR's format: it holds a {type(loaded).__name__}")
     return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in loaded.items()}
@@ -59,7 +69,7 @@ def reader(
     num_classes = 100 if label_key == "fine_labels" else 10
 
     def read(data_dir: Path, split: str) -> tuple[Any, Any]:
-        if not (data_dir / folder).is_dir() and not (data_dir / archive.path).is_file():
+        if not (data_dir / folder).is_dir() and not (data_dir / archive.path).exists():
             unpacked(archive.fetched(data_dir), data_dir / folder)
         images, labels = [], []
         for member in members[split]:
@@ -83,24 +93,61 @@ def member_bytes(path: Path, archive: Path) -> bytes:
     """A file of the folder, or of the archive where there is no folder."""
     if path.parent.is_dir():
         try:
+            if plain_file(path).stat().st_size > LARGEST_MEMBER:
+                raise UserError(f"{path} is too large to be in CIFAR's format")
             return path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-    member = f"{path.parent.name}/{path.name}"
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    name = f"{path.parent.name}/{path.name}"
     try:
-        with tarfile.open(archive) as tar:
-            file = tar.extractfile(member)
-            assert file is not None
+        with tarfile.open(plain_file(archive)) as tar:
+            member = tar.getmember(name)
+            file = tar.extractfile(member) if member.isreg() else None  # a link may name itself
+            if file is None or member.size > LARGEST_MEMBER:
+                raise UserError(f"{archive}: {name} is no file of CIFAR's size")
             return file.read()
-    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError, AssertionError) as error:
-        raise UserError(f"{archive} is truncated or lacks {member}") from error
+    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError) as error:
+        reason = what_else(archive, "a tar archive", "a gzip file")
+        raise UserError(f"{archive} is truncated or lacks {name}{reason}") from error
 
 
 CIFAR10 = PublishedFile(
     f"{SITE}/cifar-10-python.tar.gz", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
 )
-CIFAR100 = PublishedFile(
-    f"{SITE}/cifar-100-python.tar.gz", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_BATCHES = {
+    "data_batch_1": "5c3aa79ef222352f26d831f464b4e498b7ac64504c67e061f0888d2f598eac17",
+    "data_batch_2": "8623c28744fe66bc93881232aa70f8aaf58464c513bf24ec11fdfd4c38494a97",
+    "data_batch_3": "acf6124661f089f92d55359de67d4b8027dbf012b490254fe9095a4fff6ff3ed",
+    "data_batch_4": "894a3fc10589cd2905c03c1da1fb4322a157a63c3cf1126c763c8f79d089d5b6",
+    "data_batch_5": "fe2d07d13456ba4fa93bafc942aafed888109eb86fa15852d9b872761aeb1c74",
+    "test_batch": "e54a434ec35094516eacbaac0f2f9550358d985e9d1f71b47d41d333c15ba304",
+}
+"""SHA-256 of the images and labels of each: 10,000 of them. All 60,000 images and then all their
+labels, training images first, are
+679a0a54bc26fa5425a8717c376404f30e2982dcca8ebd67a5e0ea32155044bf."""
+
+
+def cifar10_content(names: list[str], sha256: str) -> PublishedContent:
+    parts = [slice(10_000 * i, 10_000 * (i + 1)) for i in range(len(names))]
+    files = tuple(
+        FileContent(f"{CIFAR10_FOLDER}/{name}", part, part, CIFAR10_BATCHES[name])
+        for name, part in zip(names, parts, strict=True)
+    )
+    return PublishedContent(10_000 * len(names), sha256, files)
+
+
+CIFAR100_TRAIN, CIFAR100_TEST = (
+    PublishedFile(
+        f"{SITE}/cifar-100-python.tar.gz",
+        "cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        members=(member,),
+    )
+    for member in (
+        ("cifar-100-python/train", "16019d7e3df5f24257cddd939b257f8d"),
+        ("cifar-100-python/test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    )
 )
 
 register(
@@ -110,11 +157,18 @@ register(
         flip=True,
         files={"train": (CIFAR10,), "test": (CIFAR10,)},
         ddpm1m=ddpm_images("cifar10"),
+        content={
+            "train": cifar10_content(
+                list(CIFAR10_BATCHES)[:5],
+                "67e12c2a5906880a4fe5595fe6d768185ad7ca587f35d3a7ece3c3b8b85035d2",
+            ),
+            "test": cifar10_content(["test_batch"], CIFAR10_BATCHES["test_batch"]),
+        },
         read=reader(
             "cifar10",
-            "cifar-10-batches-py",
+            CIFAR10_FOLDER,
             CIFAR10,
-            {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+            {"train": list(CIFAR10_BATCHES)[:5], "test": ["test_batch"]},
             "labels",
         ),
     )
@@ -124,12 +178,12 @@ register(
         name="cifar100",
         num_classes=100,
         flip=True,
-        files={"train": (CIFAR100,), "test": (CIFAR100,)},
+        files={"train": (CIFAR100_TRAIN,), "test": (CIFAR100_TEST,)},
         ddpm1m=ddpm_images("cifar100"),
         read=reader(
             "cifar100",
             "cifar-100-python",
-            CIFAR100,
+            CIFAR100_TRAIN,
             {"train": ["train"], "test": ["test"]},
             "fine_labels",
         ),

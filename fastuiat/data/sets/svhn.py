@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.published import PublishedFile, what_else
 from fastuiat.data.sets.generated import ddpm_images
-from fastuiat.data.sources import DatasetInfo, PublishedFile, checked, register
+from fastuiat.data.sources import DatasetInfo, checked, register
 
 SITE = "http://ufldl.stanford.edu/housenumbers"
 TRAIN = PublishedFile(
@@ -25,15 +26,37 @@ def read(data_dir: Path, split: str) -> tuple[Any, Any]:
 
     try:
         content = loadmat(path)
-        images, labels = content["X"], content["y"]
     except Exception as error:
-        raise UserError(f"{path} is truncated or not in SVHN's format") from error
-    labels = labels.reshape(-1)
-    if images.ndim != 4 or not np.isin(labels, range(1, 11)).all():
-        raise UserError(f"{path}: X must be (32, 32, 3, N) and y 1 to 10, got X {images.shape}")
-    labels = labels.astype(np.int64) % 10  # the digit 0 is published as 10
-    part = checked("svhn", images.transpose(3, 0, 1, 2), labels, 10, path)
+        reason = what_else(path, "a MATLAB file") or f" ({error})"
+        raise UserError(f"{path} is truncated or not in SVHN's format{reason}") from error
+    if lacking := [name for name in ("X", "y") if name not in content]:
+        there = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        raise UserError(f"{path} lacks {' and '.join(lacking)}: it has {there}")
+    images, labels = np.asarray(content["X"]), np.asarray(content["y"])
+    if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
+        raise UserError(
+            f"{path}: X must be uint8 (32, 32, 3, N), got {images.dtype} {images.shape}"
+        )
+    digits = digits_of(labels, images.shape[3], path)
+    part = checked("svhn", images.transpose(3, 0, 1, 2), digits, 10, path)
     return part.images, part.labels
+
+
+def digits_of(labels: np.ndarray, count: int, path: Path) -> np.ndarray:
+    """The digits int64 (N,) of y, where the digit 0 is published as 10; UserError on others."""
+    if labels.dtype.kind not in "iuf" or labels.size not in labels.shape:
+        raise UserError(f"{path}: y must be numbers (N, 1), got {labels.dtype} {labels.shape}")
+    labels = labels.reshape(-1)
+    if len(labels) != count:
+        raise UserError(f"{path}: X holds {count} images, but y {len(labels)} labels")
+    whole = labels.astype(np.int64)
+    if not np.array_equal(whole, labels):
+        raise UserError(f"{path}: y must be whole numbers, got {labels[whole != labels][0]:g}")
+    low, high = (whole.min(), whole.max()) if count else (1, 10)
+    if low < 1 or high > 10:
+        zero = " (the digit 0 is published as 10, not as 0)" if (low, high) == (0, 9) else ""
+        raise UserError(f"{path}: y must be 1 to 10, got {low} to {high}{zero}")
+    return whole % 10
 
 
 register(
