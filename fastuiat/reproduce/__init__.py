@@ -20,6 +20,7 @@ from fastuiat import data
 from fastuiat.children import Children
 from fastuiat.config import UserError
 from fastuiat.device import resolve_device
+from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_bytes, write_json
 from fastuiat.models import build_model
 from fastuiat.reproduce.ledger import Ledger
@@ -34,6 +35,7 @@ from fastuiat.reproduce.rows import (
 )
 from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
+from fastuiat.training.checkpoint import locate, read
 
 
 def folder_of(options: Options) -> Path:
@@ -56,6 +58,19 @@ def prints_of(rows: list[Row], options: Options) -> dict[str, Prints]:
             assert images.fingerprint is not None
             found[name][part] = images.fingerprint
     return found
+
+
+def refuse_other_data(folder: Path, found: data.Fingerprint) -> None:
+    """UserError where the run in a folder was trained on other images than those found now."""
+    stored = read(locate(folder, "last")).get("data")
+    change = stored and data.difference(
+        data.Fingerprint.from_json(stored["train"]), found, "training images"
+    )
+    if change:
+        raise UserError(
+            f"{folder} was trained on other data: what is another now is {change}; choose another "
+            "--out"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,12 @@ class Table:
         line = self.ledger and self.ledger.find(row, seed, self.entries[row.name]["n"])
         if not line:
             return None
+        for part, found in self.prints[row.config.dataset].items():
+            if line.get("data", {}).get(part, found.sha256) != found.sha256:
+                raise UserError(
+                    f"{self.options.record} has {row.name}, seed {seed}, of other {part} images or "
+                    "labels: choose another --record"
+                )
         kept = {f.name: line[f.name] for f in dataclasses.fields(Outcome) if f.name != "anew"}
         return Outcome(**kept, anew=False)
 
@@ -140,6 +161,9 @@ class Table:
         changed = fitted_to_data(row, self.options, self.sizes[row.config.dataset][0])
         own = {"seed": seed, "out": folder}
         train_row(row, folder, seed, flags_of(row.recipe, changed | own), run)
+        prints = self.prints[row.config.dataset]
+        refuse_other_data(folder, prints["train"])
+        refuse_other_test_set(folder / "eval", prints["test"], "choose another --out")
         points = self.entries[row.name]["n"]
         accuracies = evaluate_row(row, folder, points, self.options, run)
         seconds = seconds_per_epoch(folder, row.config.batch_size)
@@ -154,6 +178,8 @@ class Table:
         else:
             if self.ledger and not self.on_record(row, seed):
                 content = dataclasses.asdict(outcome) | {"n": entry["n"], "eps": row.eps}
+                prints = self.prints[row.config.dataset]
+                content["data"] = {part: found.sha256 for part, found in prints.items()}
                 del content["anew"]
                 self.ledger.add(row, seed, content)
             entry["seeds"][str(seed)] = outcome.accuracies

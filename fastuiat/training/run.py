@@ -19,7 +19,6 @@ from rich.console import Console
 
 from fastuiat import data, methods
 from fastuiat.config import UserError
-from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
@@ -35,6 +34,7 @@ from fastuiat.training.folder import (
     refuse_other_mathematics,
     stored_config,
 )
+from fastuiat.training.run_data import refuse_other_data, say_what_is_unchecked, training_data
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
@@ -85,51 +85,6 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
         return shares
 
     return evaluate
-
-
-def part(images: ImageSet, rows: Any) -> ImageSet:
-    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """What a run trains on, and what chooses its best net."""
-
-    images: Any
-    """In one array, or in two parts that are not joined."""
-    labels: Any
-    order: data.Order
-    validation: ImageSet
-    source: str
-    """A sum over images and labels."""
-    known_by: dict[str, Any]
-    """The fingerprints that a checkpoint keeps."""
-
-
-def training_data(config: TrainConfig) -> TrainingData:
-    train_set = data.load(config.dataset, config.data_dir, "train", unchecked=config.unchecked_data)
-    train_index, val_index = data.validation_split(
-        len(train_set.labels), config.val_size, config.seed, config.train_size
-    )
-    extra = None
-    if config.extra_data is not None:
-        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
-    images, labels, source = data.joined(train_set, extra)
-    num_extra = 0 if extra is None else len(extra.labels)
-    order = data.Order(
-        seed=config.seed,
-        train_index=train_index,
-        batch_size=config.batch_size,
-        num_extra=num_extra,
-        first_extra=len(train_set.labels),
-        extra_share=config.extra_share if num_extra else 0.0,
-    )
-    known_by = {
-        "train": data.json_of(train_set),
-        "extra": None if extra is None else data.json_of(extra),
-        "split": data.split_json(train_index, val_index),
-    }
-    return TrainingData(images, labels, order, part(train_set, val_index), source, known_by)
 
 
 def assemble(
@@ -203,28 +158,6 @@ def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def say_what_is_unchecked(trainer: Trainer, say: Say) -> None:
-    if trainer.data["train"]["checked"] == "unchecked":
-        name = trainer.net_info["dataset"]
-        say(f"the files of {name} are not the published ones: used as they are (--unchecked-data)")
-
-
-def refuse_other_data(state: dict[str, Any], trainer: Trainer, say: Say) -> None:
-    """UserError that says what a run would go on with otherwise than it began."""
-    if "data" not in state:
-        say("the checkpoint has no fingerprint of its data: whether they are the same is not known")
-        return
-    try:
-        change = data.training_difference(state["data"], trainer.data)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{trainer.folder}'s last checkpoint is damaged: {error}") from error
-    if change:
-        raise UserError(
-            f"{trainer.folder} cannot go on with other data: what is another now is {change}; put "
-            "back what it began with, or train anew"
-        )
-
-
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
     """Give the method the nets it requires, training them in folders of their own first."""
     required.provide(
@@ -296,7 +229,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress)
-        say_what_is_unchecked(trainer, say)
+        say_what_is_unchecked(trainer.data, say)
         required.check(config, trainer.net_info["num_classes"])
         open_folder(folder, config, device)
         provide_required(trainer, config, progress, say)
@@ -326,12 +259,12 @@ def resume(
         threads_of(folder, say),
     ):
         trainer = assemble(settled, device, precision, progress)
-        say_what_is_unchecked(trainer, say)
+        say_what_is_unchecked(trainer.data, say)
         last = folder / "checkpoints" / "last.pt"
         offset = 0
         if last.exists():
             state = run_state(last, trainer)
-            refuse_other_data(state, trainer, say)
+            refuse_other_data(folder, state, trainer.data, say)
             offset = trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
