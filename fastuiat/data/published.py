@@ -115,10 +115,13 @@ def what_is_checked(
     By its content where that is known, which costs nothing beside the fingerprint, else by the MD5
     of its files. UserError that names a file which differs, unless `unchecked` allows it.
     """
+    path: Path | str
     if content:
         if found.sha256 == content.sha256:
             return "published content"
-        path = data_dir / content.differing(images, labels)
+        name = content.differing(images, labels)
+        path = data_dir / name
+        path = path if path.exists() else f"{name} in {data_dir}"  # it is packed
         size = "" if found.n == content.n else f" ({found.n:,} images, not {content.n:,})"
     else:
         summed = [file for file in files if file.md5 or file.members]
