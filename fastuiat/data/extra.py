@@ -21,6 +21,8 @@ from fastuiat.file_kinds import kind_of
 
 FULL_POOL = 100
 """A pool of this many images a class on average has some of every class."""
+MOST_NAMED = 6
+"""Arrays of a foreign file."""
 WANTED = f"wanted is an .npz with 'image' {IMAGES} and 'label' {LABELS}"
 
 
@@ -65,9 +67,11 @@ def load_extra(spec: str | Path, dataset: str, data_dir: str | Path) -> ImageSet
 def described(content: Npz) -> str:
     """What an .npz has, as far as it can be told."""
     words = []
-    for name in content.members:
+    for name in list(content.members)[:MOST_NAMED]:
         try:
             words.append(f"{name!r} {content.header(name)}")
         except UserError:
             words.append(repr(name))
+    if len(content.members) > MOST_NAMED:
+        words.append("…")
     return ", ".join(words) or "nothing"

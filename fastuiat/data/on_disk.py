@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import struct
+import tokenize
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,10 @@ _BROKEN = (
     RuntimeError,  # it is encrypted
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,  # of a header that is no Python
+    SyntaxError,
     AttributeError,
     TypeError,
     KeyError,
@@ -67,7 +74,7 @@ def npy_header(file: IO[bytes]) -> Header:
     if read is None:
         raise ValueError(f"version {version} of .npy is not known")
     shape, fortran, dtype = read(file)
-    if any(length < 0 for length in shape):
+    if not all(0 <= length < 1 << 60 for length in shape):
         raise ValueError(f"its header claims a shape of {shape}")
     return Header(shape, dtype, fortran, file.tell())
 
@@ -81,7 +88,8 @@ class ImagesOnDisk:
 
     def __init__(self, path: Path, offset: int, header: Header, crc: int | None) -> None:
         self.path, self.shape, self.dtype = path, header.shape, header.dtype
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the object)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self._offset, self._crc, self._begin = offset, crc, header.begin
         self._row = header.promised // max(1, len(self))
         self._identity = self._status()
@@ -135,16 +143,16 @@ class ImagesOnDisk:
         rest: memoryview = rows.reshape(-1).view(np.uint8).data
         at = self._offset + first * self._row
         while rest:  # a read gives 2 GB at most
-            count = os.preadv(self._file.fileno(), [rest], at)
+            count = os.preadv(self._file, [rest], at)
             if count == 0:
                 raise UserError(f"{self.path} was cut short while it was in use")
             rest, at = rest[count:], at + count
 
     def _bytes(self, at: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, at)
+        return os.pread(self._file, count, at)
 
     def _status(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._file)
         return status.st_size, status.st_mtime_ns
 
     def _refuse_changes(self) -> None:
@@ -165,7 +173,7 @@ class Npz:
         try:
             self._zip = zipfile.ZipFile(path)
             self.members = {m.filename.removesuffix(".npy"): m for m in self._zip.infolist()}
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        except _BROKEN as error:
             raise self.damaged(error) from error
 
     def __enter__(self) -> Npz:
@@ -175,7 +183,9 @@ class Npz:
         self._zip.close()
 
     def damaged(self, error: object) -> UserError:
-        return UserError(f"{self.path} is truncated or no .npz of plain arrays ({error})")
+        # NumPy's advice is on a second line, and is to trust the file.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return UserError(f"{self.path} is truncated or no .npz of plain arrays ({reason})")
 
     def header(self, name: str) -> Header:
         """UserError where it promises other than the archive holds, or Python objects."""

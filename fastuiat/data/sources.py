@@ -79,7 +79,7 @@ def checked(name: str, images: Any, labels: Any, num_classes: int, origin: Path)
             f"{origin}: images must be {IMAGES}, got {images.dtype} {images.shape}"
             f"{image_advice(images)}"
         )
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
             f"{origin}: labels must be {LABELS}, got {labels.dtype} {labels.shape}"
             f"{label_advice(labels)}"
@@ -116,6 +116,8 @@ def label_advice(labels: np.ndarray) -> str:
         return ": .reshape(-1) them"
     if labels.ndim == 2:
         return ", scores of classes: one number each is wanted, as by .argmax(axis=1)"
+    if labels.dtype.kind == "f" and labels.ndim == 1:
+        return ": .astype('int64') them, if they are whole numbers"
     return ""
 
 

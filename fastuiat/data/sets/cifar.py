@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.array_pickle import read_array_pickle
 from fastuiat.data.published import (
     FileContent,
     PublishedContent,
@@ -28,38 +27,15 @@ LARGEST_MEMBER = 1 << 28
 """Bytes; the largest that is published has 155 MB."""
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads the published pickles and nothing that could run code."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy.core.numeric", "_frombuffer"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is refused")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def read_pickle(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        loaded = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        loaded = read_array_pickle(content)
     except Exception as error:
         reason = what_else(path, "a Python pickle", "a tar archive") or f" ({error})"
         raise UserError(f"{path} is truncated or not in CIFAR's format{reason}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not in CIFAR's format: it holds a {type(loaded).__name__}")
-    return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in loaded.items()}
+    return loaded
 
 
 def reader(
@@ -77,16 +53,28 @@ def reader(
             batch = read_pickle(path, member_bytes(path, data_dir / archive.path))
             if "data" not in batch or label_key not in batch:
                 raise UserError(f"{path} lacks 'data' or '{label_key}'")
-            pixels = np.asarray(batch["data"])
-            if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
-                raise UserError(f"{path}: 'data' must be uint8 (N, 3072), got {pixels.shape}")
-            pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            part = checked(name, pixels, batch[label_key], num_classes, path)
+            part = checked(name, *arrays_of(batch, label_key, path), num_classes, path)
             images.append(part.images)
             labels.append(part.labels)
         return np.concatenate(images), np.concatenate(labels)
 
     return read
+
+
+def arrays_of(batch: dict[str, Any], label_key: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 32, 32, 3) and labels of a batch."""
+    pixels, labels = batch["data"], batch[label_key]
+    if not isinstance(pixels, np.ndarray):
+        raise UserError(f"{path}: 'data' must be uint8 (N, 3072), got a {type(pixels).__name__}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise UserError(
+            f"{path}: 'data' must be uint8 (N, 3072), got {pixels.dtype} {pixels.shape}"
+        )
+    if isinstance(labels, list) and not all(isinstance(label, int | float) for label in labels):
+        raise UserError(f"{path}: {label_key!r} must be numbers")
+    if not isinstance(labels, list | np.ndarray):
+        raise UserError(f"{path}: {label_key!r} must be numbers, got a {type(labels).__name__}")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels)
 
 
 def member_bytes(path: Path, archive: Path) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.mat import read_mat
 from fastuiat.data.published import PublishedFile, what_else
 from fastuiat.data.sets.generated import ddpm_images
 from fastuiat.data.sources import DatasetInfo, checked, register
@@ -22,17 +25,15 @@ FILES = {"train": (TRAIN,), "test": (TEST,)}
 
 def read(data_dir: Path, split: str) -> tuple[Any, Any]:
     path = FILES[split][0].fetched(data_dir)
-    from scipy.io import loadmat
-
     try:
-        content = loadmat(path)
-    except Exception as error:
+        content = read_mat(path)
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, struct.error) as error:
         reason = what_else(path, "a MATLAB file") or f" ({error})"
         raise UserError(f"{path} is truncated or not in SVHN's format{reason}") from error
-    if lacking := [name for name in ("X", "y") if name not in content]:
-        there = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise UserError(f"{path} lacks {' and '.join(lacking)}: it has {there}")
-    images, labels = np.asarray(content["X"]), np.asarray(content["y"])
+    images, labels = content.get("X"), content.get("y")
+    if images is None or labels is None:
+        there = ", ".join(map(repr, list(content)[:6])) or "nothing"
+        raise UserError(f"{path} lacks X or y, as arrays of numbers: it has {there}")
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise UserError(
             f"{path}: X must be uint8 (32, 32, 3, N), got {images.dtype} {images.shape}"
