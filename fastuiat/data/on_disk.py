@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.file_kinds import reason_of
 
 SMALL = 64 << 20
 """Bytes up to which an array is read whole: 20,000 images of CIFAR's size."""
@@ -182,10 +183,10 @@ class Npz:
     def __exit__(self, *exception: object) -> None:
         self._zip.close()
 
-    def damaged(self, error: object) -> UserError:
-        # NumPy's advice is on a second line, and is to trust the file.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return UserError(f"{self.path} is truncated or no .npz of plain arrays ({reason})")
+    def damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.path} is truncated or no .npz of plain arrays ({reason_of(error)})"
+        )
 
     def header(self, name: str) -> Header:
         """UserError where it promises other than the archive holds, or Python objects."""

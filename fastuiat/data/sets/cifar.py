@@ -21,6 +21,7 @@ from fastuiat.data.published import (
 )
 from fastuiat.data.sets.generated import ddpm_images
 from fastuiat.data.sources import DatasetInfo, checked, register, unpacked
+from fastuiat.file_kinds import reason_of
 
 SITE = "https://www.cs.toronto.edu/~kriz"
 LARGEST_MEMBER = 1 << 28
@@ -31,7 +32,7 @@ def read_pickle(path: Path, content: bytes) -> dict[str, Any]:
     try:
         loaded = read_array_pickle(content)
     except Exception as error:
-        reason = what_else(path, "a Python pickle", "a tar archive") or f" ({error})"
+        reason = what_else(path, "a Python pickle", "a tar archive") or f" ({reason_of(error)})"
         raise UserError(f"{path} is truncated or not in CIFAR's format{reason}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not in CIFAR's format: it holds a {type(loaded).__name__}")

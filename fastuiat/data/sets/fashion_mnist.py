@@ -20,6 +20,7 @@ from fastuiat.data.published import (
     what_else,
 )
 from fastuiat.data.sources import DatasetInfo, checked, register
+from fastuiat.file_kinds import reason_of
 
 SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 FOLDER = "FashionMNIST/raw"
@@ -100,7 +101,7 @@ def read_idx(path: Path) -> np.ndarray:
                 raise ValueError(f"it goes on behind the {promised:,} bytes of its header")
         return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        reason = what_else(path, "a gzip file") or f" ({error})"
+        reason = what_else(path, "a gzip file") or f" ({reason_of(error)})"
         raise UserError(f"{path} is truncated or no idx file{reason}") from error
 
 

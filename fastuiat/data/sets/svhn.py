@@ -14,6 +14,7 @@ from fastuiat.data.mat import read_mat
 from fastuiat.data.published import PublishedFile, what_else
 from fastuiat.data.sets.generated import ddpm_images
 from fastuiat.data.sources import DatasetInfo, checked, register
+from fastuiat.file_kinds import reason_of
 
 SITE = "http://ufldl.stanford.edu/housenumbers"
 TRAIN = PublishedFile(
@@ -28,7 +29,7 @@ def read(data_dir: Path, split: str) -> tuple[Any, Any]:
     try:
         content = read_mat(path)
     except (OSError, ValueError, EOFError, KeyError, zlib.error, struct.error) as error:
-        reason = what_else(path, "a MATLAB file") or f" ({error})"
+        reason = what_else(path, "a MATLAB file") or f" ({reason_of(error)})"
         raise UserError(f"{path} is truncated or not in SVHN's format{reason}") from error
     images, labels = content.get("X"), content.get("y")
     if images is None or labels is None:
@@ -50,7 +51,8 @@ def digits_of(labels: np.ndarray, count: int, path: Path) -> np.ndarray:
     labels = labels.reshape(-1)
     if len(labels) != count:
         raise UserError(f"{path}: X holds {count} images, but y {len(labels)} labels")
-    whole = labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # of NaN and infinity
+        whole = labels.astype(np.int64)
     if not np.array_equal(whole, labels):
         raise UserError(f"{path}: y must be whole numbers, got {labels[whole != labels][0]:g}")
     low, high = (whole.min(), whole.max()) if count else (1, 10)
