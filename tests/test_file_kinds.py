@@ -124,9 +124,8 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
         "print(*map(kind_of, sys.argv[2:]))"
     )
     paths = [tmp_path / "pipe", tmp_path / "socket", "/dev/zero", tmp_path]
-    done = subprocess.run(
-        [sys.executable, "-c", code, file_kinds.__file__, *map(str, paths)], capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", code, file_kinds.__file__, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "a named pipe a socket a device a folder", done.stderr
     listening.close()
 

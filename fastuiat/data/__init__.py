@@ -14,7 +14,7 @@ from fastuiat.config import UserError
 from fastuiat.data import sets  # noqa: F401  (registers them)
 from fastuiat.data.ahead import one_ahead
 from fastuiat.data.batch import Batch
-from fastuiat.data.extra import extra_path, load_extra
+from fastuiat.data.extra import extra_path, load_extra, refuse_nameless
 from fastuiat.data.fingerprint import (
     Fingerprint,
     difference,
@@ -59,6 +59,7 @@ __all__ = [
     "make_loader",
     "one_ahead",
     "prepare",
+    "refuse_nameless",
     "register",
     "split_json",
     "training_difference",
@@ -152,6 +153,7 @@ def prepare(
     name: str, data_dir: Path, extra_data: str | None = None, *, unchecked: bool = False
 ) -> Path:
     """Write and check the .beton that `train` would read; UserError where FFCV is missing."""
+    refuse_nameless(extra_data)
     if not ffcv_available():
         raise UserError(f"FFCV is not installed: {_INSTALL}")
     from fastuiat.data import beton

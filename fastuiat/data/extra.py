@@ -26,10 +26,15 @@ MOST_NAMED = 6
 WANTED = f"wanted is an .npz with 'image' {IMAGES} and 'label' {LABELS}"
 
 
+def refuse_nameless(spec: str | Path | None) -> None:
+    """UserError on an empty --extra-data, as of a shell's variable that is not set."""
+    if spec is not None and str(spec) in ("", "."):
+        raise UserError("--extra-data names no file: give ddpm1m or the path of an .npz")
+
+
 def extra_path(spec: str | Path, dataset: str, data_dir: Path) -> Path:
     """Where the file of `ddpm1m`, or of a path, lies; it is downloaded if it must be."""
-    if str(spec) in ("", "."):
-        raise UserError("--extra-data names no file: give ddpm1m or the path of an .npz")
+    refuse_nameless(spec)
     if spec != "ddpm1m":
         return Path(spec)
     pool = dataset_info(dataset).ddpm1m

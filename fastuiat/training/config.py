@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fastuiat import methods
 from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
+from fastuiat.data import refuse_nameless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,7 @@ class TrainConfig:
         for name in ("seed", "val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
-        if self.extra_data == "":
-            raise UserError("--extra-data names no file: give ddpm1m or the path of an .npz")
+        refuse_nameless(self.extra_data)
         if not 0 < self.extra_share <= 1:
             raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:
