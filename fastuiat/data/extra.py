@@ -55,8 +55,10 @@ def load_extra(spec: str | Path, dataset: str, data_dir: str | Path) -> ImageSet
     if kind is None or not ("zip archive" in kind or ".npz" in kind):
         raise UserError(f"--extra-data {path} is {kind or 'no .npz'}: {WANTED}")
     with Npz(path) as content:
-        if "image" not in content.members or "label" not in content.members:
-            raise UserError(f"--extra-data {path} holds {described(content)}: {WANTED}")
+        if lacking := [repr(key) for key in ("image", "label") if key not in content.members]:
+            raise UserError(
+                f"{path} lacks {' and '.join(lacking)}: it has {described(content)}; {WANTED}"
+            )
         labels, images = content.array("label"), content.on_disk("image")
     num_classes = dataset_info(dataset).num_classes
     extra = checked(f"{dataset}+extra", images, labels, num_classes, path)

@@ -132,7 +132,7 @@ def test_what_was_found_and_what_is_wanted_are_said(tmp_path):
     one_hot = np.eye(10)[LABELS]
     for arrays, said in (
         ({"images": IMAGES, "labels": LABELS}, r"'images' uint8 \(6, 32, 32, 3\), 'labels' int32"),
-        ({"x": IMAGES, "y": LABELS}, r"holds 'x' uint8 .*, 'y' int32 \(6,\): wanted is"),
+        ({"x": IMAGES, "y": LABELS}, r"has 'x' uint8 .*, 'y' int32 \(6,\); wanted is"),
         ({"image": IMAGES / 255, "label": LABELS}, "from 0 to 1: .*astype"),
         ({"image": IMAGES.transpose(0, 3, 1, 2), "label": LABELS}, "channels first"),
         ({"image": IMAGES.reshape(6, -1), "label": LABELS}, "flat"),
@@ -140,7 +140,7 @@ def test_what_was_found_and_what_is_wanted_are_said(tmp_path):
         ({"image": IMAGES, "label": LABELS[:, None]}, r"reshape\(-1\)"),
         ({"image": IMAGES, "label": LABELS.astype(np.float32)}, "whole numbers"),
         ({"image": IMAGES, "label": LABELS.astype("m8[s]")}, "labels must be integers"),
-        ({f"a{i}": LABELS for i in range(999)}, "'a5' int32.*, …: wanted"),
+        ({f"a{i}": LABELS for i in range(999)}, "'a5' int32.*, …; wanted"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=said):
