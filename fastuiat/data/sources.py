@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.download import only_one, remove_unfinished
 from fastuiat.data.fingerprint import Fingerprint, fingerprint_of
 from fastuiat.data.on_disk import ImagesOnDisk
 from fastuiat.data.published import PublishedContent, PublishedFile, what_is_checked
@@ -124,25 +125,32 @@ def label_advice(labels: np.ndarray) -> str:
 def unpacked(archive: Path, folder: Path) -> Path:
     """The folder of that name from a tar archive, beside it, whole or not at all."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-            with tarfile.open(archive) as tar:
-                inside = [m for m in tar if m.name.startswith(f"{folder.name}/") and m.isreg()]
-                for member in inside:
-                    path = Path(place) / folder.name / Path(member.name).name
-                    path.parent.mkdir(exist_ok=True)
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    with open(path, "wb") as file:
-                        shutil.copyfileobj(content, file)
-            if not inside:
-                raise UserError(f"{archive} holds no {folder.name}/: delete it")
-            (Path(place) / folder.name).replace(folder)
+        with only_one(folder.parent) as alone:
+            if not folder.is_dir():  # else another process was the first
+                if alone:
+                    remove_unfinished(folder)
+                _unpack(archive, folder)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}): delete it") from error
     except OSError as error:
-        if not folder.is_dir():  # else another process was the first
-            raise UserError(f"{archive} cannot be unpacked: {error.strerror}") from error
+        raise UserError(f"{archive} cannot be unpacked: {error.strerror}") from error
     return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+        with tarfile.open(archive) as tar:
+            inside = [m for m in tar if m.name.startswith(f"{folder.name}/") and m.isreg()]
+            for member in inside:
+                path = Path(place) / folder.name / Path(member.name).name
+                path.parent.mkdir(exist_ok=True)
+                content = tar.extractfile(member)
+                assert content is not None
+                with open(path, "wb") as file:
+                    shutil.copyfileobj(content, file)
+        if not inside:
+            raise UserError(f"{archive} holds no {folder.name}/: delete it")
+        (Path(place) / folder.name).replace(folder)
 
 
 def dataset_info(name: str) -> DatasetInfo:

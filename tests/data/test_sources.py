@@ -330,9 +330,12 @@ def test_a_download_is_unpacked_once(tmp_path, monkeypatch):
     assert [p.name for p in data_dir.iterdir()] == ["cifar-10-python.tar.gz"]
     (data_dir / "cifar-10-python.tar.gz").unlink()
     content = whole
+    (data_dir / ".cifar-10-python.tar.gz-01234567").write_bytes(b"left by a killed download")
+    (data_dir / ".cifar-10-batches-py-abc" / "cifar-10-batches-py").mkdir(parents=True)
     train = load("cifar10", data_dir, "train")
     np.testing.assert_array_equal(train.images, images)
     assert len(asked) == 3 and (data_dir / "cifar-10-batches-py" / "data_batch_5").is_file()
+    assert not list(data_dir.glob(".*"))
     (data_dir / "cifar-10-python.tar.gz").unlink()
     assert load("cifar10", data_dir, "test").labels.tolist() == labels[:2].tolist()
 
