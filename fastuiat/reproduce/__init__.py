@@ -35,7 +35,7 @@ from fastuiat.reproduce.rows import (
 )
 from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
-from fastuiat.training.checkpoint import locate, read
+from fastuiat.training.checkpoint import read
 
 
 def folder_of(options: Options) -> Path:
@@ -62,7 +62,8 @@ def prints_of(rows: list[Row], options: Options) -> dict[str, Prints]:
 
 def refuse_other_data(folder: Path, found: data.Fingerprint) -> None:
     """UserError where the run in a folder was trained on other images than those found now."""
-    stored = read(locate(folder, "last")).get("data")
+    last = folder / "checkpoints" / "last.pt"
+    stored = read(last).get("data") if last.is_file() else None
     change = stored and data.difference(
         data.Fingerprint.from_json(stored["train"]), found, "training images"
     )
