@@ -67,6 +67,8 @@ class EvalOptions(PublishedOptions, OutputOptions):
     """By default the one the run was trained on."""
     data_dir: Path | None = None
     """By default the run's."""
+    unchecked_data: bool = False
+    """Use the data set's files also where they are not the published ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = None
     """Where eval/*.json goes; by default the run folder."""
@@ -137,11 +139,13 @@ def evaluate(argv: list[str]) -> None:
     data_dir = options.data_dir
     if data_dir is None:
         data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
-    images = data.load(name, data_dir, "test")
+    images = data.load(name, data_dir, "test", unchecked=options.unchecked_data)
     if images.num_classes != info["num_classes"]:
         raise UserError(
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
+    if images.fingerprint and images.fingerprint.checked == "unchecked":
+        output.say(f"{name}'s test files are not the published ones: used as they are")
     device = resolve_device(options.device)
     with show_evaluation(output.console) as progress:
         records = measure(

@@ -13,6 +13,7 @@ from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 
 if TYPE_CHECKING:
+    from fastuiat.data import ImageSet
     from fastuiat.report.document import FromNets
     from fastuiat.report.pictures import Pictures
     from fastuiat.report.runs import Run
@@ -104,11 +105,19 @@ def data_dir_of(run: Run, options: ReportOptions) -> Path:
     return options.data_dir or Path(run.config.get("data_dir") or "data")
 
 
+def test_images(run: Run, dataset: str, options: ReportOptions) -> ImageSet:
+    """As the run's own data are used: published, or unchecked where it said so."""
+    from fastuiat import data
+
+    unchecked = run.config.get("unchecked_data") is True
+    return data.load(dataset, data_dir_of(run, options), "test", unchecked=unchecked)
+
+
 def losses_of(
     run: Run, record: Any, options: ReportOptions, device: Any, progress: Any
 ) -> list[float] | str:
     """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
-    from fastuiat import data, load_checkpoint
+    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import natural_losses
     from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
@@ -137,9 +146,12 @@ def losses_of(
         )
     try:
         model, info = load_checkpoint(file, weights=weights)
-        images = data.load(info["dataset"], data_dir_of(run, options), "test")
+        images = test_images(run, info["dataset"], options)
     except UserError as error:
         return f"The images of {run.label} cannot be ranked (Figures 1 and 4): {error}"
+    assert images.fingerprint is not None
+    if record.test_set not in (None, images.fingerprint.sha256):
+        return f"The test images of {run.label} are not those of its PGD sweep any more"
     n = record.n
     images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     if info["dataset"] != record.values.get("dataset") or len(images.labels) != n:
@@ -151,14 +163,14 @@ def losses_of(
 
 def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
     """Figure 6 of a run's best checkpoint; UserError where checkpoint or images are missing."""
-    from fastuiat import data, load_checkpoint
+    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples
     from fastuiat.report.pictures import Pictures
     from fastuiat.training.checkpoint import locate, read
 
     file = locate(run.folder)
     model, info = load_checkpoint(file)
-    images = data.load(info["dataset"], data_dir_of(run, options), "test")
+    images = test_images(run, info["dataset"], options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
     eps = float(run.settings.get("inverse_eps", 4 / 255))

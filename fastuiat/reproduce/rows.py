@@ -90,6 +90,8 @@ class Options:
     """Runs at a time, which share the cores; by default 1, of the small presets 2."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files."""
+    unchecked_data: bool = False
+    """Use them also where they are not the published ones."""
     extra_data: str | None = None
     """Generated images in place of ddpm1m, for the rows that use them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -183,6 +185,8 @@ def chosen(options: Options) -> dict[str, Any]:
     """What the options change in every row's recipe."""
     given = ("dataset", "arch", "epochs", "extra_data")
     changed = {name: value for name in given if (value := getattr(options, name)) is not None}
+    if options.unchecked_data:
+        changed["unchecked_data"] = True
     return {"data_dir": options.data_dir, "device": options.device} | changed
 
 

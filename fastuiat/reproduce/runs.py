@@ -87,6 +87,7 @@ def evaluate_row(
             words = ["--attacks", *missing, "--n", str(n)]
             words += [] if missing == ["clean"] else ["--eps", repr(row.eps)]
             words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
+            words += ["--unchecked-data"] if options.unchecked_data else []
             run("eval", str(folder), *words, "--device", options.device)
     result = {}
     for column, attack in attacks.items():

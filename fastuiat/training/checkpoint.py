@@ -155,7 +155,7 @@ def load_own(
         "nest": "averaged" if is_averaged else "model",
         "weights": "averaged" if is_averaged else "raw",
         **found,
-        **{name: content[name] for name in ("epoch", "step")},
+        **{name: content[name] for name in ("epoch", "step", "data") if name in content},
         "normalisation": constants,
         "left_out": [],
     }
@@ -198,8 +198,9 @@ def load_checkpoint(
     taken inside the file, or None), `weights` (averaged, raw), `which` (best, last, or None of a
     file that has one net), `chosen` (those of `last` and `raw` that are not what is taken by
     default), `normalisation` ({mean, std, from} or None), `left_out` (what else the file held),
-    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch and step as
-    far as they are known. UserError on anything that does not fit, and on a damaged file.
+    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch, step and
+    `data` (the fingerprints of what it was trained on) as far as they are known. UserError on
+    anything that does not fit, and on a damaged file.
 
     >>> import torch, fastuiat
     >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")

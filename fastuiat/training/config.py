@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fastuiat import methods
 from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
+from fastuiat.data import refuse_nameless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class TrainConfig:
     """Data set to train on."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
+    unchecked_data: bool = False
+    """Use a data set's files also where they are not the published ones."""
     arch: str = "resnet-18"
     """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
     line's dm-prn-18, dm-wrn-D-W."""
@@ -100,6 +103,7 @@ class TrainConfig:
         for name in ("seed", "val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
+        refuse_nameless(self.extra_data)
         if not 0 < self.extra_share <= 1:
             raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:

@@ -16,7 +16,9 @@ from fastuiat.config import UserError, changed_since, of_this_version
 from fastuiat.files import write_json
 from fastuiat.training.config import TrainConfig
 
-FREE_ON_RESUME = {"workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir"}
+FREE_ON_RESUME = {
+    "workers", "loader", "log_every", "checkpoint_minutes", "out", "data_dir", "unchecked_data",
+}  # fmt: skip
 """Settings that move no number; all others stay as the run began."""
 
 

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from fastuiat import data, methods
 from fastuiat.config import UserError
-from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
@@ -35,6 +34,7 @@ from fastuiat.training.folder import (
     refuse_other_mathematics,
     stored_config,
 )
+from fastuiat.training.run_data import refuse_other_data, say_what_is_unchecked, training_data
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 
@@ -87,32 +87,6 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
     return evaluate
 
 
-def part(images: ImageSet, rows: Any) -> ImageSet:
-    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
-
-
-def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
-    """(images, labels, their order, validation part); images are not joined into one array."""
-    train_set = data.load(config.dataset, config.data_dir, "train")
-    train_index, val_index = data.validation_split(
-        len(train_set.labels), config.val_size, config.seed, config.train_size
-    )
-    images: Any = train_set.images
-    labels, num_extra = train_set.labels, 0
-    if config.extra_data:
-        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
-        images, labels, num_extra = data.joined(train_set, extra)
-    order = data.Order(
-        seed=config.seed,
-        train_index=train_index,
-        batch_size=config.batch_size,
-        num_extra=num_extra,
-        first_extra=len(train_set.labels),
-        extra_share=config.extra_share if num_extra else 0.0,
-    )
-    return images, labels, order, part(train_set, val_index)
-
-
 def assemble(
     config: TrainConfig, device: torch.device, precision: str, progress: Progress
 ) -> Trainer:
@@ -129,27 +103,30 @@ def assemble(
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    images, labels, order, validation = training_data(config)
-    method = make_method(num_samples=len(labels))
+    own = training_data(config)
+    method = make_method(num_samples=len(own.labels))
     loader = data.make_loader(
         config.loader,
-        images,
-        labels,
-        order,
+        own.images,
+        own.labels,
+        own.order,
         device=device,
         flip=info.flip,
         workers=config.workers,
         cache_dir=config.data_dir,
         name=config.dataset,
+        source=own.source,
     )
     test = None
     if config.test_every:
-        test_set = data.load(config.dataset, config.data_dir, "test")
+        test_set = data.load(
+            config.dataset, config.data_dir, "test", unchecked=config.unchecked_data
+        )
         test = evaluation_on(test_set, config, device)
     step = TrainingStep(
         net.to(device),
         method,
-        total_steps=config.epochs * order.steps_per_epoch,
+        total_steps=config.epochs * own.order.steps_per_epoch,
         optimizer=config.optimizer,
         weight_averaging=config.weight_averaging,
         precision=precision,
@@ -164,8 +141,9 @@ def assemble(
             "num_classes": info.num_classes,
             "dataset": config.dataset,
         },
+        data=own.known_by,
         loader=loader,
-        validate=evaluation_on(validation, config, device) if config.val_size else None,
+        validate=evaluation_on(own.validation, config, device) if config.val_size else None,
         test=test,
         folder=Path(config.out or default_folder(config)),
         progress=progress,
@@ -251,6 +229,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress)
+        say_what_is_unchecked(trainer.data, say)
         required.check(config, trainer.net_info["num_classes"])
         open_folder(folder, config, device)
         provide_required(trainer, config, progress, say)
@@ -280,8 +259,13 @@ def resume(
         threads_of(folder, say),
     ):
         trainer = assemble(settled, device, precision, progress)
+        say_what_is_unchecked(trainer.data, say)
         last = folder / "checkpoints" / "last.pt"
-        offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
+        offset = 0
+        if last.exists():
+            state = run_state(last, trainer)
+            refuse_other_data(folder, state, trainer.data, say)
+            offset = trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)

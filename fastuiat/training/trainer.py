@@ -52,6 +52,7 @@ class Trainer:
         *,
         step: TrainingStep,
         net_info: dict[str, Any],
+        data: dict[str, Any],
         loader: Any,
         validate: Evaluate | None,
         test: Evaluate | None,
@@ -61,7 +62,7 @@ class Trainer:
         self.config, self.folder, self.progress = config, folder, progress
         self.training_step, self.net_info, self.loader = step, net_info, loader
         self.net, self.method, self.device = step.net, step.method, step.device
-        self.validate, self.test = validate, test
+        self.validate, self.test, self.data = validate, test, data
         self.steps_per_epoch: int = loader.order.steps_per_epoch
         self.last_step = min(step.total_steps, config.max_steps or step.total_steps)
         self.watch = CatastrophicWatch(net_info["num_classes"], self.device)
@@ -90,6 +91,7 @@ class Trainer:
         return {
             **self.training_step.state_dict(),
             "net": self.net_info,
+            "data": self.data,
             "epoch": -(-self.step // self.steps_per_epoch),
             "best": self.best,
             "catastrophic": self.watch.state(),
