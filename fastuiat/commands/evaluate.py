@@ -132,7 +132,7 @@ def evaluate(argv: list[str]) -> None:
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
-    from fastuiat.training.run import stored_config
+    from fastuiat.training.folder import stored_config
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")

@@ -17,7 +17,7 @@ from fastuiat.files import sha256_of, write_json
 from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.training.checkpoint import locate, read
-from fastuiat.training.run import stored_config
+from fastuiat.training.folder import stored_config
 
 Run = Callable[..., None]
 """`fastuiat WORDS…`, to its end."""

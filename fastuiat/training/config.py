@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
+from fastuiat.config import (
+    OptimizerConfig,
+    UserError,
+    positive,
+    refuse_other_choices,
+    refuse_other_types,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,7 @@ class TrainConfig:
         for name in ("data_dir", "out", "helper"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
+        refuse_other_types(type(self), vars(self))
         self._complete("optimizer", OptimizerConfig)
         self._complete("settings", methods.get(self.method).Config)
         refuse_other_choices(self)
@@ -119,6 +127,12 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as config.json gives them back."""
+    settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
+    return settings
 
 
 def refuse_idle(config: TrainConfig, named: Collection[str]) -> None:

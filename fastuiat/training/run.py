@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,15 +27,20 @@ from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import (
+    begun_with,
     default_folder,
+    holds_run,
+    last_checkpoint,
+    match_checkpoint,
     open_folder,
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
-    stored_config,
+    threads_in,
 )
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
+from fastuiat.writer import only_writer
 
 Say = Callable[[str], None]
 """Who hears a line of notes."""
@@ -172,12 +176,10 @@ def assemble(
     )
 
 
-def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
-    """The trainer's own checkpoint; UserError on a damaged or foreign one."""
-    state = read(path)
+def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
+    """UserError on a checkpoint of another run."""
     if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
-    return state
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -210,7 +212,7 @@ def own_generator(device: torch.device) -> contextlib.AbstractContextManager[Non
 def threads_of(folder: Path, say: Say) -> Iterator[None]:
     """As many threads as the run in the folder began with: another count sums in another order."""
     before = torch.get_num_threads()
-    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    threads = threads_in(folder)
     if threads == before:
         yield
         return
@@ -252,9 +254,10 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
             say(note)
         trainer = assemble(config, device, precision, progress)
         required.check(config, trainer.net_info["num_classes"])
-        open_folder(folder, config, device)
-        provide_required(trainer, config, progress, say)
-        trainer.train()
+        with only_writer(folder, advice="choose another --out", say=say):
+            open_folder(folder, config, device)
+            provide_required(trainer, config, progress, say)
+            trainer.train()
     return trainer.folder
 
 
@@ -269,19 +272,26 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(stored_config(folder), config)
+    refuse_changes(begun_with(folder), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
         raise UserError("the run was compiled, and this machine cannot: install g++ and headers")
+    busy = "wait until it ends, or end it, before you resume"
     with (
         own_generator(device),
         shown(progress, say) as (progress, say),
+        only_writer(folder, advice=busy, say=say),
         threads_of(folder, say),
     ):
+        last = last_checkpoint(folder)
+        state = read(last) if last.exists() else None
+        match_checkpoint(folder, state, say)
         trainer = assemble(settled, device, precision, progress)
-        last = folder / "checkpoints" / "last.pt"
-        offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
+        offset = 0
+        if state is not None:
+            refuse_foreign(state, last, trainer)
+            offset = trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)
@@ -298,6 +308,6 @@ def resume(
 def train_or_resume(config: TrainConfig, progress: Progress, *, say: Say) -> Path:
     """Bring the run in `config.out` to its end, whether it has begun or not."""
     assert config.out is not None
-    if (config.out / "config.json").exists():
+    if holds_run(config.out):
         return resume(config, config.out, progress=progress, say=say)
     return train(config, progress=progress, say=say)
