@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
@@ -40,8 +41,11 @@ def bench(argv: list[str]) -> None:
     main(argv, parse)
 
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""A full or unwritable disk: the user's to mend, wherever it shows."""
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
+}  # fmt: skip
+"""A full or unwritable disk, a path that cannot be: the user's to mend, wherever it shows."""
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -58,6 +62,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's error is one line on stderr and exit code 2."""
+    end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")

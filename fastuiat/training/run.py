@@ -38,6 +38,7 @@ from fastuiat.training.folder import (
     refuse_other_mathematics,
     threads_in,
 )
+from fastuiat.training.metrics import cut_back
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 from fastuiat.writer import only_writer
@@ -288,10 +289,9 @@ def resume(
         state = read(last) if last.exists() else None
         match_checkpoint(folder, state, say)
         trainer = assemble(settled, device, precision, progress)
-        offset = 0
         if state is not None:
             refuse_foreign(state, last, trainer)
-            offset = trainer.restore(state)
+            trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)
@@ -301,6 +301,9 @@ def resume(
         provide_required(trainer, settled, progress, say)
         say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
         os.makedirs(folder / "checkpoints", exist_ok=True)
+        offset, note = cut_back(folder, state) if state else (0, None)
+        if note:
+            say(note)
         trainer.train(offset)
     return folder
 

@@ -101,8 +101,8 @@ class Trainer:
             "metrics_offset": self.log.sync() if self.log else 0,
         }
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """Continue from `state()`; returns the byte offset of metrics.jsonl."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`; UserError where that is not finite."""
         self.training_step.load_state_dict(state)
         if broken := non_finite(tensors_of(self.training_step)):
             raise UserError(
@@ -116,8 +116,6 @@ class Trainer:
         self.validated_epoch = state["validated_epoch"]
         if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
             self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
-        offset: int = state["metrics_offset"]
-        return offset
 
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
