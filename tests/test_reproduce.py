@@ -296,20 +296,27 @@ def test_all_methods_are_in_the_preset_under_the_same_budget():
     assert {round(255 * row.eps) for row in made} == {8, 16}
 
 
-def stop_once_begun(words, folder):
-    """SIGTERM while two runs are under way: both stop with it, and it begins no other."""
+def end_once_begun(words, folder, signum):
+    """While two runs are under way: they end with it however it ends, and it begins no other."""
     command = [sys.executable, "-m", "fastuiat", "reproduce", *words]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while len(list((folder / "o").glob("*/*/config.json"))) < 2:
+    while len(alive_in(folder)) < 3 or len(list((folder / "o").glob("*/*/config.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Traceback" not in output
-    alive = [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
-    assert not alive
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=300)  # until the children let go of its output
+    assert process.returncode == (130 if signum == signal.SIGTERM else -signum)
+    assert "Traceback" not in output
+    while signum == signal.SIGKILL and alive_in(folder):  # nobody waits for them
+        time.sleep(0.02)
+    assert not alive_in(folder)
+
+
+def alive_in(folder):
+    """Processes that work in a folder."""
+    return [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
 
 
 def is_in(link, folder):
@@ -330,7 +337,8 @@ def test_real_runs(fastuiat, tmp_path):
         content = {b"data": rows, b"labels": [i % 10 for i in range(60)]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8", "--jobs", "2"]
-    stop_once_begun([*words, "--out", "o"], tmp_path)
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        end_once_begun([*words, "--out", "o"], tmp_path, signum)
     first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
     assert first.returncode == 0, first.stderr
     table = json.loads((tmp_path / "o/figure2.json").read_text())
