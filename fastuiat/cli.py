@@ -11,13 +11,13 @@ from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
-from fastuiat.commands.parsing import parse
+from fastuiat.commands.parsing import parse, refuse_empty
 from fastuiat.commands.prepare import prepare
 from fastuiat.commands.process import settle_process
 from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
-from fastuiat.config import UserError
+from fastuiat.config import UserError, printable
 
 USAGE = """usage: fastuiat COMMAND [--help]
 
@@ -70,10 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")
+        refuse_empty(argv)
         settle_process(argv[0])
         COMMANDS[argv[0]](argv[1:])
     except UserError as error:
-        print(f"fastuiat: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fastuiat: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

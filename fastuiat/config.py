@@ -57,6 +57,17 @@ def positive(**values: float) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
 
 
+def refuse_seed(seed: int) -> None:
+    """UserError on what PyTorch's generators cannot begin from."""
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"--seed must be a whole number from 0 to 2^64 - 1, got {seed}")
+
+
+def printable(text: str) -> str:
+    """Without what a terminal obeys: file names, settings and records may hold it."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
 def not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
@@ -82,7 +93,7 @@ KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "yes or no"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
-    str: (str, "text"),
+    str: (str, "words"),
     Path: (Path, "a path"),
     type(None): (type(None), "None"),
 }
@@ -102,7 +113,7 @@ def refuse_other_types(cls: type, values: Mapping[str, Any]) -> None:
             words = "one of " + ", ".join(get_args(hint))
         allowed = get_args(hint) or (hint,)
         if set(allowed) <= KINDS.keys():
-            fits = isinstance(value, tuple(KINDS[kind][0] for kind in allowed))
+            fits = value != "" and isinstance(value, tuple(KINDS[kind][0] for kind in allowed))
             if not fits or (isinstance(value, bool) and bool not in allowed):
                 words = " or ".join(KINDS[kind][1] for kind in allowed)
         if words:

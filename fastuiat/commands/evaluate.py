@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
 from fastuiat.commands.published import PublishedOptions
-from fastuiat.config import UserError, parse_radius, radius_text
+from fastuiat.config import UserError, parse_radius, positive, radius_text, refuse_seed
 
 
 def sweep(words: list[str]) -> tuple[float, ...]:
@@ -77,6 +77,8 @@ class EvalOptions(PublishedOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         """Each attack checks its own settings, which a subclass adds to these."""
+        refuse_seed(self.seed)
+        positive(batch_size=self.batch_size)
 
 
 def eval_class() -> Any:

@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, radius_text
+from fastuiat.config import UserError, positive, radius_text, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation import attacks as registry
@@ -124,6 +124,8 @@ def evaluate(
     holds the results of another checkpoint or cannot be written, on a setting that no attack has,
     or on a negative radius for one without an inverse.
     """
+    refuse_seed(seed)
+    positive(batch_size=batch_size)
     made = registry.chosen(attacks, settings or {})
     radii = radii_of(eps, made)
     if n is not None:

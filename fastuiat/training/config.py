@@ -17,7 +17,11 @@ from fastuiat.config import (
     positive,
     refuse_other_choices,
     refuse_other_types,
+    refuse_seed,
 )
+
+MOST_WORKERS = 1024
+"""Threads, of which each that has no core to itself only slows the others down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "out", "helper"):
-            if isinstance(path := getattr(self, name), str):
+            if isinstance(path := getattr(self, name), str) and path:
                 object.__setattr__(self, name, Path(path))
         refuse_other_types(type(self), vars(self))
         self._complete("optimizer", OptimizerConfig)
@@ -105,7 +109,10 @@ class TrainConfig:
         for name in ("max_steps", "train_size"):
             if (value := getattr(self, name)) is not None:
                 positive(**{name: value})
-        for name in ("seed", "val_size", "test_every"):
+        refuse_seed(self.seed)
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"--workers must be at most {MOST_WORKERS}, got {self.workers}")
+        for name in ("val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
         if not 0 < self.extra_share <= 1:

@@ -42,8 +42,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def refuse_run(folder: Path) -> None:
-    """UserError where a folder holds a run already."""
-    if holds_run(folder):
+    """UserError where a folder holds a run already, or cannot be one."""
+    try:
+        taken = holds_run(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder: {error.strerror}") from error
+    if taken:
         raise UserError(f"{folder} already holds a run: --resume {folder}, or choose another --out")
 
 
