@@ -59,8 +59,10 @@ def positive(**values: float) -> None:
 
 def refuse_seed(seed: int) -> None:
     """UserError on what PyTorch's generators cannot begin from."""
-    if not 0 <= seed < 1 << 64:
-        raise UserError(f"--seed must be a whole number from 0 to 2^64 - 1, got {seed}")
+    if seed < 0:
+        raise UserError(f"--seed must not be negative, got {seed}")
+    if seed >= 1 << 64:
+        raise UserError(f"--seed must be below 2^64, got {seed}")
 
 
 def printable(text: str) -> str:

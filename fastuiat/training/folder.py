@@ -92,27 +92,26 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
 
 
 class Lost(UserError):
-    """config.json is missing, or nothing of a run's settings can be read from it."""
+    """config.json is missing from a run."""
 
 
 def stored_json(folder: Path) -> dict[str, Any]:
     """config.json as it was written; UserError where there is none."""
-    path = folder / "config.json"
+    path, last = folder / "config.json", last_checkpoint(folder)
+    anew = f"fastuiat train --resume {folder} writes it anew, where the checkpoint carries it"
+    advice = f"remove it, and {anew}" if last.exists() else "train anew into another --out"
     try:
         stored = json.loads(path.read_text())
     except FileNotFoundError as error:
-        if last_checkpoint(folder).exists():
-            raise Lost(
-                f"{path} is missing: fastuiat train --resume {folder} writes it anew from the "
-                "checkpoint, where that carries the settings"
-            ) from error
-        raise Lost(f"{folder} is no run folder: it has no config.json") from error
+        if last.exists():
+            raise Lost(f"{path} is missing: {anew}") from error
+        raise UserError(f"{folder} is no run folder: it has no config.json") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise Lost(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
     if not isinstance(stored, dict):
-        raise Lost(f"{path} holds no settings")
+        raise UserError(f"{path} holds no settings: {advice}")
     if missing := [name for name in ALWAYS if name not in stored]:
-        raise UserError(f"{path} holds no settings of a run: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} lacks {', '.join(missing)}: {advice}")
     return stored
 
 
@@ -138,7 +137,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 
 def begun_with(folder: Path) -> dict[str, Any]:
-    """`stored_config`, or where config.json is missing or broken what the checkpoint carries."""
+    """`stored_config`, or where config.json is missing what the checkpoint carries."""
     try:
         return stored_config(folder)
     except Lost:
@@ -159,7 +158,7 @@ def match_checkpoint(
 ) -> None:
     """Hold config.json against the settings that the checkpoint carries.
 
-    Where it is missing or broken it is written anew, and said; UserError on another difference than
+    Where it is missing it is written anew, and said; UserError on another difference than
     FREE_ON_RESUME allows. A checkpoint of an older version carries none and is believed.
     """
     carried = (state or {}).get("settings")
@@ -170,7 +169,7 @@ def match_checkpoint(
         stored = stored_config(folder)
     except Lost:
         write_json(path, carried)
-        say(f"{path} was missing or broken: written anew as {last} carries it")
+        say(f"{path} was missing: it is written anew as {last} carries it")
         return
     trained = plain(made_of(current(carried, last), last))
     change = first_change(trained, plain(made_of(stored, path)))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fastuiat import build_model, evaluate
 from fastuiat.config import UserError, printable
+from fastuiat.evaluation import record
+from fastuiat.evaluation.arrays import as_images
 from fastuiat.training.config import TrainConfig
 
 LONG = "n" * 300
 TRAIN = ["train", "--dataset", "digits", "--arch", "wrn-10-1", "--no-compile", "--max-steps", "1"]
 WORDS = [
-    ([*TRAIN, "--seed", "99999999999999999999999"], "from 0 to 2^64 - 1"),
-    ([*TRAIN, "--seed", str(1 << 64)], "from 0 to 2^64 - 1"),
-    ([*TRAIN, "--seed", "-1"], "from 0 to 2^64 - 1"),
+    ([*TRAIN, "--seed", "99999999999999999999999"], "must be below 2^64"),
+    ([*TRAIN, "--seed", str(1 << 64)], "must be below 2^64"),
+    ([*TRAIN, "--seed", "-1"], "must not be negative"),
     ([*TRAIN, "--workers", "1000000"], "--workers must be at most"),
     ([*TRAIN, "--arch", "wrn-10-99999999"], "choose a smaller net"),
     ([*TRAIN, "--arch", "wrn-99999994-1"], "choose a smaller net"),
     ([*TRAIN, "--arch", "dm-wrn-10-9999999"], "choose a smaller net"),
-    ([*TRAIN, "--arch", "wrn-10-" + 5000 * "1"], "unknown net"),
+    ([*TRAIN, "--arch", "wrn-10-" + 5000 * "1", "--out", "run"], "unknown net"),
     ([*TRAIN, "--out", LONG], "File name too long"),
     ([*TRAIN, "--out", f"{LONG}/run"], "File name too long"),
     ([*TRAIN, "--out", ""], "--out is given an empty word"),
@@ -33,13 +36,13 @@ WORDS = [
     (["eval", "", "--attacks", "clean"], "an empty word"),
     (["eval", "net.pt", "--batch-size", "0"], "--batch-size must be above 0"),
     (["eval", "net.pt", "--batch-size", "-5"], "--batch-size must be above 0"),
-    (["eval", "net.pt", "--seed", "-1"], "from 0 to 2^64 - 1"),
+    (["eval", "net.pt", "--seed", "-1"], "must not be negative"),
     (["eval", LONG], "File name too long"),
     (["report", ""], "an empty word"),
     (["report", LONG], "File name too long"),
     (["reproduce", ""], "an empty word"),
-    (["reproduce", "figure2", "--seeds", "-1"], "from 0 to 2^64 - 1"),
-    (["reproduce", "figure2", "--seeds", "0", "9" * 30], "from 0 to 2^64 - 1"),
+    (["reproduce", "figure2", "--seeds", "-1"], "must not be negative"),
+    (["reproduce", "figure2", "--seeds", "0", "9" * 30], "must be below 2^64"),
     (["reproduce", "figure2", "--out", LONG], "File name too long"),
     (["reproduce", "figure2", "--out", ""], "--out is given an empty word"),
 ]
@@ -72,11 +75,14 @@ def test_the_library_refuses_the_same(tmp_path):
         with pytest.raises(UserError, match="must be"):
             TrainConfig(**wrong)
     assert TrainConfig(seed=(1 << 64) - 1).seed == (1 << 64) - 1
-    net = build_model("wrn-10-1")
-    usual = {"attacks": ["clean"], "eps": 0.0, "n": 8, "seed": 0, "batch_size": 8}
-    for wrong in ({"seed": -1}, {"batch_size": 0}, {"batch_size": -5}):
+    net, x, y = build_model("wrn-10-1"), torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+    usual = {"attacks": ["clean"], "eps": 0.0, "seed": 0, "batch_size": 8}
+    place = {"n": 8, "device": "cpu", "out": tmp_path, "info": {}}
+    for wrong in ({"seed": -1}, {"seed": 1 << 70}, {"batch_size": 0}, {"batch_size": -5}):
         with pytest.raises(UserError):
-            evaluate(net, None, **(usual | wrong), device="cpu", out=tmp_path, info={})
+            evaluate(net, x, y, **(usual | wrong))
+        with pytest.raises(UserError):
+            record.evaluate(net, as_images(x, y), **(usual | wrong), **place)
     assert not list(tmp_path.iterdir())
 
 
