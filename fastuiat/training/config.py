@@ -137,8 +137,9 @@ class TrainConfig:
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The settings as config.json gives them back."""
+    """The settings as config.json gives them back, without `out`: a run may be moved."""
     settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
+    del settings["out"]
     return settings
 
 

@@ -168,7 +168,7 @@ def match_checkpoint(
     try:
         stored = stored_config(folder)
     except Lost:
-        write_json(path, carried)
+        write_json(path, carried | {"out": str(folder)})
         say(f"{path} was missing: it is written anew as {last} carries it")
         return
     trained = plain(made_of(current(carried, last), last))
