@@ -24,7 +24,7 @@ from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
-from fastuiat.reproduce.runs import seconds_per_epoch
+from fastuiat.reproduce.runs import curve, seconds_per_epoch
 
 
 class FakeRuns:
@@ -283,6 +283,17 @@ def test_only_whole_epochs_are_timed(tmp_path):
     assert seconds_per_epoch(tmp_path, batch_size=20) == pytest.approx((2 + 4) / 2)
     file.write_text(json.dumps(lines[0]) + "\n")
     assert seconds_per_epoch(tmp_path, batch_size=20) is None
+
+
+@pytest.mark.parametrize("content", [None, "null\n", "{", '{"kind": "epoch"}\n'])
+def test_a_log_that_is_lost_or_damaged_is_one_line(content, tmp_path):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    for read in (lambda: seconds_per_epoch(tmp_path, 1), lambda: curve(tmp_path)):
+        with pytest.raises(UserError, match="is lost or damaged"):
+            read()
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert seconds_per_epoch(tmp_path, 1) is None and curve(tmp_path) == []
 
 
 def test_all_methods_are_in_the_preset_under_the_same_budget():

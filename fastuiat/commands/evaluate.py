@@ -150,6 +150,8 @@ def evaluate(argv: list[str]) -> None:
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
     run = next((p for p in (options.path, *options.path.parents[:2]) if is_run(p)), None)
+    if run is None and options.path.is_dir():  # it has lost its config.json
+        run = options.path
     folder = options.out or run or options.path.parent
     data_dir = options.data_dir
     if data_dir is None:

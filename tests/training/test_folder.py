@@ -150,6 +150,11 @@ def test_one_that_no_checkpoint_carries_is_one_line(folder, capsys):
     torch.save(state, folder / "checkpoints" / "last.pt")
     (folder / "config.json").unlink()
     assert "config.json is missing" in refused(folder, capsys)
+    with pytest.raises(SystemExit):
+        main(["eval", str(folder), "--attacks", "clean"])
+    assert "config.json is missing" in capsys.readouterr().err
+    main(["eval", str(folder), "--attacks", "clean", "--n", "8", "--data-dir", "data"])
+    assert (folder / "eval" / "clean_n8.json").exists()  # and not beside the run
 
 
 @pytest.mark.parametrize(
