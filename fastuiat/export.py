@@ -21,7 +21,7 @@ from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
 from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.training.checkpoint import load_checkpoint
-from fastuiat.training.run import stored_config
+from fastuiat.training.folder import stored_config
 
 SUFFIXES = {
     "robustbench": ".pt",

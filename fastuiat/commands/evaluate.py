@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import flags_in, parse
 from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
-from fastuiat.config import UserError, parse_radius, radius_text
+from fastuiat.config import UserError, parse_radius, positive, radius_text, refuse_seed
 
 
 def sweep(words: list[str]) -> tuple[float, ...]:
@@ -75,6 +75,8 @@ class EvalOptions(PublishedOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         """Each attack checks its own settings, which a subclass adds to these."""
+        refuse_seed(self.seed)
+        positive(batch_size=self.batch_size)
 
 
 def eval_class() -> Any:
@@ -124,7 +126,7 @@ def evaluate(argv: list[str]) -> None:
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
-    from fastuiat.training.run import stored_config
+    from fastuiat.training.folder import stored_config
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
@@ -135,6 +137,8 @@ def evaluate(argv: list[str]) -> None:
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
     run = run_of(options.path)
+    if run is None and options.path.is_dir():  # it has lost its config.json
+        run = options.path
     folder = options.out or run or options.path.parent
     data_dir = options.data_dir
     if data_dir is None:

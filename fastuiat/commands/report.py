@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,12 +49,15 @@ def report(argv: list[str]) -> None:
 
     runs = read_runs(options.runs)
     out = options.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give --out the name of a file")
+    refuse_place(out)
     output = Output(options)
-    page, left_out = make_report(runs, what_nets_tell(runs, options, output))
     figures = out.with_name(f"{out.stem}-figures")
-    page.write(out, figures=figures)
+    with only_report(out, runs, output):
+        page, left_out = make_report(runs, what_nets_tell(runs, options, output))
+        try:
+            page.write(out, figures=figures)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror}") from error
     lines = [f"report: {out}"]
     if page.figures:
         lines.append(f"figures: {figures}")
@@ -62,6 +67,32 @@ def report(argv: list[str]) -> None:
         )
     written = {"report": out, "figures": figures if page.figures else None, "left_out": left_out}
     output.result(written, *lines)
+
+
+def refuse_place(out: Path) -> None:
+    """UserError where the page cannot be, before it is made."""
+    try:
+        if out.is_dir():
+            raise UserError(f"{out} is a folder: give --out the name of a file")
+        above = next(parent for parent in out.absolute().parents if parent.exists())
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
+    if not above.is_dir():
+        raise UserError(f"--out {out}: {above} is no folder")
+
+
+@contextlib.contextmanager
+def only_report(out: Path, runs: list[Run], output: Output) -> Iterator[None]:
+    """Nobody else writes in the run folder that the page goes into, if it does."""
+    from fastuiat.writer import only_writer
+
+    above = out.resolve().parents
+    inside = [run.folder for run in runs if run.folder.resolve() in above]
+    with contextlib.ExitStack() as stack:
+        for folder in inside:
+            busy = "wait until it ends, or give --out another place"
+            stack.enter_context(only_writer(folder, advice=busy, say=output.say))
+        yield
 
 
 def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> FromNets:
@@ -121,6 +152,7 @@ def losses_of(
     from fastuiat.evaluation.inverse import natural_losses
     from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
+    from fastuiat.writer import only_writer
 
     kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
     weights = (record.values.get("checkpoint") or {}).get("weights", "averaged")
@@ -157,7 +189,9 @@ def losses_of(
     if info["dataset"] != record.values.get("dataset") or len(images.labels) != n:
         return f"The PGD sweep of {run.label} is not of {info['dataset']}'s first {n} test images"
     loss = natural_losses(model, images, device=device, progress=progress).tolist()
-    write_json(kept, identity | {"loss": loss})
+    # Another report makes them anew where this folder is not ours to write.
+    with contextlib.suppress(UserError, OSError), only_writer(run.folder, advice=""):
+        write_json(kept, identity | {"loss": loss})
     return loss
 
 

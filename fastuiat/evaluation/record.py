@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, legible, radius_text
+from fastuiat.config import UserError, legible, positive, radius_text, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet, fingerprinted, json_of
 from fastuiat.evaluation import attacks as registry
@@ -24,6 +25,7 @@ from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_json
 from fastuiat.machine import summary
 from fastuiat.network import modes_kept
+from fastuiat.writer import is_run_folder, only_writer, refuse_links
 
 
 def bits(correct: Tensor) -> str:
@@ -88,6 +90,20 @@ def radii_of(eps: float | Sequence[float], attacks: Sequence[Attack]) -> list[fl
     return radii
 
 
+@contextlib.contextmanager
+def only_evaluation(out: Path, say: Say | None) -> Iterator[None]:
+    """Nobody else writes OUT/eval meanwhile, nor the run whose folder OUT is."""
+    refuse_links(out, ("eval",))
+    home, folder = out if is_run_folder(out) else out / "eval", out / "eval"
+    busy = "wait until it ends, or choose another --out"
+    with only_writer(home, advice=busy, say=say):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+        yield
+
+
 @repeatable()
 def evaluate(
     model: nn.Module,
@@ -113,29 +129,27 @@ def evaluate(
     UserError where OUT/eval holds the results of other weights or another test set, or cannot be
     written, on a setting that no attack has, or on a negative radius for one without an inverse.
     """
+    refuse_seed(seed)
+    positive(batch_size=batch_size)
     made = registry.chosen(attacks, settings or {})
     radii = radii_of(eps, made)
     images = fingerprinted(images, "test")
     if n is not None:
         images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     folder = out / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
     todo = [(a, e) for a in made for e in (radii if a.has_radius else radii[:1])]
     names = [file_name(*part, len(images.labels), info.get("chosen", ())) for part in todo]
     of_this_run = lies_in(out, info)
-    for name in names:
-        refuse_foreign(folder / f"{name}.json", info, of_this_run)
-    assert images.fingerprint is not None
-    refuse_other_test_set(folder, images.fingerprint, "choose another --out")
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
         progress=progress, say=say,
     )  # fmt: skip
     records = []
-    with modes_kept(model):
+    with only_evaluation(out, say), modes_kept(model):
+        for name in names:
+            refuse_foreign(folder / f"{name}.json", info, of_this_run)
+        assert images.fingerprint is not None
+        refuse_other_test_set(folder, images.fingerprint, "choose another --out")
         model.eval()
         for (attack, radius), name in zip(todo, names, strict=True):
             state = folder / f"{name}.state"

@@ -36,6 +36,7 @@ from fastuiat.reproduce.rows import (
 from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
 from fastuiat.training.checkpoint import read
+from fastuiat.training.folder import refuse_folder
 
 
 def folder_of(options: Options) -> Path:
@@ -100,6 +101,7 @@ class Table:
         self.scale = scale_of(options)
         self.rows = rows_of(options)
         self.out = options.out or folder_of(options)
+        refuse_folder(self.out)
         with torch.device("meta"):  # refuses an unknown net before the first run
             for arch in dict.fromkeys(row.config.arch for row in self.rows):
                 build_model(arch)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from fastuiat import paper, recipes
-from fastuiat.config import AttackConfig, UserError, positive
+from fastuiat.config import AttackConfig, UserError, positive, refuse_seed
 from fastuiat.training.config import TrainConfig
 
 COLUMNS = {
@@ -107,6 +107,8 @@ class Options:
             positive(jobs=self.jobs)
         if self.seeds is not None and not 0 < len(self.seeds) == len(set(self.seeds)):
             raise UserError("--seeds wants numbers that differ")
+        for seed in self.seeds or ():
+            refuse_seed(seed)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,8 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
+from fastuiat.config import (
+    OptimizerConfig,
+    UserError,
+    positive,
+    refuse_other_choices,
+    refuse_other_types,
+    refuse_seed,
+)
 from fastuiat.data import refuse_nameless
+
+MOST_WORKERS = 1024
+"""Threads, of which each that has no core to itself only slows the others down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +96,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "out", "helper"):
-            if isinstance(path := getattr(self, name), str):
+            if isinstance(path := getattr(self, name), str) and path:
                 object.__setattr__(self, name, Path(path))
+        refuse_other_types(type(self), vars(self))
         self._complete("optimizer", OptimizerConfig)
         self._complete("settings", methods.get(self.method).Config)
         refuse_other_choices(self)
@@ -100,7 +112,10 @@ class TrainConfig:
         for name in ("max_steps", "train_size"):
             if (value := getattr(self, name)) is not None:
                 positive(**{name: value})
-        for name in ("seed", "val_size", "test_every"):
+        refuse_seed(self.seed)
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"--workers must be at most {MOST_WORKERS}, got {self.workers}")
+        for name in ("val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
         refuse_nameless(self.extra_data)
@@ -123,6 +138,13 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as config.json gives them back, without `out`: a run may be moved."""
+    settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
+    del settings["out"]
+    return settings
 
 
 def refuse_idle(config: TrainConfig, named: Collection[str]) -> None:

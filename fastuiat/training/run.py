@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,16 +26,22 @@ from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import (
+    begun_with,
     default_folder,
+    holds_run,
+    last_checkpoint,
+    match_checkpoint,
     open_folder,
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
-    stored_config,
+    threads_in,
 )
+from fastuiat.training.metrics import cut_back
 from fastuiat.training.run_data import refuse_other_data, say_what_is_unchecked, training_data
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
+from fastuiat.writer import only_writer
 
 Say = Callable[[str], None]
 """Who hears a line of notes."""
@@ -150,12 +155,10 @@ def assemble(
     )
 
 
-def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
-    """The trainer's own checkpoint; UserError on a damaged or foreign one."""
-    state = read(path)
+def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
+    """UserError on a checkpoint of another run."""
     if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
-    return state
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -188,7 +191,7 @@ def own_generator(device: torch.device) -> contextlib.AbstractContextManager[Non
 def threads_of(folder: Path, say: Say) -> Iterator[None]:
     """As many threads as the run in the folder began with: another count sums in another order."""
     before = torch.get_num_threads()
-    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    threads = threads_in(folder)
     if threads == before:
         yield
         return
@@ -231,9 +234,10 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
         trainer = assemble(config, device, precision, progress)
         say_what_is_unchecked(trainer.data, say)
         required.check(config, trainer.net_info["num_classes"])
-        open_folder(folder, config, device)
-        provide_required(trainer, config, progress, say)
-        trainer.train()
+        with only_writer(folder, advice="choose another --out", say=say):
+            open_folder(folder, config, device)
+            provide_required(trainer, config, progress, say)
+            trainer.train()
     return trainer.folder
 
 
@@ -248,24 +252,27 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(stored_config(folder), config)
+    refuse_changes(begun_with(folder), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
         raise UserError("the run was compiled, and this machine cannot: install g++ and headers")
+    busy = "wait until it ends, or end it, before you resume"
     with (
         own_generator(device),
         shown(progress, say) as (progress, say),
+        only_writer(folder, advice=busy, say=say),
         threads_of(folder, say),
     ):
+        last = last_checkpoint(folder)
+        state = read(last) if last.exists() else None
+        match_checkpoint(folder, state, say)
         trainer = assemble(settled, device, precision, progress)
         say_what_is_unchecked(trainer.data, say)
-        last = folder / "checkpoints" / "last.pt"
-        offset = 0
-        if last.exists():
-            state = run_state(last, trainer)
+        if state is not None:
+            refuse_foreign(state, last, trainer)
             refuse_other_data(folder, state, trainer.data, say)
-            offset = trainer.restore(state)
+            trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)
@@ -275,6 +282,9 @@ def resume(
         provide_required(trainer, settled, progress, say)
         say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
         os.makedirs(folder / "checkpoints", exist_ok=True)
+        offset, note = cut_back(folder, state) if state else (0, None)
+        if note:
+            say(note)
         trainer.train(offset)
     return folder
 
@@ -282,6 +292,6 @@ def resume(
 def train_or_resume(config: TrainConfig, progress: Progress, *, say: Say) -> Path:
     """Bring the run in `config.out` to its end, whether it has begun or not."""
     assert config.out is not None
-    if (config.out / "config.json").exists():
+    if holds_run(config.out):
         return resume(config, config.out, progress=progress, say=say)
     return train(config, progress=progress, say=say)
