@@ -158,5 +158,5 @@ def test_the_flag_once_and_with_a_name(refusal):
     for words in (small, prepare):
         assert "--extra-data is given twice" in refusal(*words, *twice)
         assert "--extra-data is given twice" in refusal(*words, *respelled)
-        assert "--extra-data names no file" in refusal(*words, "--extra-data", "")
-        assert "--extra-data names no file" in refusal(*words, "--extra-data=")
+        assert "--extra-data is given an empty word" in refusal(*words, "--extra-data", "")
+        assert "--extra-data is given an empty word" in refusal(*words, "--extra-data=")
