@@ -1,12 +1,17 @@
-"""`fastuiat` commands as processes of their own, several at a time, ended together."""
+"""`fastuiat` commands as processes of their own, several at a time, ended together.
+
+They end with the process that started them, however that ends.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import FrameType
@@ -16,12 +21,39 @@ from fastuiat.config import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+PARENT = "FASTUIAT_PARENT"
+"""In a child's environment: the process that it ends with."""
+PR_SET_PDEATHSIG = 1
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """In a command that `Children` started: end with the process that started it, by kill -9 too.
+
+    To be called first. Linux sends the signal; it does so when the thread ends that started the
+    child, which waits for the child.
+    """
+    told = os.environ.pop(PARENT, None)  # not for what this process starts itself
+    if told is None:
+        return
+    parent = int(told)
+    linux = sys.platform == "linux"
+    if not linux or ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch_parent(parent: int, seconds: float = 1.0) -> None:
+    """What PR_SET_PDEATHSIG does, where there is none: an orphan is somebody else's child."""
+    while os.getppid() == parent:
+        time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Children:
@@ -39,7 +71,7 @@ class Children:
 
     def run(self, *words: str) -> None:
         """`fastuiat WORDS…` to its end; UserError where it fails."""
-        environment, quiet = dict(os.environ), []
+        environment, quiet = {**os.environ, PARENT: str(os.getpid())}, []
         if self.jobs > 1:
             most = int(environment.get("OMP_NUM_THREADS") or cores())
             environment["OMP_NUM_THREADS"] = str(max(1, min(most, cores()) // self.jobs))

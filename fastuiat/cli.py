@@ -7,16 +7,17 @@ import os
 import sys
 from collections.abc import Callable
 
+from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
 from fastuiat.commands.export import export
-from fastuiat.commands.parsing import parse
+from fastuiat.commands.parsing import parse, refuse_empty
 from fastuiat.commands.prepare import prepare
 from fastuiat.commands.process import settle_process
 from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
-from fastuiat.config import UserError
+from fastuiat.config import UserError, printable
 
 USAGE = """usage: fastuiat COMMAND [--help]
 
@@ -40,8 +41,11 @@ def bench(argv: list[str]) -> None:
     main(argv, parse)
 
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""A full or unwritable disk: the user's to mend, wherever it shows."""
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
+}  # fmt: skip
+"""A full or unwritable disk, a path that cannot be: the user's to mend, wherever it shows."""
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -58,6 +62,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's error is one line on stderr and exit code 2."""
+    end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -65,10 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")
+        refuse_empty(argv)
         settle_process(argv[0])
         COMMANDS[argv[0]](argv[1:])
     except UserError as error:
-        print(f"fastuiat: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fastuiat: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

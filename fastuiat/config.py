@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -28,7 +31,7 @@ def parse_radius(value: str | float) -> float:
             radius = float(top) / float(bottom) if bottom else float(top)
         else:
             radius = float(value)
-    except (ValueError, ZeroDivisionError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"'{value}' is not a radius: write it as 8/255") from error
     if not (math.isfinite(radius) and -1 <= radius <= 1):
         hint = "" if "/" in str(value) else f": for {value} grey levels write {value}/255"
@@ -60,6 +63,19 @@ def positive(**values: float) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
 
 
+def refuse_seed(seed: int) -> None:
+    """UserError on what PyTorch's generators cannot begin from."""
+    if seed < 0:
+        raise UserError(f"--seed must not be negative, got {seed}")
+    if seed >= 1 << 64:
+        raise UserError(f"--seed must be below 2^64, got {seed}")
+
+
+def printable(text: str) -> str:
+    """Without what a terminal obeys: file names, settings and records may hold it."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
 def not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
@@ -79,6 +95,37 @@ def refuse_other_choices(settings: Any) -> None:
         if value not in get_args(hint):
             choices = ", ".join(get_args(hint))
             raise UserError(f"--{name.replace('_', '-')} {value}: choose from {choices}")
+
+
+KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "yes or no"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "words"),
+    Path: (Path, "a path"),
+    type(None): (type(None), "None"),
+}
+"""What a setting of a plain type may be, and in words."""
+
+
+def refuse_other_types(cls: type, values: Mapping[str, Any]) -> None:
+    """UserError on a value that is not of its setting's plain type, as a file may hold it."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)  # a radius may be text
+    except NameError:  # of a class made where its names cannot be looked up, as in a function
+        return
+    for name, value in values.items():
+        hint = hints.get(name)
+        words = None
+        if get_origin(hint) is Literal and isinstance(value, int | float | list | dict | None):
+            words = "one of " + ", ".join(get_args(hint))
+        allowed = get_args(hint) or (hint,)
+        if set(allowed) <= KINDS.keys():
+            fits = value != "" and isinstance(value, tuple(KINDS[kind][0] for kind in allowed))
+            if not fits or (isinstance(value, bool) and bool not in allowed):
+                words = " or ".join(KINDS[kind][1] for kind in allowed)
+        if words:
+            raise UserError(f"--{name.replace('_', '-')} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +259,12 @@ def of_this_version(stored: dict[str, Any]) -> dict[str, Any]:
     """The settings of an older run's config.json, named and nested as they are now.
 
     `inverse_forward` was `inverse_bn`. Before there was an `optimizer`, two of its settings stood
-    at the top, all others were as its defaults are, and prn-18-v1 ended in a BatchNorm.
+    at the top, all others were as its defaults are, and prn-18-v1 ended in a BatchNorm. UserError
+    where what must be nested is not.
     """
+    for name in ("settings", "optimizer"):
+        if not isinstance(nested := stored.get(name), dict | None):
+            raise UserError(f"{name} must be names with values, not {type(nested).__name__}")
     method = dict(stored.get("settings") or {})
     if "inverse_bn" in method:
         method["inverse_forward"] = method.pop("inverse_bn")

@@ -21,7 +21,7 @@ from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
 from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.training.checkpoint import load_checkpoint
-from fastuiat.training.run import stored_config
+from fastuiat.training.folder import stored_config
 
 SUFFIXES = {
     "robustbench": ".pt",
@@ -58,7 +58,8 @@ def example(count: int) -> Tensor:
 def description(info: dict[str, Any]) -> dict[str, str]:
     """What a file says of its net."""
     names = ("arch", "num_classes", "activation", "dataset")
-    return {name: str(info[name]) for name in names if info.get(name) is not None}
+    known = {name: str(info[name]) for name in names if info.get(name) is not None}
+    return known | ({"data": json.dumps(info["data"])} if info.get("data") else {})
 
 
 def safetensors_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:

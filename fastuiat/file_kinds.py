@@ -70,6 +70,15 @@ def kind_of(path: str | Path) -> str | None:
     return _kind_of_bytes(begin, status.st_size, end)
 
 
+def reason_of(error: Exception) -> str:
+    """What a reader says of a file, in one line and in printable letters: it may quote the file.
+
+    The first line alone: NumPy's second one advises to trust the file.
+    """
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "".join(letter if letter.isprintable() else "?" for letter in lines[0])[:200]
+
+
 def _kind_of_bytes(begin: bytes, size: int, end: bytes) -> str | None:
     if not begin:
         return "an empty file"

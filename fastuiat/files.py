@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,24 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}")
+"""What `write_atomically` calls a file until it is whole."""
+
+
+def remove_unfinished(folder: Path) -> list[str]:
+    """Remove what killed processes left of `write_atomically` in a folder; returns the names.
+
+    Only for who is sure that nobody else writes there.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
+    return removed
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastuiat.config import printable
+
 SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -56,7 +58,7 @@ class TrainingDisplay:
         self.task = self.bar.add_task("training", total=None, line="")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     @property
     def done(self) -> int:
@@ -142,7 +144,7 @@ class EvaluationDisplay:
             )
 
     def say(self, text: str) -> None:
-        self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.bar.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import stat
 import sys
 import threading
 import time
+import types
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +131,45 @@ def test_an_error_of_ours_stops_the_others(tmp_path):
     with pytest.raises(ZeroDivisionError):
         list(many.each(["waits", "bug"], work))
     assert states(tmp_path) == ["saved\n"]
+
+
+@pytest.mark.parametrize("linux", [True, False])
+def test_a_child_ends_with_its_parent_by_kill_9(linux):
+    """A parent with a child of its own, forked: the child writes its number, and waits."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if not parent:
+        os.environ[children.PARENT] = str(os.getpid())
+        if not os.fork():
+            if not linux:
+                children.sys = types.SimpleNamespace(platform="darwin")
+            children.end_with_parent()
+            assert children.PARENT not in os.environ
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(60)
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    child = int(os.read(read, 20))
+    assert Path(f"/proc/{child}").exists()
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(read, 1) == b""  # the last end of the pipe is closed: the child is gone
+
+
+def test_a_child_that_begins_when_its_parent_has_ended_ends_too():
+    child = os.fork()
+    if not child:
+        os.environ[children.PARENT] = "999999999"
+        children.end_with_parent()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_who_was_not_started_so_is_left_alone():
+    before = threading.active_count()
+    children.end_with_parent()
+    assert threading.active_count() == before
 
 
 @pytest.mark.timeout(30)

@@ -69,6 +69,8 @@ def test_safetensors(exported, finished):
         with safe_open(document["path"], framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             said = file.metadata()
+        trained_on = json.loads(said.pop("data"))
+        assert trained_on["train"]["n"] == 1438 and trained_on["extra"] is None
         assert said == {
             "arch": "wrn-10-1", "num_classes": "10", "activation": "silu", "dataset": "digits",
         }  # fmt: skip

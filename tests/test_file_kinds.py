@@ -21,7 +21,8 @@ from PIL import Image
 from scipy.io import savemat
 from torch import nn
 
-from fastuiat.file_kinds import kind_of
+from fastuiat import file_kinds
+from fastuiat.file_kinds import kind_of, reason_of
 
 NET = {"weight": torch.zeros(3)}
 
@@ -121,11 +122,13 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
     listening = socket.socket(socket.AF_UNIX)
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     listening.bind("socket")
-    code = "import sys; from fastuiat.file_kinds import kind_of; print(*map(kind_of, sys.argv[1:]))"
-    paths = [tmp_path / "pipe", tmp_path / "socket", "/dev/zero", tmp_path]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=60
+    code = (  # as a process, which can be ended if it waits
+        "import runpy, sys; kind_of = runpy.run_path(sys.argv[1])['kind_of']; "
+        "print(*map(kind_of, sys.argv[2:]))"
     )
+    paths = [tmp_path / "pipe", tmp_path / "socket", "/dev/zero", tmp_path]
+    command = [sys.executable, "-c", code, file_kinds.__file__, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "a named pipe a socket a device a folder", done.stderr
     listening.close()
 
@@ -137,3 +140,9 @@ def test_what_is_not_known_or_not_there(tmp_path):
     assert kind_of(tmp_path / "absent") is None
     path.write_bytes(bytes(100))
     assert kind_of(str(path)) is None
+
+
+def test_a_reason_is_one_printable_line():
+    assert reason_of(ValueError("a\x1b[31mb\ntrust the file")) == "a?[31mb"
+    assert reason_of(EOFError()) == "EOFError"
+    assert len(reason_of(ValueError("x" * 9000))) == 200

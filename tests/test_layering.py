@@ -14,7 +14,18 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
     {"config", "files", "file_kinds", "convolutions", "distributed", "machine", "torch_internals"},
-    {"device", "network", "losses", "memory", "data", "models", "progress", "report", "children"},
+    {
+        "device",
+        "network",
+        "losses",
+        "memory",
+        "data",
+        "models",
+        "progress",
+        "report",
+        "children",
+        "writer",
+    },
     {"gradients", "fast"},
     {"attacks"},
     {"targets"},
@@ -49,6 +60,7 @@ ONLY = {
         "models",
         "network",
         "torch_internals",
+        "writer",
     },
 }
 """Parts that may know even less than their level allows."""

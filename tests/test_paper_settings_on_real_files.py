@@ -17,6 +17,7 @@ from fastuiat import data, methods
 RNG = np.random.default_rng(0)
 QUICK = ["--arch", "wrn-10-1", "--batch-size", "32", "--val-size", "16", "--steps", "2"]
 QUICK += ["--log-every", "1", "--loader", "resident", "--no-compile", "--data-dir", "files"]
+QUICK += ["--unchecked-data"]  # they are made here
 
 
 def pixels(count: int) -> np.ndarray:
@@ -57,7 +58,7 @@ def trained(fastuiat, tmp_path: Path, *words: str) -> tuple[dict, dict]:
 
 
 def evaluated(fastuiat, tmp_path: Path, *words: str) -> list[dict]:
-    done = fastuiat("eval", "run", "--n", "16", *words)
+    done = fastuiat("eval", "run", "--n", "16", "--unchecked-data", *words)
     assert done.returncode == 0, done.stderr
     return [json.loads(path.read_text()) for path in sorted((tmp_path / "run/eval").glob("*.json"))]
 
@@ -148,7 +149,7 @@ def test_silu_nets_compute_silu(arch):
 def test_wrn_34_10_takes_a_step(tmp_path):
     """46.2 M parameters; one UIAT step on CIFAR-10's own files moves all of them."""
     write_cifar10(tmp_path, per_file=2)
-    images = data.load("cifar10", tmp_path, "train")
+    images = data.load("cifar10", tmp_path, "train", unchecked=True)
     order = data.Order(seed=0, train_index=np.arange(10), batch_size=2)
     loader = data.ResidentLoader(
         images.images, images.labels, order, device=torch.device("cpu"), flip=True

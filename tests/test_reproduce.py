@@ -21,10 +21,11 @@ import torch
 from fastuiat import paper, recipes, reproduce
 from fastuiat.commands.train import settings_in
 from fastuiat.config import UserError
+from fastuiat.data import Fingerprint
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
-from fastuiat.reproduce.runs import seconds_per_epoch
+from fastuiat.reproduce.runs import curve, seconds_per_epoch
 
 
 class FakeRuns:
@@ -210,7 +211,13 @@ def two_rows(monkeypatch):
     """The preset with two of its rows, on a data set that is as large as Fashion-MNIST."""
     few = {n: r for n, r in recipes.RECIPES.items() if n.endswith(("eps-8/sat", "eps-16/mart"))}
     monkeypatch.setattr(recipes, "RECIPES", few)
-    monkeypatch.setattr(reproduce.data, "load", lambda *_: SimpleNamespace(labels=range(60_000)))
+
+    def load(name, data_dir, split, unchecked):
+        sums = dict.fromkeys(("sha256", "images", "labels", "unordered"), split)
+        known = Fingerprint(name=name, split=split, n=60_000, num_classes=10, **sums)
+        return SimpleNamespace(fingerprint=known)
+
+    monkeypatch.setattr(reproduce.data, "load", load)
 
 
 def preset(**more):
@@ -285,6 +292,17 @@ def test_only_whole_epochs_are_timed(tmp_path):
     assert seconds_per_epoch(tmp_path, batch_size=20) is None
 
 
+@pytest.mark.parametrize("content", [None, "null\n", "{", '{"kind": "epoch"}\n'])
+def test_a_log_that_is_lost_or_damaged_is_one_line(content, tmp_path):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    for read in (lambda: seconds_per_epoch(tmp_path, 1), lambda: curve(tmp_path)):
+        with pytest.raises(UserError, match="is lost or damaged"):
+            read()
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert seconds_per_epoch(tmp_path, 1) is None and curve(tmp_path) == []
+
+
 def test_all_methods_are_in_the_preset_under_the_same_budget():
     made = rows.rows_of(preset())
     assert len(made) == 28 and len({row.config.method for row in made}) == 13
@@ -296,20 +314,27 @@ def test_all_methods_are_in_the_preset_under_the_same_budget():
     assert {round(255 * row.eps) for row in made} == {8, 16}
 
 
-def stop_once_begun(words, folder):
-    """SIGTERM while two runs are under way: both stop with it, and it begins no other."""
+def end_once_begun(words, folder, signum):
+    """While two runs are under way: they end with it however it ends, and it begins no other."""
     command = [sys.executable, "-m", "fastuiat", "reproduce", *words]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while len(list((folder / "o").glob("*/*/config.json"))) < 2:
+    while len(alive_in(folder)) < 3 or len(list((folder / "o").glob("*/*/config.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Traceback" not in output
-    alive = [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
-    assert not alive
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=300)  # until the children let go of its output
+    assert process.returncode == (130 if signum == signal.SIGTERM else -signum)
+    assert "Traceback" not in output
+    while signum == signal.SIGKILL and alive_in(folder):  # nobody waits for them
+        time.sleep(0.02)
+    assert not alive_in(folder)
+
+
+def alive_in(folder):
+    """Processes that work in a folder."""
+    return [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
 
 
 def is_in(link, folder):
@@ -330,7 +355,9 @@ def test_real_runs(fastuiat, tmp_path):
         content = {b"data": rows, b"labels": [i % 10 for i in range(60)]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8", "--jobs", "2"]
-    stop_once_begun([*words, "--out", "o"], tmp_path)
+    words += ["--unchecked-data"]
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        end_once_begun([*words, "--out", "o"], tmp_path, signum)
     first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
     assert first.returncode == 0, first.stderr
     table = json.loads((tmp_path / "o/figure2.json").read_text())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastuiat import recipes, reproduce
+from fastuiat import data, recipes, reproduce
 from fastuiat.config import UserError
+from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.ledger import Ledger, first_difference
 from fastuiat.reproduce.recorded import curves_of, gain, table_of
@@ -88,6 +91,47 @@ def test_a_record_of_other_settings_is_refused(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"lam 3\.5, not 1\.0"):
         filled(small("table6", rows=("iat",), record=record, out=tmp_path / "b"))
     assert runs.calls == [] and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_runs_of_other_data_are_not_mixed_in(runs, tmp_path, monkeypatch, part):
+    """Those on file, and those in their folders."""
+    record = tmp_path / "runs.jsonl"
+    filled(small("table6", rows=("iat",), record=record, out=tmp_path / "a"))
+    (line,) = map(json.loads, record.read_text().splitlines())
+    found = data.load("digits", tmp_path, part)
+    assert line["data"][part] == found.fingerprint.sha256
+    (folder,) = (tmp_path / "a").glob("iat/seed-0")
+    for name in ("last", "best"):
+        path = folder / "checkpoints" / f"{name}.pt"
+        known = {"train": data.load("digits", tmp_path, "train").fingerprint.to_json()}
+        torch.save({"data": known, **torch.load(path, weights_only=True)}, path)
+    sha = sha256_of(folder / "checkpoints" / "best.pt")
+    for path in (folder / "eval").glob("*.json"):
+        test = data.load("digits", tmp_path, "test").fingerprint.to_json()
+        content = json.loads(path.read_text()) | {"checkpoint": {"sha256": sha}}
+        path.write_text(json.dumps(content | {"attack": "x", "dataset": "digits", "data": test}))
+    runs.calls.clear()
+    filled(small("table6", rows=("iat",), out=tmp_path / "a"))
+    assert runs.calls == []  # the same data: what is there counts
+
+    real = data.load
+
+    def changed(name, data_dir, split, unchecked=False):
+        images = real(name, data_dir, split)
+        if split != part:
+            return images
+        other = images.labels[::-1].copy()
+        return data.fingerprinted(replace(images, labels=other, fingerprint=None), split)
+
+    monkeypatch.setattr(data, "load", changed)
+    with pytest.raises(UserError, match=f"has iat, seed 0, of other {part} images or labels"):
+        filled(small("table6", rows=("iat",), record=record, out=tmp_path / "b"))
+    with pytest.raises(UserError, match="1 of 1 rows failed"):
+        filled(small("table6", rows=("iat",), out=tmp_path / "a"))
+    table = json.loads((tmp_path / "a" / "table6.json").read_text())
+    assert "the labels of the " in table["rows"][0]["failed"]
+    assert runs.calls == []
 
 
 def test_settings_that_came_later_count_as_they_were():

@@ -31,6 +31,8 @@ class Source:
     name: str = "synthetic"
     data_dir: Path = Path("data")
     loader: str = "auto"
+    unchecked: bool = False
+    """Also files that are not the published ones."""
 
     @property
     def num_classes(self) -> int:
@@ -43,7 +45,7 @@ class Source:
             images = random.integers(0, 256, (CIFAR_SAMPLES, 32, 32, 3), dtype=np.uint8)
             labels, kind, flip = random.integers(0, 10, CIFAR_SAMPLES), "resident", True
         else:
-            real = data.load(self.name, self.data_dir, "train")
+            real = data.load(self.name, self.data_dir, "train", unchecked=self.unchecked)
             images, labels, kind = real.images, real.labels, self.loader
             flip = data.dataset_info(self.name).flip
         order = data.Order(seed=0, train_index=np.arange(len(labels)), batch_size=batch_size)

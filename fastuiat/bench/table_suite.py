@@ -40,6 +40,8 @@ class TableOptions:
     """synthetic, or a data set whose loader is then part of the time: cifar10, cifar100, …"""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
+    unchecked_data: bool = False
+    """Use them also where they are not the published ones."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
     """Loader of a data set: auto takes FFCV where it is installed; synthetic ones are resident."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -111,7 +113,7 @@ class TableSuite(Suite):
         with torch.device("meta"):
             for arch in archs:
                 build_model(arch)  # an unknown net is said before anything is measured
-        source = Source(options.data, options.data_dir, options.loader)
+        source = Source(options.data, options.data_dir, options.loader, options.unchecked_data)
         case = Case(
             batch_size=options.batch_size,
             num_classes=source.num_classes,

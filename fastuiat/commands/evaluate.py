@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import flags_in, parse
 from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
-from fastuiat.config import UserError, parse_radius, radius_text
+from fastuiat.config import UserError, parse_radius, positive, radius_text, refuse_seed
 
 
 def sweep(words: list[str]) -> tuple[float, ...]:
@@ -67,12 +67,16 @@ class EvalOptions(PublishedOptions, OutputOptions):
     """By default the one the run was trained on."""
     data_dir: Path | None = None
     """By default the run's."""
+    unchecked_data: bool = False
+    """Use the data set's files also where they are not the published ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = None
     """Where eval/*.json goes; by default the run folder."""
 
     def __post_init__(self) -> None:
         """Each attack checks its own settings, which a subclass adds to these."""
+        refuse_seed(self.seed)
+        positive(batch_size=self.batch_size)
 
 
 def eval_class() -> Any:
@@ -122,7 +126,7 @@ def evaluate(argv: list[str]) -> None:
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
-    from fastuiat.training.run import stored_config
+    from fastuiat.training.folder import stored_config
 
     if options.n is not None and options.n < 1:
         raise UserError(f"--n must be at least 1, got {options.n}")
@@ -133,15 +137,19 @@ def evaluate(argv: list[str]) -> None:
     if name is None:
         raise UserError("name the data set of a bare state dict with --dataset")
     run = run_of(options.path)
+    if run is None and options.path.is_dir():  # it has lost its config.json
+        run = options.path
     folder = options.out or run or options.path.parent
     data_dir = options.data_dir
     if data_dir is None:
         data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
-    images = data.load(name, data_dir, "test")
+    images = data.load(name, data_dir, "test", unchecked=options.unchecked_data)
     if images.num_classes != info["num_classes"]:
         raise UserError(
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
+    if images.fingerprint and images.fingerprint.checked == "unchecked":
+        output.say(f"{name}'s test files are not the published ones: used as they are")
     device = resolve_device(options.device)
     with show_evaluation(output.console) as progress:
         records = measure(

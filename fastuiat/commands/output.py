@@ -12,6 +12,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from fastuiat.config import printable
+
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 WIDE = 1000
 """Columns of a pipe: no line is broken there."""
@@ -58,7 +60,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """A note or a line of progress."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def result(self, document: Any, *lines: str | Table) -> None:
         """The outcome: `document` with --json, else the lines and tables."""
@@ -67,7 +69,7 @@ class Output:
             return
         for line in lines:
             if isinstance(line, str):
-                print(line)
+                print(printable(line))
             else:
                 print_table(line)
 

@@ -80,3 +80,14 @@ def refuse_second(argv: list[str], flag: str) -> None:
     """UserError on a flag given twice, where somebody may expect that both count."""
     if sum(word.split("=")[0] == flag for word in argv) > 1:
         raise UserError(f"{flag} is given twice, and only the last would count: give it once")
+
+
+def refuse_empty(argv: list[str]) -> None:
+    """UserError on a word of nothing, as an unset variable of a shell leaves it."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        flag, equals, value = word.partition("=")
+        if word and (value or not equals or not flag.startswith("--")):
+            continue
+        owner = flag if word else before if before.startswith("--") else ""
+        what = f"{owner} is given" if owner else "there is"
+        raise UserError(f"{what} an empty word: is a variable of the shell not set?")

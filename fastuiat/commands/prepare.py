@@ -22,6 +22,8 @@ class PrepareOptions(OutputOptions):
     """Folder with its published files."""
     extra_data: str | None = None
     """Generated images to append: ddpm1m or an .npz."""
+    unchecked_data: bool = False
+    """Use its files also where they are not the published ones."""
 
 
 def prepare(argv: list[str]) -> None:
@@ -31,6 +33,11 @@ def prepare(argv: list[str]) -> None:
     options = parse(PrepareOptions, argv[1:], prog="fastuiat data prepare")
     from fastuiat import data
 
-    path = data.prepare(options.dataset, options.data_dir, options.extra_data)
+    path = data.prepare(
+        options.dataset,
+        options.data_dir,
+        options.extra_data,
+        unchecked=options.unchecked_data,
+    )
     size = path.stat().st_size
     Output(options).result({"path": path, "bytes": size}, f"{path}: {size:,} bytes, checked")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +15,7 @@ from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError
 
 if TYPE_CHECKING:
+    from fastuiat.data import ImageSet
     from fastuiat.report.document import FromNets
     from fastuiat.report.pictures import Pictures
     from fastuiat.report.runs import Run
@@ -46,12 +49,15 @@ def report(argv: list[str]) -> None:
 
     runs = read_runs(options.runs)
     out = options.out or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give --out the name of a file")
+    refuse_place(out)
     output = Output(options)
-    page, left_out = make_report(runs, what_nets_tell(runs, options, output))
     figures = out.with_name(f"{out.stem}-figures")
-    page.write(out, figures=figures)
+    with only_report(out, runs, output):
+        page, left_out = make_report(runs, what_nets_tell(runs, options, output))
+        try:
+            page.write(out, figures=figures)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror}") from error
     lines = [f"report: {out}"]
     if page.figures:
         lines.append(f"figures: {figures}")
@@ -61,6 +67,32 @@ def report(argv: list[str]) -> None:
         )
     written = {"report": out, "figures": figures if page.figures else None, "left_out": left_out}
     output.result(written, *lines)
+
+
+def refuse_place(out: Path) -> None:
+    """UserError where the page cannot be, before it is made."""
+    try:
+        if out.is_dir():
+            raise UserError(f"{out} is a folder: give --out the name of a file")
+        above = next(parent for parent in out.absolute().parents if parent.exists())
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
+    if not above.is_dir():
+        raise UserError(f"--out {out}: {above} is no folder")
+
+
+@contextlib.contextmanager
+def only_report(out: Path, runs: list[Run], output: Output) -> Iterator[None]:
+    """Nobody else writes in the run folder that the page goes into, if it does."""
+    from fastuiat.writer import only_writer
+
+    above = out.resolve().parents
+    inside = [run.folder for run in runs if run.folder.resolve() in above]
+    with contextlib.ExitStack() as stack:
+        for folder in inside:
+            busy = "wait until it ends, or give --out another place"
+            stack.enter_context(only_writer(folder, advice=busy, say=output.say))
+        yield
 
 
 def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> FromNets:
@@ -104,14 +136,23 @@ def data_dir_of(run: Run, options: ReportOptions) -> Path:
     return options.data_dir or Path(run.config.get("data_dir") or "data")
 
 
+def test_images(run: Run, dataset: str, options: ReportOptions) -> ImageSet:
+    """As the run's own data are used: published, or unchecked where it said so."""
+    from fastuiat import data
+
+    unchecked = run.config.get("unchecked_data") is True
+    return data.load(dataset, data_dir_of(run, options), "test", unchecked=unchecked)
+
+
 def losses_of(
     run: Run, record: Any, options: ReportOptions, device: Any, progress: Any
 ) -> list[float] | str:
     """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
-    from fastuiat import data, load_checkpoint
+    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import natural_losses
     from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
+    from fastuiat.writer import only_writer
 
     kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
     weights = (record.values.get("checkpoint") or {}).get("weights", "averaged")
@@ -137,28 +178,33 @@ def losses_of(
         )
     try:
         model, info = load_checkpoint(file, weights=weights)
-        images = data.load(info["dataset"], data_dir_of(run, options), "test")
+        images = test_images(run, info["dataset"], options)
     except UserError as error:
         return f"The images of {run.label} cannot be ranked (Figures 1 and 4): {error}"
+    assert images.fingerprint is not None
+    if record.test_set not in (None, images.fingerprint.sha256):
+        return f"The test images of {run.label} are not those of its PGD sweep any more"
     n = record.n
     images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     if info["dataset"] != record.values.get("dataset") or len(images.labels) != n:
         return f"The PGD sweep of {run.label} is not of {info['dataset']}'s first {n} test images"
     loss = natural_losses(model, images, device=device, progress=progress).tolist()
-    write_json(kept, identity | {"loss": loss})
+    # Another report makes them anew where this folder is not ours to write.
+    with contextlib.suppress(UserError, OSError), only_writer(run.folder, advice=""):
+        write_json(kept, identity | {"loss": loss})
     return loss
 
 
 def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
     """Figure 6 of a run's best checkpoint; UserError where checkpoint or images are missing."""
-    from fastuiat import data, load_checkpoint
+    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples
     from fastuiat.report.pictures import Pictures
     from fastuiat.training.checkpoint import locate, read
 
     file = locate(run.folder)
     model, info = load_checkpoint(file)
-    images = data.load(info["dataset"], data_dir_of(run, options), "test")
+    images = test_images(run, info["dataset"], options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
     eps = float(run.settings.get("inverse_eps", 4 / 255))

@@ -14,8 +14,15 @@ from fastuiat.config import UserError
 from fastuiat.data import sets  # noqa: F401  (registers them)
 from fastuiat.data.ahead import one_ahead
 from fastuiat.data.batch import Batch
-from fastuiat.data.beton import Images
-from fastuiat.data.extra import extra_path, load_extra
+from fastuiat.data.extra import extra_path, load_extra, refuse_nameless
+from fastuiat.data.fingerprint import (
+    Fingerprint,
+    difference,
+    split_json,
+    sum_of,
+    training_difference,
+)
+from fastuiat.data.on_disk import Images
 from fastuiat.data.order import Order, validation_split
 from fastuiat.data.resident_loader import ResidentLoader
 from fastuiat.data.sources import (
@@ -24,6 +31,8 @@ from fastuiat.data.sources import (
     ImageSet,
     PublishedFile,
     dataset_info,
+    fingerprinted,
+    json_of,
     load,
     register,
 )
@@ -32,21 +41,28 @@ __all__ = [
     "DATASETS",
     "Batch",
     "DatasetInfo",
+    "Fingerprint",
     "ImageSet",
     "Loader",
     "Order",
     "PublishedFile",
     "ResidentLoader",
     "dataset_info",
+    "difference",
     "extra_path",
     "ffcv_available",
+    "fingerprinted",
     "joined",
+    "json_of",
     "load",
     "load_extra",
     "make_loader",
     "one_ahead",
     "prepare",
+    "refuse_nameless",
     "register",
+    "split_json",
+    "training_difference",
     "validation_split",
 ]
 
@@ -82,10 +98,12 @@ def make_loader(
     workers: int = 1,
     cache_dir: str | Path,
     name: str,
+    source: str | None = None,
 ) -> Loader:
     """The loader `ffcv` or `resident`; `auto` is ffcv where it is installed and can write.
 
-    Both give the same batches. The .beton of FFCV goes into `cache_dir`, under `name`.
+    Both give the same batches. The .beton of FFCV goes into `cache_dir`, under `name` and `source`,
+    a sum over images and labels that is made if it is not given.
     """
     if kind not in ("auto", "ffcv", "resident"):
         raise UserError(f"unknown loader '{kind}': choose auto, ffcv or resident")
@@ -95,7 +113,7 @@ def make_loader(
 
         if ffcv_loader.available():
             try:
-                path = beton.prepare(images, labels, cache_dir, name)
+                path = beton.prepare(images, labels, cache_dir, name, source)
                 return ffcv_loader.FFCVLoader(
                     path, order, device=device, flip=flip, workers=max(1, workers)
                 )
@@ -111,13 +129,17 @@ def make_loader(
     return ResidentLoader(images, labels, order, device=torch.device(device), flip=flip)
 
 
-def joined(original: ImageSet, extra: ImageSet) -> tuple[list[np.ndarray], np.ndarray, int]:
-    """Originals 0 … N−1, then generated images N … N+M−1: (images in two parts, labels, M).
+def joined(original: ImageSet, extra: ImageSet | None) -> tuple[Images, np.ndarray, str]:
+    """Originals 0 … N−1, then generated images N … N+M−1: (images, labels, a sum over all).
 
     A million images are 3 GB: they are not copied into one array.
     """
+    prints = [part.fingerprint for part in (original, extra) if part is not None]
+    source = sum_of([made for made in prints if made is not None])
+    if extra is None:
+        return original.images, original.labels, source
     labels = np.concatenate([original.labels, extra.labels])
-    return [original.images, extra.images], labels, len(extra.labels)
+    return [original.images, extra.images], labels, source
 
 
 def ffcv_available() -> bool:
@@ -127,19 +149,20 @@ def ffcv_available() -> bool:
     return available()
 
 
-def prepare(name: str, data_dir: Path, extra_data: str | None = None) -> Path:
+def prepare(
+    name: str, data_dir: Path, extra_data: str | None = None, *, unchecked: bool = False
+) -> Path:
     """Write and check the .beton that `train` would read; UserError where FFCV is missing."""
+    refuse_nameless(extra_data)
     if not ffcv_available():
         raise UserError(f"FFCV is not installed: {_INSTALL}")
     from fastuiat.data import beton
 
-    train_set = load(name, data_dir, "train")
-    images: Images = train_set.images
-    labels = train_set.labels
-    if extra_data:
-        images, labels, _ = joined(train_set, load_extra(extra_data, name, data_dir))
+    train_set = load(name, data_dir, "train", unchecked=unchecked)
+    extra = None if extra_data is None else load_extra(extra_data, name, data_dir)
+    images, labels, source = joined(train_set, extra)
     try:
-        path = beton.prepare(images, labels, data_dir, name)
+        path = beton.prepare(images, labels, data_dir, name, source)
     except OSError as error:
         raise UserError(f"cannot write {name}'s .beton in {data_dir}: {error}") from error
     beton.check(path)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -14,6 +18,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data.fingerprint import blocks_of
+from fastuiat.data.on_disk import Images, ImagesOnDisk, Part
 from fastuiat.fast.torch_internals import say_once
 from fastuiat.files import sha256_of, write_atomically, write_json
 
@@ -26,51 +32,68 @@ FORMAT_NAMES = (
 )
 _PAGE = 8 << 20
 """FFCV's own default, in bytes."""
-Images = np.ndarray | Sequence[np.ndarray]
-"""uint8 (N, H, W, 3), in one array or in several that follow each other."""
 
 
-def parts_of(images: Images) -> list[np.ndarray]:
-    """The arrays, dense; none of them is copied if it is so already."""
-    parts = [images] if isinstance(images, np.ndarray) else list(images)
-    return [np.ascontiguousarray(part) for part in parts]
+def parts_of(images: Images) -> list[Part]:
+    """The arrays, dense; none of them is copied if it is so already, or lies on disk."""
+    parts = [images] if isinstance(images, Part) else list(images)
+    return [p if isinstance(p, ImagesOnDisk) else np.ascontiguousarray(p) for p in parts]
 
 
 def fingerprint(images: Images, labels: np.ndarray) -> str:
     """sha256 over shape and content of the images and labels int64 (N,), however divided."""
     parts = parts_of(images)
     digest = hashlib.sha256(repr((len(labels), *parts[0].shape[1:])).encode())
-    for part in parts:
-        digest.update(part.data)
+    for block in itertools.chain.from_iterable(map(blocks_of, parts)):
+        digest.update(block.data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
 
 
-def prepare(images: Images, labels: np.ndarray, cache_dir: str | Path, name: str) -> Path:
+def prepare(
+    images: Images,
+    labels: np.ndarray,
+    cache_dir: str | Path,
+    name: str,
+    source: str | None = None,
+) -> Path:
     """The .beton of these images in `cache_dir`, written unless it is there already.
 
-    Its name carries the fingerprint, so another source gets another file. UserError if the file
-    there is damaged, OSError if it cannot be written.
+    Its name carries `source`, a sum over images and labels (by default `fingerprint`, made here),
+    so another source gets another file. A file that is ready is read by whoever may, without a
+    lock. UserError if the file there is damaged or of other content, OSError if it cannot be
+    written.
     """
-    expected = fingerprint(images, labels)
+    expected = source or fingerprint(images, labels)
+    parts = parts_of(images)
     path = Path(cache_dir) / f"{name}-{expected[:12]}.beton"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
-        if path.exists():
-            check(path, expected)
-        else:
-            _write(path, parts_of(images), labels, expected)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            _remove_unfinished(path)
+            if not path.exists():
+                _write(path, parts, labels, expected)
+                return path
+    own = _format()
+    holds = functools.partial(_holds, path, parts, labels, own) if own else None
+    check(path, expected, holds)
     return path
 
 
-def check(path: Path, expected: str | None = None) -> None:
-    """UserError unless `path` is, byte for byte, what was written, for fingerprint `expected`."""
+def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | None = None) -> None:
+    """UserError unless `path` is, byte for byte, what was written, for fingerprint `expected`.
+
+    `holds` says so of the file itself; without it the sum in the file beside it is believed.
+    """
     again = f"delete {path} and it is prepared again"
     try:
         written = json.loads(_sidecar(path).read_text())
         fits = expected is None or written["fingerprint"] == expected
-        whole = written["bytes"] == path.stat().st_size and written["sha256"] == sha256_of(path)
+        whole = written["bytes"] == path.stat().st_size
+        whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PermissionError):
+            raise
         raise UserError(f"{path} was not written by fastuiat: {again}") from error
     if not fits:
         raise UserError(f"{path} was made from other images: {again}")
@@ -78,35 +101,95 @@ def check(path: Path, expected: str | None = None) -> None:
         raise UserError(f"{path} is truncated or was changed: {again}")
 
 
+def _holds(path: Path, parts: list[Part], labels: np.ndarray, own: Any) -> bool:
+    """Whether the file holds these images and labels, whatever the file beside it says."""
+    with path.open("rb") as file:
+        try:
+            _write_content(_Compared(file), parts, labels, own)
+        except _Other:
+            return False
+        return not file.read(1)
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, so that two runs that start together write the file once."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, so that two runs that start together write the file once.
+
+    BlockingIOError where another has it, unless it is to `wait`.
+    """
+    # Who may read the lock of another user's file may take it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(descriptor)
 
 
-class _Hashed:
-    """Writes to a file and remembers the sha256 of all of it, so that nothing is read back."""
+def _remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of .beton files beside `path`, whose lock is held."""
+    for left in path.parent.glob(".*"):
+        found = re.fullmatch(r"\.(.+-[0-9a-f]{12})\.(beton|json)-[0-9a-f]{8}", left.name)
+        if found is None:
+            continue
+        lock = left.with_name(f"{found[1]}.lock")
+        ours = contextlib.nullcontext() if found[1] == path.stem else _locked(lock, wait=False)
+        with contextlib.suppress(OSError), ours:  # another process writes it, or another user's
+            left.unlink()
+
+
+class _Output:
+    """What the format's bytes go to, counted."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.file, self.bytes = file, 0
 
     def write(self, data: Any) -> None:
         view = memoryview(data).cast("B")
-        self.file.write(view)
-        self.digest.update(view)
+        self.take(view)
         self.bytes += len(view)
+
+    def take(self, view: memoryview) -> None:
+        raise NotImplementedError
 
     def pad_to(self, offset: int) -> None:
         self.write(bytes(offset - self.bytes))
 
 
-def _write(path: Path, parts: list[np.ndarray], labels: np.ndarray, source: str) -> None:
+class _Hashed(_Output):
+    """Writes to a file and remembers the sha256 of all of it, so that nothing is read back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.digest = hashlib.sha256()
+
+    def take(self, view: memoryview) -> None:
+        self.file.write(view)
+        self.digest.update(view)
+
+
+class _Other(Exception):
+    """The file holds something else."""
+
+
+class _Compared(_Output):
+    """Reads a file beside what would be written to it; _Other where it differs."""
+
+    def take(self, view: memoryview) -> None:
+        for first in range(0, len(view), _PAGE):
+            wanted = view[first : first + _PAGE]
+            found = self.file.read(len(wanted))
+            if len(found) != len(wanted) or not np.array_equal(
+                np.frombuffer(found, np.uint8), np.frombuffer(wanted, np.uint8)
+            ):
+                raise _Other
+
+
+def _write(path: Path, parts: list[Part], labels: np.ndarray, source: str) -> None:
     def write(file: IO[bytes]) -> None:
         written: dict[str, Any] = {"fingerprint": source}
         if own := _format():
@@ -152,7 +235,7 @@ def _format() -> SimpleNamespace | None:
 class _Samples:
     """(image, label, index) one by one, as FFCV's own writer takes them."""
 
-    def __init__(self, parts: list[np.ndarray], labels: np.ndarray) -> None:
+    def __init__(self, parts: list[Part], labels: np.ndarray) -> None:
         self.parts, self.labels = parts, labels
 
     def __len__(self) -> int:
@@ -167,7 +250,7 @@ class _Samples:
         raise IndexError(i)
 
 
-def _write_by_ffcv(path: Path, parts: list[np.ndarray], labels: np.ndarray) -> None:
+def _write_by_ffcv(path: Path, parts: list[Part], labels: np.ndarray) -> None:
     from fastuiat.data.ffcv_loader import torch_threads_kept
 
     with torch_threads_kept():
@@ -177,7 +260,7 @@ def _write_by_ffcv(path: Path, parts: list[np.ndarray], labels: np.ndarray) -> N
         writer.from_indexed_dataset(_Samples(parts, labels))
 
 
-def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray, own: Any) -> None:
+def _write_content(out: _Output, parts: list[Part], labels: np.ndarray, own: Any) -> None:
     """FFCV's format, version 2: header, fields, metadata, pages of raw images, allocations.
 
     FFCV's own writer calls Python for each sample, in processes that share the machine with the
@@ -185,7 +268,7 @@ def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray, ow
     """
     fields = _fields()
     _, height, width, _ = parts[0].shape
-    count, size = len(labels), parts[0][0].nbytes
+    count, size = len(labels), int(parts[0][0].nbytes)
     descriptors = np.zeros(len(fields), own.FieldDescType)
     type_ids = {kind: number for number, kind in own.TYPE_ID_HANDLER.items()}
     for descriptor, (name, field) in zip(descriptors, fields.items(), strict=True):
@@ -220,7 +303,7 @@ def _write_content(out: _Hashed, parts: list[np.ndarray], labels: np.ndarray, ow
     out.write(allocations.view(np.uint8))
 
 
-def _runs(parts: list[np.ndarray], length: int) -> Iterator[list[np.ndarray]]:
+def _runs(parts: list[Part], length: int) -> Iterator[list[np.ndarray]]:
     """The images of all parts, `length` at a time, as slices of them."""
     count = sum(map(len, parts))
     for begin in range(0, count, length):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import http.client
+import os
+import shutil
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +34,41 @@ def fetch(url: str, path: Path, md5: str | None = None) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             length = int(response.headers.get("Content-Length") or 0)
             what = f"downloading {path.name}"
-            write_atomically(path, lambda file: _copy(response, file, length, md5, what))
+            with only_one(path.parent) as alone:
+                if path.exists():  # another process was the first
+                    return path
+                if alone:
+                    remove_unfinished(path)
+                write_atomically(path, lambda file: _copy(response, file, length, md5, what))
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {url} ({error}): get the file yourself and place it at {path}"
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[bool]:
+    """One process at a time downloads or unpacks in a folder; False where that cannot be had."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        except OSError:  # a network's file system may not lock folders
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of a file or folder that they wrote beside its place."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _copy(response: Any, file: IO[bytes], length: int, md5: str | None, description: str) -> None:

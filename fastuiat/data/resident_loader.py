@@ -8,20 +8,43 @@ import numpy as np
 import torch
 
 from fastuiat.data.batch import Batch, draw, on_device
+from fastuiat.data.fingerprint import blocks_of
+from fastuiat.data.on_disk import Images, ImagesOnDisk
 from fastuiat.data.order import Order
 from fastuiat_kernels import augment
 
 
-def resident(images: np.ndarray | Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    """One tensor on the device; a single array on the CPU is shared, not copied."""
+class Parts:
+    """Images in several parts that stay where they are, in memory or on disk, indexed as one."""
+
+    def __init__(self, parts: Sequence[np.ndarray | ImagesOnDisk]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        rows, first = index.numpy(), 0
+        found = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
+        for part in self.parts:
+            inside = (rows >= first) & (rows < first + len(part))
+            found[inside] = part[rows[inside] - first]
+            first += len(part)
+        return torch.from_numpy(found)
+
+
+def resident(images: Images, device: torch.device) -> torch.Tensor | Parts:
+    """One tensor on the device; on the CPU nothing is copied."""
+    if isinstance(images, ImagesOnDisk):
+        images = [images]
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images).to(device)
+    if device.type == "cpu":
+        return Parts(images)
     total = sum(map(len, images))
     whole = torch.empty((total, *images[0].shape[1:]), dtype=torch.uint8, device=device)
     first = 0
     for part in images:
-        whole[first : first + len(part)] = torch.from_numpy(part)
-        first += len(part)
+        for block in blocks_of(part):
+            whole[first : first + len(block)] = torch.from_numpy(block)
+            first += len(block)
     return whole
 
 
@@ -30,7 +53,7 @@ class ResidentLoader:
 
     def __init__(
         self,
-        images: np.ndarray | Sequence[np.ndarray],
+        images: Images,
         labels: np.ndarray,
         order: Order,
         *,

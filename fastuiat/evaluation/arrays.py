@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, parse_radius
+from fastuiat.config import UserError, parse_radius, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation import attacks as registry
@@ -105,6 +105,7 @@ def outcomes(
     """What each attack found, by its name."""
     made = registry.chosen(attacks, settings)
     (radius,) = radii_of(parse_radius(eps), made)
+    refuse_seed(seed)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     anchor = next(itertools.chain(net.parameters(), net.buffers()), torch.empty(0))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, legible, radius_text
+from fastuiat.config import UserError, legible, positive, radius_text, refuse_seed
 from fastuiat.convolutions import repeatable
-from fastuiat.data import ImageSet
+from fastuiat.data import ImageSet, fingerprinted, json_of
 from fastuiat.evaluation import attacks as registry
 from fastuiat.evaluation.accuracy import Progress, Say
 from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.gradient import STEPS
+from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_json
 from fastuiat.machine import summary
 from fastuiat.network import modes_kept
+from fastuiat.writer import is_run_folder, only_writer, refuse_links
 
 
 def bits(correct: Tensor) -> str:
@@ -46,10 +49,11 @@ def record_of(
 ) -> dict[str, Any]:
     """All that is needed to repeat the measurement, and its outcome sample by sample.
 
-    Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `seed`,
-    `batch_size`, `seconds`, the machine, `time`, `checkpoint` (what load_checkpoint tells: path,
-    sha256, nest, normalisation, notes …), `of_this_run` (whether that lies in the run folder whose
-    eval/ this is) and `per_sample`, a character 0 or 1 per sample in the data set's order.
+    Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `data`
+    (fingerprint of all its test images, and what of them was checked), `seed`, `batch_size`,
+    `seconds`, the machine, `time`, `checkpoint` (what load_checkpoint tells: path, sha256, nest,
+    normalisation, notes …), `of_this_run` (whether that lies in the run folder whose eval/ this is)
+    and `per_sample`, a character 0 or 1 per sample in the data set's order.
     All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
     pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
     holds after each restart, the last one being `accuracy`).
@@ -67,6 +71,7 @@ def record_of(
         "n": len(outcome.correct),
         "dataset": evaluation.images.name,
         "split": "test",
+        "data": json_of(evaluation.images),
         "seed": evaluation.seed,
         "batch_size": evaluation.batch_size,
         "seconds": outcome.seconds,
@@ -83,6 +88,20 @@ def radii_of(eps: float | Sequence[float], attacks: Sequence[Attack]) -> list[fl
         if radii[0] < 0 and attack.has_radius and not attack.has_inverse:
             raise UserError(f"{attack.name} has no inverse: give it radii from 0 on")
     return radii
+
+
+@contextlib.contextmanager
+def only_evaluation(out: Path, say: Say | None) -> Iterator[None]:
+    """Nobody else writes OUT/eval meanwhile, nor the run whose folder OUT is."""
+    refuse_links(out, ("eval",))
+    home, folder = out if is_run_folder(out) else out / "eval", out / "eval"
+    busy = "wait until it ends, or choose another --out"
+    with only_writer(home, advice=busy, say=say):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+        yield
 
 
 @repeatable()
@@ -107,29 +126,30 @@ def evaluate(
     Each radius of `eps` has a record of its own; a negative one is the inverse attack, as in the
     paper's Figures 1 and 4. `info` is load_checkpoint's: which weights these are, by content.
     `settings` go to those attacks that have them. An unfinished AutoAttack is gone on with.
-    UserError where OUT/eval holds the results of other weights or cannot be written, on a setting
-    that no attack has, or on a negative radius for one without an inverse.
+    UserError where OUT/eval holds the results of other weights or another test set, or cannot be
+    written, on a setting that no attack has, or on a negative radius for one without an inverse.
     """
+    refuse_seed(seed)
+    positive(batch_size=batch_size)
     made = registry.chosen(attacks, settings or {})
     radii = radii_of(eps, made)
+    images = fingerprinted(images, "test")
     if n is not None:
         images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     folder = out / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
     todo = [(a, e) for a in made for e in (radii if a.has_radius else radii[:1])]
     names = [file_name(*part, len(images.labels), info.get("chosen", ())) for part in todo]
     of_this_run = lies_in(out, info)
-    for name in names:
-        refuse_foreign(folder / f"{name}.json", info, of_this_run)
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
         progress=progress, say=say,
     )  # fmt: skip
     records = []
-    with modes_kept(model):
+    with only_evaluation(out, say), modes_kept(model):
+        for name in names:
+            refuse_foreign(folder / f"{name}.json", info, of_this_run)
+        assert images.fingerprint is not None
+        refuse_other_test_set(folder, images.fingerprint, "choose another --out")
         model.eval()
         for (attack, radius), name in zip(todo, names, strict=True):
             state = folder / f"{name}.state"

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from fastuiat.config import UserError, refuse_other_choices
+from fastuiat.config import UserError, refuse_other_choices, refuse_other_types
 from fastuiat.methods.base import REGISTRY, Method, StepOutput, register
 
 for _file in pkgutil.iter_modules(__path__):
@@ -35,10 +35,14 @@ def configure(cls: type, settings: dict[str, Any]) -> Any:
         if key not in fields:
             raise UserError(f"no setting '{key}': choose from {', '.join(fields) or 'none'}")
         factory: Any = fields[key].default_factory
-        if isinstance(value, dict) and factory is not dataclasses.MISSING:
-            default = factory()
-            value = dataclasses.replace(default, **_known(type(default), value))
+        default = None if factory is dataclasses.MISSING else factory()
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            if isinstance(value, dict):
+                value = dataclasses.replace(default, **_known(type(default), value))
+            elif not isinstance(value, type(default)):
+                raise UserError(f"{key} must be names with values, not {value!r}")
         values[key] = value
+    refuse_other_types(cls, values)
     made = cls(**values)
     refuse_other_choices(made)
     return made
@@ -50,6 +54,7 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             choices = ", ".join(known)
             raise UserError(f"no setting '{name}' in {cls.__name__}: choose from {choices}")
+    refuse_other_types(cls, values)
     return values
 
 

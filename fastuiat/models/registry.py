@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from fastuiat.config import UserError, legible
 from fastuiat.models.blocks import ACTIVATIONS
 
+PUBLISHED = 120
+"""No published net is as deep or as wide."""
+MOST_NUMBER = 1000
+MOST_PARAMETERS = 2_000_000_000
 REGISTRY: dict[str, Family] = {}
 N = TypeVar("N", bound="Callable[..., nn.Module]")
 
@@ -66,6 +72,21 @@ def known() -> str:
     return ", ".join(family.shown for family in families)
 
 
+def refuse_huge(name: str, build: Callable[[], nn.Module], numbers: list[int]) -> None:
+    """UserError on a net that no memory takes, before it is asked for.
+
+    Its parameters are counted where its numbers are beyond those of any published net.
+    """
+    if max(numbers, default=0) <= PUBLISHED:
+        return
+    count = None
+    if max(numbers) <= MOST_NUMBER:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in build().parameters())
+    if count is None or count > MOST_PARAMETERS:
+        raise UserError(f"'{name}' is beyond {MOST_PARAMETERS:,} parameters: choose a smaller net")
+
+
 def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> nn.Module:
     """A freshly initialised network for (B, 3, H, W) images in [0, 1], channels-last weights.
 
@@ -88,5 +109,7 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> n
             raise UserError(
                 f"'{name}' has no legal {' and '.join(family.numbers)}: choose from {known()}"
             )
-        return family.build(*numbers, num_classes, activation)
+        build = functools.partial(family.build, *numbers, num_classes, activation)
+        refuse_huge(name, build, numbers)
+        return build()
     raise UserError(f"unknown net '{legible(name)}': choose from {known()}")

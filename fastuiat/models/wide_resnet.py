@@ -43,11 +43,8 @@ class WideGroup(nn.Module):
 
 
 def is_wide(depth: int, width: int) -> bool:
-    """Whether there is a wide ResNet of this depth and width: depth 10, 16, 22, 28, 34 …
-
-    Beyond a depth of 1000 and a width of 100 nobody has one, and making it would take for ever.
-    """
-    return 10 <= depth <= 1000 and (depth - 4) % 6 == 0 and 1 <= width <= 100
+    """Whether there is a wide ResNet of this depth and width: depth 10, 16, 22, 28, 34 …"""
+    return depth >= 10 and (depth - 4) % 6 == 0 and width >= 1
 
 
 @register("wrn-{depth}-{width}", legal=is_wide, example="wrn-28-10 (D = 10, 16, 22, 28, 34 …)")

@@ -214,7 +214,7 @@ def difference(first: Run, other: Run, attack: str = "autoattack") -> Difference
     best: Difference | None = None
     for a in sweeps(first, attack):
         for b in sweeps(other, attack):
-            if a.records[0].points != b.records[0].points:
+            if not a.records[0].on_the_same_images(b.records[0]):
                 continue
             pairs = [(r, s) for r in a.records for s in b.records if same_radius(r.eps, s.eps)]
             if len(pairs) < 2 or (best and len(best.levels) >= len(pairs)):

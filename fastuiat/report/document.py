@@ -131,6 +131,11 @@ class Report:
         note = "Share of images whose final adversarial point is still classified correctly."
         if mixed:
             note += f" The records of {', '.join(mixed)} are of more than one checkpoint."
+        if others := other_test_sets(self.runs):
+            note += (
+                f" The test sets differ: {', '.join(others)} have other images or labels than "
+                f"{self.runs[0].label} under the same name."
+            )
         if len(self.runs) > 1:
             note += " The best of each row is marked."
             every = kinds_of(self.runs)
@@ -334,6 +339,20 @@ class Report:
 
 def tested(run: Run) -> bool:
     return any(name.endswith("test") for name in learning_lines(run))
+
+
+def other_test_sets(runs: Sequence[Run]) -> list[str]:
+    """Who was measured on a test set of the first known one's name and not its content."""
+    sums: dict[str, str] = {}
+    others = []
+    for run in runs:
+        for record in run.records:
+            if record.test_set is None:
+                continue
+            first = sums.setdefault(str(record.values.get("dataset")), record.test_set)
+            if record.test_set != first:
+                others.append(run.label)
+    return list(dict.fromkeys(others))
 
 
 def overfitting_note(run: Run) -> str:

@@ -70,6 +70,16 @@ class Record:
         return self.values.get("dataset"), self.values.get("split"), self.n
 
     @property
+    def test_set(self) -> str | None:
+        """The sum over its test images and labels; None of the time before fingerprints."""
+        return (self.values.get("data") or {}).get("sha256")
+
+    def on_the_same_images(self, other: Record) -> bool:
+        """As far as the records say."""
+        sums = {self.test_set, other.test_set} - {None}
+        return self.points == other.points and len(sums) < 2
+
+    @property
     def sha256(self) -> str | None:
         """The checkpoint's."""
         return (self.values.get("checkpoint") or {}).get("sha256")
@@ -190,7 +200,7 @@ def read_record(path: Path) -> Record | None:
         bits = values.get("per_sample")
         if not isinstance(values["attack"], str) or (bits and len(bits) != record.n):
             raise ValueError("not what its fields say")
-        _ = record.sha256
+        _ = record.sha256, record.test_set
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no evaluation record: remove it or measure it anew") from error
     return record

@@ -45,7 +45,7 @@ def like(run: Run, record: Record, *, clean: bool = False) -> Record | None:
     """The run's record of the same attack, radius and images; or of those images as they are."""
     attack = "clean" if clean else record.attack
     for own in run.records:
-        same = own.points == record.points and own.attack == attack
+        same = own.on_the_same_images(record) and own.attack == attack
         if same and (clean or same_radius(own.eps, record.eps)):
             return own
     return None

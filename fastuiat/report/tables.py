@@ -73,7 +73,7 @@ def evaluations_beside(runs: Sequence[Run], kinds: Sequence[Record]) -> Rows:
 
 
 def alike(a: Record, b: Record) -> bool:
-    return a.attack == b.attack and a.points == b.points and same_radius(a.eps, b.eps)
+    return a.attack == b.attack and a.on_the_same_images(b) and same_radius(a.eps, b.eps)
 
 
 def autoattack_parts(record: Record) -> Rows | None:

@@ -20,6 +20,7 @@ from fastuiat import data
 from fastuiat.children import Children
 from fastuiat.config import UserError
 from fastuiat.device import resolve_device
+from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_bytes, write_json
 from fastuiat.models import build_model
 from fastuiat.reproduce.ledger import Ledger
@@ -34,6 +35,8 @@ from fastuiat.reproduce.rows import (
 )
 from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch, train_row
 from fastuiat.reproduce.table import summarise, text_table
+from fastuiat.training.checkpoint import read
+from fastuiat.training.folder import refuse_folder
 
 
 def folder_of(options: Options) -> Path:
@@ -42,13 +45,34 @@ def folder_of(options: Options) -> Path:
     return Path("runs") / "reproduce" / "-".join(part for part in parts if part)
 
 
-def sizes_of(rows: list[Row], data_dir: Path) -> dict[str, tuple[int, int]]:
-    """Training and test images of each data set that the rows use."""
-    sizes = {}
+Prints = dict[str, data.Fingerprint]
+"""Of `train` and `test`."""
+
+
+def prints_of(rows: list[Row], options: Options) -> dict[str, Prints]:
+    """The fingerprints of each data set that the rows use."""
+    found: dict[str, Prints] = {}
     for name in dict.fromkeys(row.config.dataset for row in rows):
-        train_set, test_set = (data.load(name, data_dir, part) for part in ("train", "test"))
-        sizes[name] = len(train_set.labels), len(test_set.labels)
-    return sizes
+        found[name] = {}
+        for part in ("train", "test"):
+            images = data.load(name, options.data_dir, part, unchecked=options.unchecked_data)
+            assert images.fingerprint is not None
+            found[name][part] = images.fingerprint
+    return found
+
+
+def refuse_other_data(folder: Path, found: data.Fingerprint) -> None:
+    """UserError where the run in a folder was trained on other images than those found now."""
+    last = folder / "checkpoints" / "last.pt"
+    stored = read(last).get("data") if last.is_file() else None
+    change = stored and data.difference(
+        data.Fingerprint.from_json(stored["train"]), found, "training images"
+    )
+    if change:
+        raise UserError(
+            f"{folder} was trained on other data: what is another now is {change}; choose another "
+            "--out"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,11 +101,15 @@ class Table:
         self.scale = scale_of(options)
         self.rows = rows_of(options)
         self.out = options.out or folder_of(options)
+        refuse_folder(self.out)
         with torch.device("meta"):  # refuses an unknown net before the first run
             for arch in dict.fromkeys(row.config.arch for row in self.rows):
                 build_model(arch)
         self.device = resolve_device(options.device)
-        self.sizes = sizes_of(self.rows, options.data_dir)
+        self.prints = prints_of(self.rows, options)
+        self.sizes = {
+            name: (prints["train"].n, prints["test"].n) for name, prints in self.prints.items()
+        }
         self.children = Children(self.scale.jobs, stdout=stdout)
         self.ledger = Ledger(options.record, options.table) if options.record else None
         self.entries: dict[str, dict[str, Any]] = {}
@@ -109,6 +137,12 @@ class Table:
         line = self.ledger and self.ledger.find(row, seed, self.entries[row.name]["n"])
         if not line:
             return None
+        for part, found in self.prints[row.config.dataset].items():
+            if line.get("data", {}).get(part, found.sha256) != found.sha256:
+                raise UserError(
+                    f"{self.options.record} has {row.name}, seed {seed}, of other {part} images or "
+                    "labels: choose another --record"
+                )
         kept = {f.name: line[f.name] for f in dataclasses.fields(Outcome) if f.name != "anew"}
         return Outcome(**kept, anew=False)
 
@@ -130,6 +164,9 @@ class Table:
         changed = fitted_to_data(row, self.options, self.sizes[row.config.dataset][0])
         own = {"seed": seed, "out": folder}
         train_row(row, folder, seed, flags_of(row.recipe, changed | own), run)
+        prints = self.prints[row.config.dataset]
+        refuse_other_data(folder, prints["train"])
+        refuse_other_test_set(folder / "eval", prints["test"], "choose another --out")
         points = self.entries[row.name]["n"]
         accuracies = evaluate_row(row, folder, points, self.options, run)
         seconds = seconds_per_epoch(folder, row.config.batch_size)
@@ -144,6 +181,8 @@ class Table:
         else:
             if self.ledger and not self.on_record(row, seed):
                 content = dataclasses.asdict(outcome) | {"n": entry["n"], "eps": row.eps}
+                prints = self.prints[row.config.dataset]
+                content["data"] = {part: found.sha256 for part, found in prints.items()}
                 del content["anew"]
                 self.ledger.add(row, seed, content)
             entry["seeds"][str(seed)] = outcome.accuracies

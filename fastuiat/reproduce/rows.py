@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from fastuiat import paper, recipes
-from fastuiat.config import AttackConfig, UserError, positive
+from fastuiat.config import AttackConfig, UserError, positive, refuse_seed
 from fastuiat.training.config import TrainConfig
 
 COLUMNS = {
@@ -90,6 +90,8 @@ class Options:
     """Runs at a time, which share the cores; by default 1, of the small presets 2."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files."""
+    unchecked_data: bool = False
+    """Use them also where they are not the published ones."""
     extra_data: str | None = None
     """Generated images in place of ddpm1m, for the rows that use them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -105,6 +107,8 @@ class Options:
             positive(jobs=self.jobs)
         if self.seeds is not None and not 0 < len(self.seeds) == len(set(self.seeds)):
             raise UserError("--seeds wants numbers that differ")
+        for seed in self.seeds or ():
+            refuse_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,8 @@ def chosen(options: Options) -> dict[str, Any]:
     """What the options change in every row's recipe."""
     given = ("dataset", "arch", "epochs", "extra_data")
     changed = {name: value for name in given if (value := getattr(options, name)) is not None}
+    if options.unchecked_data:
+        changed["unchecked_data"] = True
     return {"data_dir": options.data_dir, "device": options.device} | changed
 
 

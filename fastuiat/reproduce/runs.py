@@ -17,7 +17,7 @@ from fastuiat.files import sha256_of, write_json
 from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.training.checkpoint import locate, read
-from fastuiat.training.run import stored_config
+from fastuiat.training.folder import begun_with, holds_run, stored_config
 
 Run = Callable[..., None]
 """`fastuiat WORDS…`, to its end."""
@@ -41,7 +41,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
 
 def refuse_other(folder: Path, row: Row, seed: int) -> None:
     """UserError where the folder holds a run with other settings."""
-    stored = stored_config(folder)
+    stored = begun_with(folder)
     wanted = row.config.to_json() | {"seed": seed}
     for name in IDENTITY:
         if stored.get(name) != json.loads(json.dumps(wanted[name])):
@@ -53,7 +53,7 @@ def refuse_other(folder: Path, row: Row, seed: int) -> None:
 
 def train_row(row: Row, folder: Path, seed: int, flags: list[str], run: Run) -> None:
     """Bring a run to its end, from wherever it is."""
-    if (folder / "config.json").exists():
+    if holds_run(folder):
         refuse_other(folder, row, seed)
         if not is_finished(folder, row.config.epochs):
             run("train", "--resume", str(folder))
@@ -87,6 +87,7 @@ def evaluate_row(
             words = ["--attacks", *missing, "--n", str(n)]
             words += [] if missing == ["clean"] else ["--eps", repr(row.eps)]
             words += ["--batch-size", str(min(EVALUATION_BATCH, n))]  # batches are padded to it
+            words += ["--unchecked-data"] if options.unchecked_data else []
             run("eval", str(folder), *words, "--device", options.device)
     result = {}
     for column, attack in attacks.items():
@@ -96,13 +97,28 @@ def evaluate_row(
     return result
 
 
+def logged_in(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a finished run's log; UserError where they are lost or damaged."""
+    path = folder / "metrics.jsonl"
+    try:
+        lines = list(map(json.loads, path.read_text().splitlines()))
+        for line in lines:
+            _ = line["kind"], line["step"], line["epoch"], line["clock"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is lost or damaged: move {folder} away, and it is made anew"
+        ) from error
+    return lines
+
+
 def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
     """Mean training time of the whole epochs after the first, which warms up and compiles.
 
     None where there are none: an epoch that a run was resumed in counts for nothing.
     """
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    epochs = [line for line in lines if line["kind"] == "epoch"]
+    epochs = [line for line in logged_in(folder) if line["kind"] == "epoch"]
+    if not epochs:
+        return None
     steps = epochs[-1]["step"] // epochs[-1]["epoch"]
     clocks = [e["clock"] for e in epochs[1:] if e["clock"].get("steps", steps) == steps]
     times = [steps * batch_size / clock["images_per_second"] for clock in clocks]
@@ -111,7 +127,7 @@ def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """What each epoch ended with: validation, and the mean of what training logged."""
-    lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    lines = logged_in(folder)
     result = []
     for end in (line for line in lines if line["kind"] == "epoch"):
         logged = [ln for ln in lines if ln["kind"] == "train" and ln["epoch"] == end["epoch"]]

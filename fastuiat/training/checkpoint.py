@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ __all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkp
 FORMAT = "fastuiat-checkpoint-1"
 MOST_CLASSES = 10**6
 """No data set has more, and a net of more is a typing error or a trap."""
+FULL = {
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "disk quota used up",
+    errno.EFBIG: "larger than files may be here",
+}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -29,9 +35,25 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path} could not be written ({error}): the one before it is kept"
-        ) from error
+        raise UserError(f"{path} could not be written: {why_unwritten(path, error)}") from error
+
+
+def why_unwritten(path: Path, error: BaseException) -> str:
+    """What kept a checkpoint from the disk, in words, and which one there is."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # PyTorch wraps what `write` raises
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, FileNotFoundError) and not path.parent.is_dir():
+        return f"{path.parent} was removed or renamed meanwhile: put it back and --resume the run"
+    why = str(error).splitlines()[0]
+    if isinstance(cause, OSError):
+        why = FULL.get(cause.errno or 0) or cause.strerror or why
+    elif "inline_container" in why:  # the writer of PyTorch's archives
+        why = "disk full, or it failed"
+    if path.exists():
+        return f"{why}; the one before it is kept"
+    last = path.with_name("last.pt")
+    return f"{why}; {f'{last} is kept' if last.exists() else 'there is none before it'}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -155,7 +177,7 @@ def load_own(
         "nest": "averaged" if is_averaged else "model",
         "weights": "averaged" if is_averaged else "raw",
         **found,
-        **{name: content[name] for name in ("epoch", "step")},
+        **{name: content[name] for name in ("epoch", "step", "data") if name in content},
         "normalisation": constants,
         "left_out": [],
     }
@@ -198,8 +220,9 @@ def load_checkpoint(
     taken inside the file, or None), `weights` (averaged, raw), `which` (best, last, or None of a
     file that has one net), `chosen` (those of `last` and `raw` that are not what is taken by
     default), `normalisation` ({mean, std, from} or None), `left_out` (what else the file held),
-    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch and step as
-    far as they are known. UserError on anything that does not fit, and on a damaged file.
+    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch, step and
+    `data` (the fingerprints of what it was trained on) as far as they are known. UserError on
+    anything that does not fit, and on a damaged file.
 
     >>> import torch, fastuiat
     >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,7 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, positive, refuse_other_choices
+from fastuiat.config import (
+    OptimizerConfig,
+    UserError,
+    positive,
+    refuse_other_choices,
+    refuse_other_types,
+    refuse_seed,
+)
+from fastuiat.data import refuse_nameless
+
+MOST_WORKERS = 1024
+"""Threads, of which each that has no core to itself only slows the others down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,8 @@ class TrainConfig:
     """Data set to train on."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
+    unchecked_data: bool = False
+    """Use a data set's files also where they are not the published ones."""
     arch: str = "resnet-18"
     """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
     line's dm-prn-18, dm-wrn-D-W."""
@@ -85,8 +99,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("data_dir", "out", "helper"):
-            if isinstance(path := getattr(self, name), str):
+            if isinstance(path := getattr(self, name), str) and path:
                 object.__setattr__(self, name, Path(path))
+        refuse_other_types(type(self), vars(self))
         self._complete("optimizer", OptimizerConfig)
         self._complete("settings", methods.get(self.method).Config)
         refuse_other_choices(self)
@@ -101,7 +116,10 @@ class TrainConfig:
         for name in ("max_steps", "train_size"):
             if (value := getattr(self, name)) is not None:
                 positive(**{name: value})
-        for name in ("seed", "val_size", "test_every"):
+        refuse_seed(self.seed)
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"--workers must be at most {MOST_WORKERS}, got {self.workers}")
+        for name in ("val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
         if self.batch_size % self.accumulate:
@@ -109,6 +127,7 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} does not divide into --accumulate "
                 f"{self.accumulate} parts"
             )
+        refuse_nameless(self.extra_data)
         if not 0 < self.extra_share <= 1:
             raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:
@@ -128,6 +147,13 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as config.json gives them back, without `out`: a run may be moved."""
+    settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
+    del settings["out"]
+    return settings
 
 
 def refuse_idle(config: TrainConfig, named: Collection[str]) -> None:

@@ -1,41 +1,143 @@
-"""metrics.jsonl and TensorBoard, cut back to a checkpoint on resume."""
+"""metrics.jsonl and TensorBoard's events, cut back to a checkpoint on resume."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from fastuiat.config import UserError
+from fastuiat.files import write_bytes
+
+FILE = "metrics.jsonl"
+
+
+@contextlib.contextmanager
+def said_in_a_line(path: Path) -> Iterator[None]:
+    """UserError where a log cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): mend that, then --resume the run"
+        ) from error
+
+
+class Events:
+    """Scalars as TensorBoard reads them, written by whoever calls.
+
+    PyTorch's SummaryWriter writes in a thread of its own, whose errors nobody can catch.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        """What was written from `purge_step` on, by an earlier process, no longer counts."""
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        self.path = folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}"
+        with said_in_a_line(folder):
+            folder.mkdir(exist_ok=True)
+            self._file = open(self.path, "xb")  # noqa: SIM115 (open for the run's whole life)
+            self._records = RecordWriter(self._file)
+            self._write(Event(file_version="brain.Event:2"))
+            self._write(
+                Event(
+                    step=purge_step, session_log=SessionLog(status=SessionLog.SessionStatus.START)
+                )
+            )
+            self._file.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def add(self, kind: str, values: dict[str, Any], step: int) -> None:
+        """A scalar for each number, under `kind/name`."""
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        with said_in_a_line(self.path):
+            for name, value in numbers.items():
+                scalar = Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
+                self._write(Event(step=step, summary=Summary(value=[scalar])))
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what could not be written, which was said
+            self._file.close()
 
 
 class MetricsLog:
     """One JSON object per line. Clock readings live under `clock` and are no part of identity."""
 
     def __init__(self, folder: Path, *, offset: int = 0, step: int = 0) -> None:
-        self.path = folder / "metrics.jsonl"
-        self._file = open(self.path, "ab")  # noqa: SIM115 (open for the run's whole life)
-        if self._file.tell() != offset:
-            self._file.truncate(offset)
-            self._file.seek(offset)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        """Goes on behind the first `offset` bytes, which `cut_back` says; the rest goes."""
+        self.path = folder / FILE
+        with said_in_a_line(self.path):
+            self._file = open(self.path, "ab")  # noqa: SIM115 (open for the run's whole life)
+            self._file.truncate(min(offset, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
+        self._events = Events(folder / "tensorboard", purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any], clock: dict[str, float]) -> None:
         line = {"kind": kind, "step": step, **values, "clock": clock}
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
-        for name, value in {**values, **clock}.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with said_in_a_line(self.path):
+            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.flush()
+        self._events.add(kind, {**values, **clock}, step)
 
     def sync(self) -> int:
         """Force the lines to disk; the byte offset that a checkpoint remembers."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        with said_in_a_line(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._events.close()
+
+
+def is_kept(line: bytes, step: int, validated_epoch: int) -> bool:
+    """Whether a line is of before a checkpoint, and whole.
+
+    Of the checkpoint's own step it may be an epoch's, once that was validated.
+    """
+    try:
+        values = json.loads(line)
+        at, epoch = int(values["step"]), int(values["epoch"])
+        return at < step or (at == step and (values["kind"] != "epoch" or epoch <= validated_epoch))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
+    """(byte offset to go on from, note) of the log of a run that goes on from a checkpoint.
+
+    Usually the offset that the checkpoint remembers. Where the file is not what it was, those of
+    its lines are kept that are whole and of before the checkpoint, and the note says so.
+    """
+    path, offset = folder / FILE, int(state["metrics_offset"])
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    step, validated = state["step"], state["validated_epoch"]
+    whole = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    kept = [line for line in whole if is_kept(line, step, validated)]
+    if b"".join(kept) == content[:offset] and len(content) >= offset:
+        return offset, None
+    write_bytes(path, b"".join(kept))
+    what = "is not what it was" if content else "holds nothing of what it held"
+    return path.stat().st_size, (
+        f"{path} {what} when the checkpoint was saved: it goes on behind the {len(kept)} lines "
+        "that are there from before"
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from rich.console import Console
 
 from fastuiat import data, methods
 from fastuiat.config import UserError
-from fastuiat.data import ImageSet
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
@@ -28,15 +26,22 @@ from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import (
+    begun_with,
     default_folder,
+    holds_run,
+    last_checkpoint,
+    match_checkpoint,
     open_folder,
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
-    stored_config,
+    threads_in,
 )
+from fastuiat.training.metrics import cut_back
+from fastuiat.training.run_data import refuse_other_data, say_what_is_unchecked, training_data
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
+from fastuiat.writer import only_writer
 
 Say = Callable[[str], None]
 """Who hears a line of notes."""
@@ -87,32 +92,6 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
     return evaluate
 
 
-def part(images: ImageSet, rows: Any) -> ImageSet:
-    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows])
-
-
-def training_data(config: TrainConfig) -> tuple[Any, Any, data.Order, ImageSet]:
-    """(images, labels, their order, validation part); images are not joined into one array."""
-    train_set = data.load(config.dataset, config.data_dir, "train")
-    train_index, val_index = data.validation_split(
-        len(train_set.labels), config.val_size, config.seed, config.train_size
-    )
-    images: Any = train_set.images
-    labels, num_extra = train_set.labels, 0
-    if config.extra_data:
-        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
-        images, labels, num_extra = data.joined(train_set, extra)
-    order = data.Order(
-        seed=config.seed,
-        train_index=train_index,
-        batch_size=config.batch_size,
-        num_extra=num_extra,
-        first_extra=len(train_set.labels),
-        extra_share=config.extra_share if num_extra else 0.0,
-    )
-    return images, labels, order, part(train_set, val_index)
-
-
 def assemble(
     config: TrainConfig, device: torch.device, precision: str, progress: Progress
 ) -> Trainer:
@@ -129,27 +108,30 @@ def assemble(
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    images, labels, order, validation = training_data(config)
-    method = make_method(num_samples=len(labels))
+    own = training_data(config)
+    method = make_method(num_samples=len(own.labels))
     loader = data.make_loader(
         config.loader,
-        images,
-        labels,
-        order,
+        own.images,
+        own.labels,
+        own.order,
         device=device,
         flip=info.flip,
         workers=config.workers,
         cache_dir=config.data_dir,
         name=config.dataset,
+        source=own.source,
     )
     test = None
     if config.test_every:
-        test_set = data.load(config.dataset, config.data_dir, "test")
+        test_set = data.load(
+            config.dataset, config.data_dir, "test", unchecked=config.unchecked_data
+        )
         test = evaluation_on(test_set, config, device)
     step = TrainingStep(
         net.to(device),
         method,
-        total_steps=config.epochs * order.steps_per_epoch,
+        total_steps=config.epochs * own.order.steps_per_epoch,
         optimizer=config.optimizer,
         weight_averaging=config.weight_averaging,
         precision=precision,
@@ -165,20 +147,19 @@ def assemble(
             "num_classes": info.num_classes,
             "dataset": config.dataset,
         },
+        data=own.known_by,
         loader=loader,
-        validate=evaluation_on(validation, config, device) if config.val_size else None,
+        validate=evaluation_on(own.validation, config, device) if config.val_size else None,
         test=test,
         folder=Path(config.out or default_folder(config)),
         progress=progress,
     )
 
 
-def run_state(path: Path, trainer: Trainer) -> dict[str, Any]:
-    """The trainer's own checkpoint; UserError on a damaged or foreign one."""
-    state = read(path)
+def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
+    """UserError on a checkpoint of another run."""
     if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
-    return state
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -211,7 +192,7 @@ def own_generator(device: torch.device) -> contextlib.AbstractContextManager[Non
 def threads_of(folder: Path, say: Say) -> Iterator[None]:
     """As many threads as the run in the folder began with: another count sums in another order."""
     before = torch.get_num_threads()
-    threads = json.loads((folder / "environment.json").read_text())["threads"]
+    threads = threads_in(folder)
     if threads == before:
         yield
         return
@@ -252,10 +233,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress)
+        say_what_is_unchecked(trainer.data, say)
         required.check(config, trainer.net_info["num_classes"])
-        open_folder(folder, config, device)
-        provide_required(trainer, config, progress, say)
-        trainer.train()
+        with only_writer(folder, advice="choose another --out", say=say):
+            open_folder(folder, config, device)
+            provide_required(trainer, config, progress, say)
+            trainer.train()
     return trainer.folder
 
 
@@ -270,19 +253,27 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(stored_config(folder), config)
+    refuse_changes(begun_with(folder), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
         raise UserError("the run was compiled, and this machine cannot: install g++ and headers")
+    busy = "wait until it ends, or end it, before you resume"
     with (
         own_generator(device),
         shown(progress, say) as (progress, say),
+        only_writer(folder, advice=busy, say=say),
         threads_of(folder, say),
     ):
+        last = last_checkpoint(folder)
+        state = read(last) if last.exists() else None
+        match_checkpoint(folder, state, say)
         trainer = assemble(settled, device, precision, progress)
-        last = folder / "checkpoints" / "last.pt"
-        offset = trainer.restore(run_state(last, trainer)) if last.exists() else 0
+        say_what_is_unchecked(trainer.data, say)
+        if state is not None:
+            refuse_foreign(state, last, trainer)
+            refuse_other_data(folder, state, trainer.data, say)
+            trainer.restore(state)
         if trainer.is_finished:
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)
@@ -292,6 +283,9 @@ def resume(
         provide_required(trainer, settled, progress, say)
         say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
         os.makedirs(folder / "checkpoints", exist_ok=True)
+        offset, note = cut_back(folder, state) if state else (0, None)
+        if note:
+            say(note)
         trainer.train(offset)
     return folder
 
@@ -299,6 +293,6 @@ def resume(
 def train_or_resume(config: TrainConfig, progress: Progress, *, say: Say) -> Path:
     """Bring the run in `config.out` to its end, whether it has begun or not."""
     assert config.out is not None
-    if (config.out / "config.json").exists():
+    if holds_run(config.out):
         return resume(config, config.out, progress=progress, say=say)
     return train(config, progress=progress, say=say)

@@ -19,7 +19,8 @@ from fastuiat.data import Batch, one_ahead
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
-from fastuiat.training.config import TrainConfig
+from fastuiat.training.config import TrainConfig, plain
+from fastuiat.training.finite import listed, non_finite, tensors_of
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.step import TrainingStep
 
@@ -52,6 +53,7 @@ class Trainer:
         *,
         step: TrainingStep,
         net_info: dict[str, Any],
+        data: dict[str, Any],
         loader: Any,
         validate: Evaluate | None,
         test: Evaluate | None,
@@ -61,7 +63,7 @@ class Trainer:
         self.config, self.folder, self.progress = config, folder, progress
         self.training_step, self.net_info, self.loader = step, net_info, loader
         self.net, self.method, self.device = step.net, step.method, step.device
-        self.validate, self.test = validate, test
+        self.validate, self.test, self.data = validate, test, data
         self.steps_per_epoch: int = loader.order.steps_per_epoch
         self.last_step = min(step.total_steps, config.max_steps or step.total_steps)
         self.watch = CatastrophicWatch(net_info["num_classes"], self.device)
@@ -90,6 +92,8 @@ class Trainer:
         return {
             **self.training_step.state_dict(),
             "net": self.net_info,
+            "data": self.data,
+            "settings": plain(self.config),
             "epoch": -(-self.step // self.steps_per_epoch),
             "best": self.best,
             "catastrophic": self.watch.state(),
@@ -99,9 +103,14 @@ class Trainer:
             "metrics_offset": self.log.sync() if self.log else 0,
         }
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """Continue from `state()`; returns the byte offset of metrics.jsonl."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`; UserError where that is not finite."""
         self.training_step.load_state_dict(state)
+        if broken := non_finite(tensors_of(self.training_step)):
+            raise UserError(
+                f"{self.folder / 'checkpoints' / 'last.pt'} holds NaN or infinity in "
+                f"{listed(broken)}: train anew"
+            )
         self.best = state["best"]
         self.watch.restore(state["catastrophic"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
@@ -109,8 +118,6 @@ class Trainer:
         self.validated_epoch = state["validated_epoch"]
         if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
             self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
-        offset: int = state["metrics_offset"]
-        return offset
 
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
@@ -209,17 +216,17 @@ class Trainer:
         self.progress.epoch(epoch, values, speed["images_per_second"])
 
     def stop_if_not_finite(self) -> None:
-        """UserError that names the step, before a bad state reaches the disk."""
+        """UserError that names tensor and step, before a bad state reaches the disk."""
         bad = int(self.bad_step)
-        weights = torch.stack([p.detach().isfinite().all() for p in self.net.parameters()])
-        if bad < 0 and not bool(weights.all()):
-            bad = self.step
-        if bad >= 0:
-            last = self.folder / "checkpoints" / "last.pt"
-            kept = f"the last good checkpoint is {last}" if last.exists() else "none was saved yet"
-            raise UserError(
-                f"loss or weights became non-finite at step {bad}: lower --max-lr; {kept}"
-            )
+        broken = ["loss"] * (bad >= 0) + non_finite(tensors_of(self.training_step))
+        if not broken:
+            return
+        last = self.folder / "checkpoints" / "last.pt"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "none was saved yet"
+        raise UserError(
+            f"{listed(broken)} became non-finite at step {bad if bad >= 0 else self.step}: "
+            f"lower --max-lr; {kept}"
+        )
 
     def save(self, name: str = "last") -> None:
         self.stop_if_not_finite()

@@ -1,10 +1,13 @@
 """Every published format is read as published; every damaged file is named, never executed."""
 
+import functools
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import urllib.error
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +18,13 @@ import torchvision
 from scipy.io import savemat
 
 from fastuiat.config import UserError
-from fastuiat.data import DATASETS, load
+from fastuiat.data import DATASETS
+from fastuiat.data import load as load_checked
 from fastuiat.data.download import fetch
 from fastuiat.data.sets import fashion_mnist
 
 RNG = np.random.default_rng(0)
+load = functools.partial(load_checked, unchecked=True)  # of files that are made here
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +123,81 @@ def test_bad_cifar_batch_is_named(tmp_path, monkeypatch, blob):
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_batch_that_is_no_file_or_another_kind(tmp_path):
+    """A pipe is not waited for."""
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar10(folder)
+    batch = folder / "data_batch_1"
+    batch.unlink()
+    with pytest.raises(UserError, match="data_batch_1 cannot be read: No such file"):
+        load("cifar10", tmp_path, "train")
+    os.mkfifo(batch)
+    with pytest.raises(UserError, match="data_batch_1 is a named pipe, not a file"):
+        load("cifar10", tmp_path, "train")
+    batch.unlink()
+    for content, kind in (
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git-LFS pointer"),
+        (pickle.dumps({"data": [[0] * 3072], "labels": [0]}), "got a list"),
+        (pickle.dumps({"data": pixels(1).reshape(1, 3072), "labels": [[0, 1]]}), "be numbers"),
+        (b"\x80\x02cos\x1b[31m\nsystem\n.", "refused"),
+    ):
+        batch.write_bytes(content)
+        with pytest.raises(UserError, match=kind) as raised:
+            load("cifar10", tmp_path, "train")
+        assert str(raised.value).isprintable()
+    with batch.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="too large"):
+        load("cifar10", tmp_path, "train")
+
+
+def test_an_archive_of_links(tmp_path):
+    """Links that name themselves or each other, where the batches should be."""
+    for names in (("data_batch_1",), ("data_batch_1", "other")):
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+            for name, target in zip(names, names[1:] + names[:1], strict=True):
+                link = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                link.type, link.linkname = tarfile.SYMTYPE, target
+                tar.addfile(link)
+        with pytest.raises(UserError, match="data_batch_1 is no file of CIFAR's size"):
+            load("cifar10", tmp_path, "train")
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is a named pipe"):
+        load("cifar10", tmp_path, "train")
+
+
+def test_svhn_says_what_is_wrong_with_y(tmp_path):
+    X = pixels(10).transpose(1, 2, 3, 0)
+    y = np.arange(10)[:, None]
+    path = tmp_path / "train_32x32.mat"
+    for labels, said in (
+        (y.astype(np.uint8), r"y must be 1 to 10, got 0 to 9 \(the digit 0 is published as 10"),
+        (y + 2, "y must be 1 to 10, got 2 to 11"),
+        (y + 1.5, r"y must be whole numbers, got 1\.5"),
+        (y * np.nan, "y must be whole numbers, got nan"),
+        (y[:9] + 1, "X holds 10 images, but y 9 labels"),
+        (np.eye(10), r"y must be numbers \(N, 1\), got float64 \(10, 10\)"),
+        (np.array(["a"] * 10, object), "lacks X or y, as arrays of numbers: it has 'X', 'y'"),
+    ):
+        savemat(path, {"X": X, "y": labels})
+        with pytest.raises(UserError, match=said):
+            load("svhn", tmp_path, "train")
+    for images, said in (
+        (X / 255, r"X must be uint8 \(32, 32, 3, N\), got float64"),
+        (X.transpose(3, 0, 1, 2), r"got uint8 \(10, 32, 32, 3\)"),
+    ):
+        savemat(path, {"X": images, "y": y + 1})
+        with pytest.raises(UserError, match=said):
+            load("svhn", tmp_path, "train")
+    savemat(path, {"X": X, "y": (y + 1).astype(float)})  # as MATLAB has numbers
+    assert load("svhn", tmp_path, "train").labels.tolist() == [*range(1, 10), 0]
+    path.write_bytes(b"MATLAB 7.3 MAT-file, Platform".ljust(512) + b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"is a MATLAB 7\.3 file"):
+        load("svhn", tmp_path, "train")
+
+
 def test_svhn(tmp_path):
     images = pixels(3)
     path = tmp_path / "train_32x32.mat"
@@ -163,6 +243,30 @@ def test_fashion_mnist(tmp_path, folder, suffix):
         image_file.write_bytes(blob)
         with pytest.raises(UserError, match=r"train-(images|labels)"):
             load("fashion-mnist", tmp_path, "train")
+
+
+def test_no_more_of_an_idx_is_unpacked_than_it_promises(tmp_path):
+    """A gigabyte of zeros behind, or promised by, a header of a few bytes."""
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(idx_bytes(np.zeros(2, np.uint8)))
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    zeros = gzip.compress(bytes(1 << 20), 1) * 1024  # members that follow each other
+    for shape, said in (
+        ((2, 28, 28), "goes on behind the 1,568 bytes of its header"),
+        ((1 << 20, 28, 28), "promises 822,083,584 bytes"),
+        ((1 << 31, 1 << 31, 1 << 31), "promises"),
+        ((70_000, 28, 28), "train"),
+    ):
+        path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, *shape)) + zeros)
+        tracemalloc.start()
+        with pytest.raises(UserError, match=said):
+            load("fashion-mnist", tmp_path, "train")
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+        tracemalloc.stop()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a named pipe"):
+        load("fashion-mnist", tmp_path, "train")
 
 
 def test_digits():
@@ -226,9 +330,12 @@ def test_a_download_is_unpacked_once(tmp_path, monkeypatch):
     assert [p.name for p in data_dir.iterdir()] == ["cifar-10-python.tar.gz"]
     (data_dir / "cifar-10-python.tar.gz").unlink()
     content = whole
+    (data_dir / ".cifar-10-python.tar.gz-01234567").write_bytes(b"left by a killed download")
+    (data_dir / ".cifar-10-batches-py-abc" / "cifar-10-batches-py").mkdir(parents=True)
     train = load("cifar10", data_dir, "train")
     np.testing.assert_array_equal(train.images, images)
     assert len(asked) == 3 and (data_dir / "cifar-10-batches-py" / "data_batch_5").is_file()
+    assert not list(data_dir.glob(".*"))
     (data_dir / "cifar-10-python.tar.gz").unlink()
     assert load("cifar10", data_dir, "test").labels.tolist() == labels[:2].tolist()
 

@@ -12,6 +12,7 @@ import torch
 import fastuiat
 from fastuiat.cli import main
 from fastuiat.training.checkpoint import FORMAT
+from fastuiat.training.config import TrainConfig
 
 NET = {"arch": "wrn-10-1", "activation": "relu", "num_classes": 10, "dataset": "digits"}
 EVAL = ["--attacks", "clean", "--n", "8"]
@@ -34,7 +35,7 @@ def runs(tmp_path, monkeypatch) -> Path:
     for number, name in enumerate(("sat", "uiat")):
         folder = tmp_path / "runs" / name
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / "config.json").write_text('{"data_dir": "data"}')
+        (folder / "config.json").write_text(json.dumps(TrainConfig(dataset="digits").to_json()))
         save(folder / "checkpoints" / "best.pt", 10 * number)
         save(folder / "checkpoints" / "last.pt", 10 * number + 1, averaged=10 * number + 2)
     return tmp_path / "runs"

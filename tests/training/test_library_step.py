@@ -57,7 +57,8 @@ def test_a_loop_of_ones_own_is_the_run_of_the_command(name, tmp_path):
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     logged = [line["loss"] for line in lines if line["kind"] == "train"]
 
-    pixels, labels, order, _ = run.training_data(config)
+    own = run.training_data(config)
+    pixels, labels, order = own.images, own.labels, own.order
     torch.manual_seed(config.seed)
     net = fastuiat.build_model("wrn-10-1")
     method = methods.create(

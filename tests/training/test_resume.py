@@ -131,6 +131,14 @@ def test_what_moves_no_number_may_change(fastuiat, small_run, tmp_path):
     assert (tmp_path / "run/config.json").read_bytes() == before
 
 
+def without_settings(folder: Path) -> None:
+    """The run's checkpoint as it was written before it carried the settings."""
+    last = folder / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    del state["settings"]
+    torch.save(state, last)
+
+
 def as_it_was(stored: dict) -> dict:
     """config.json as it was written before the optimiser had settings of its own."""
     stored = dict(stored)
@@ -158,6 +166,7 @@ def test_a_run_from_before_the_optimizers_settings(tmp_path, monkeypatch, small_
     stored = as_it_was(json.loads(config.read_text())) | {"max_steps": 12}
     assert (stored["max_lr"], stored["weight_decay"]) == (0.1, 1e-3)
     config.write_text(json.dumps(stored))
+    without_settings(Path("old"))
     with pytest.raises(SystemExit):
         main(["train", "--resume", "old", "--weight-decay", "5e-4"])
     assert "--weight-decay is 0.001, not 0.0005" in capsys.readouterr().err
@@ -187,6 +196,7 @@ def test_a_run_from_when_the_inverse_forward_was_a_mode(
     stored = as_it_was(json.loads(config.read_text())) | {"max_steps": 6}
     stored["settings"]["inverse_bn"] = stored["settings"].pop("inverse_forward")
     config.write_text(json.dumps(stored))
+    without_settings(Path("old"))
     for wrong, said in (
         (["--inverse-bn", reading], "--inverse-bn is --inverse-forward now: eval, train or attach"),
         (["--inverse-forward", "attached"], f"--inverse-forward is {reading}, not attached"),
@@ -211,6 +221,7 @@ def test_a_run_whose_loss_is_another_now_is_refused(tmp_path, monkeypatch, small
     config = Path("m/config.json")
     now = json.loads(config.read_text())
     config.write_text(json.dumps(as_it_was(now) | {"max_steps": 3}))
+    without_settings(Path("m"))
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["train", "--resume", "m"])

@@ -103,6 +103,10 @@ def test_the_process_is_as_it_was(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"threads": more}))
     stored = tmp_path / "run" / "config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"max_steps": 3}))
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    del state["settings"]  # it would hold what was edited against them
+    torch.save(state, last)
     notes: list[str] = []
     run.resume(config_of(tmp_path / "run"), tmp_path / "run", say=notes.append)
     assert f"using {more} threads, as the run did" in notes

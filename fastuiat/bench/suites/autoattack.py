@@ -271,6 +271,8 @@ class AutoAttackOptions(Measuring):
     """Run or checkpoint to attack on its first test images; by default a fresh net and noise."""
     data_dir: Path = Path("data")
     """Where the run's data set is."""
+    unchecked_data: bool = False
+    """Use its files also where they are not the published ones."""
     arch: str = "wrn-10-1"
     """The fresh net."""
     eps: Radius | None = None
@@ -307,7 +309,9 @@ class AutoAttackOptions(Measuring):
             net, info = load_checkpoint(self.run)
             if info.get("dataset") is None:
                 raise UserError(f"{self.run} does not say which data set it is of")
-            images = data.load(info["dataset"], self.data_dir, "test")
+            images = data.load(
+                info["dataset"], self.data_dir, "test", unchecked=self.unchecked_data
+            )
             x = pixels(images.images[: self.n], torch.device("cpu")).contiguous()
             y = torch.from_numpy(images.labels[: self.n])
             name, eps = self.run.name, self.eps or 8 / 255

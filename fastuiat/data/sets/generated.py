@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastuiat.data.sources import PublishedFile
+from fastuiat.data.published import PublishedFile
 
 BUCKET = "https://storage.googleapis.com/dm-adversarial-robustness"
 

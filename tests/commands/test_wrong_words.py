@@ -1,0 +1,94 @@
+"""Words that cannot be meant are refused at once, in one line, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastuiat import build_model, evaluate
+from fastuiat.config import UserError, printable
+from fastuiat.evaluation import record
+from fastuiat.evaluation.arrays import as_images
+from fastuiat.training.config import TrainConfig
+
+LONG = "n" * 300
+TRAIN = ["train", "--dataset", "digits", "--arch", "wrn-10-1", "--no-compile", "--max-steps", "1"]
+WORDS = [
+    ([*TRAIN, "--seed", "99999999999999999999999"], "must be below 2^64"),
+    ([*TRAIN, "--seed", str(1 << 64)], "must be below 2^64"),
+    ([*TRAIN, "--seed", "-1"], "must not be negative"),
+    ([*TRAIN, "--workers", "1000000"], "--workers must be at most"),
+    ([*TRAIN, "--arch", "wrn-10-99999999"], "choose a smaller net"),
+    ([*TRAIN, "--arch", "wrn-99999994-1"], "choose a smaller net"),
+    ([*TRAIN, "--arch", "dm-wrn-10-9999999"], "choose a smaller net"),
+    ([*TRAIN, "--arch", "wrn-10-" + 5000 * "1", "--out", "run"], "unknown net"),
+    ([*TRAIN, "--out", LONG], "File name too long"),
+    ([*TRAIN, "--out", f"{LONG}/run"], "File name too long"),
+    ([*TRAIN, "--out", ""], "--out is given an empty word"),
+    ([*TRAIN, "--out="], "--out is given an empty word"),
+    ([*TRAIN, "--extra-data", ""], "--extra-data is given an empty word"),
+    ([*TRAIN, "--recipe", ""], "--recipe is given an empty word"),
+    (["train", "--resume", ""], "--resume is given an empty word"),
+    (["train", "--resume", LONG], "File name too long"),
+    (["recipes", ""], "an empty word"),
+    (["recipes", "table1/cifar10/uiat", "--nope", "1"], "no flag --nope"),
+    (["recipes", "table1/cifar10/uiat", "--eps", "nan"], "a radius of nan"),
+    (["eval", "", "--attacks", "clean"], "an empty word"),
+    (["eval", "net.pt", "--batch-size", "0"], "--batch-size must be above 0"),
+    (["eval", "net.pt", "--batch-size", "-5"], "--batch-size must be above 0"),
+    (["eval", "net.pt", "--seed", "-1"], "must not be negative"),
+    (["eval", LONG], "File name too long"),
+    (["report", ""], "an empty word"),
+    (["report", LONG], "File name too long"),
+    (["reproduce", ""], "an empty word"),
+    (["reproduce", "figure2", "--seeds", "-1"], "must not be negative"),
+    (["reproduce", "figure2", "--seeds", "0", "9" * 30], "must be below 2^64"),
+    (["reproduce", "figure2", "--out", LONG], "File name too long"),
+    (["reproduce", "figure2", "--out", ""], "--out is given an empty word"),
+]
+
+
+@pytest.mark.parametrize("words, said", WORDS, ids=lambda value: " ".join(value)[-40:])
+def test_refused(words, said, refusal, tmp_path):
+    assert said in refusal(*words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["text.txt/x.html", "text.txt/a/b/x.html", LONG, "folder"])
+def test_a_report_that_can_be_nowhere(out, refusal, tmp_path, monkeypatch):
+    """Before anything is drawn."""
+    monkeypatch.setattr("fastuiat.report.document.make_report", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert "--out" in refusal("report", "run", "--out", out)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "text.txt").read_text() == "mine"
+
+
+def test_the_library_refuses_the_same(tmp_path):
+    for wrong in ({"seed": -1}, {"seed": 1 << 64}, {"workers": 1 << 20}, {"out": ""}):
+        with pytest.raises(UserError):
+            TrainConfig(**wrong)
+    for wrong in ({"extra_data": ""}, {"recipe": ""}, {"data_dir": ""}, {"dataset": ""}):
+        with pytest.raises(UserError, match="must be"):
+            TrainConfig(**wrong)
+    assert TrainConfig(seed=(1 << 64) - 1).seed == (1 << 64) - 1
+    net, x, y = build_model("wrn-10-1"), torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+    usual = {"attacks": ["clean"], "eps": 0.0, "seed": 0, "batch_size": 8}
+    place = {"n": 8, "device": "cpu", "out": tmp_path, "info": {}}
+    for wrong in ({"seed": -1}, {"seed": 1 << 70}, {"batch_size": 0}, {"batch_size": -5}):
+        with pytest.raises(UserError):
+            evaluate(net, x, y, **(usual | wrong))
+        with pytest.raises(UserError):
+            record.evaluate(net, as_images(x, y), **(usual | wrong), **place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_terminal_obeys_is_left_out(refusal, tmp_path):
+    assert printable("a\x1b[2J\x07b\x9b\x00\nü–z") == "a[2Jb\nü–z"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"dataset": "x", "arch": "\\u001b[31mred"}')
+    assert "\x1b" not in refusal("train", "--resume", "run\x1b[31m")
+    assert "\x1b" not in refusal("train", *TRAIN[1:], "--dataset", "\x1b]0;title\x07")
