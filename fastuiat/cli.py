@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
 from fastuiat.config import UserError, printable
+from fastuiat.torchrun import RankFailed, is_first_rank, wait_for_the_first
 
 USAGE = """usage: fastuiat COMMAND [--help]
 
@@ -64,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's error is one line on stderr and exit code 2."""
     end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
+    if not is_first_rank():
+        sys.stdout = io.StringIO()  # one rank speaks for all
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
@@ -74,8 +78,13 @@ def main(argv: list[str] | None = None) -> None:
         settle_process(argv[0])
         COMMANDS[argv[0]](argv[1:])
     except UserError as error:
+        wait_for_the_first(2)
         print(f"fastuiat: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    except RankFailed as error:
+        wait_for_the_first(1)
+        print(f"fastuiat: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -83,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        wait_for_the_first(2)
         place = f"{error.filename}: " if error.filename else ""
         print(f"fastuiat: {place}{error.strerror}; nothing written before is lost", file=sys.stderr)
         sys.exit(2)

@@ -1,40 +1,147 @@
-"""What the ranks of one training share. Nothing else imports torch.distributed."""
+"""What the ranks of one training or evaluation share. Nothing else imports torch.distributed."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastuiat.config import UserError
+from fastuiat.torchrun import RankFailed, place
+
+T = TypeVar("T")
+MEETING = 600.0
+"""Seconds in which all ranks must have come."""
+PATIENCE = 24 * 3600.0
+"""Seconds that ranks wait for each other by default. A rank that is killed is noticed at once; one
+batch of an attack may take hours on a CPU."""
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one network; alone, it exchanges nothing.
+    """This process among those that train or evaluate one network; alone, it exchanges nothing.
 
-    Every rank makes the same calls in the same order, and gets the same bits from each.
+    Every rank makes the same calls in the same order, and gets the same bits from each. RankFailed
+    where another rank is gone.
     """
 
     rank: int = 0
     world: int = 1
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this one speaks and writes for all."""
+        return self.rank == 0
+
     def add_up(self, values: Tensor) -> None:
         """The sum of `values` over all ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(values)
+            with exchange():
+                dist.all_reduce(values)
 
     def gathered(self, rows: Tensor) -> Tensor:
         """`rows` (n, …) of all ranks, one rank behind the other: (world·n, …)."""
         if self.world == 1:
             return rows
         everyone = [torch.empty_like(rows) for _ in range(self.world)]
-        dist.all_gather(everyone, rows)
+        with exchange():
+            dist.all_gather(everyone, rows)
         return torch.cat(everyone)
+
+    def of_all(self, value: T) -> list[T]:
+        """The plain `value` of each rank, by rank."""
+        if self.world == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.world
+        with exchange():
+            dist.all_gather_object(everyone, value)
+        return everyone
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one rank raises inside, all raise behind it. No exchange may be inside.
+
+        A UserError or an OSError as it is, with the rank that met it; RankFailed for any other.
+        """
+        if self.world == 1:
+            yield
+            return
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        try:
+            told = self.of_all(None if own is None else in_words(own, self.rank))
+        except RankFailed as lost:
+            raise own or lost from None
+        if own is not None:
+            raise own
+        for theirs in told:
+            if theirs is not None:
+                raise theirs
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make()` gives on rank 0, which alone calls it, on every rank."""
+        if self.world == 1:
+            return make()
+        made: list[T] = []
+        with self.agreed():
+            if self.is_first:
+                made.append(make())
+        return self.of_all(made)[0][0]
+
+    def after_first(self, make: Callable[[], T]) -> T:
+        """`make()`, by rank 0 before the others: it may fetch or prepare what they then find."""
+        if self.world == 1:
+            return make()
+        made: list[T] = []
+        for turn_of_first in (True, False):
+            with self.agreed():
+                if self.is_first == turn_of_first:
+                    made.append(make())
+        return made[0]
+
+    def refuse_differences(self, seen: Mapping[str, object]) -> None:
+        """UserError where a rank sees something else than rank 0; by what it is, in words."""
+        everyone = self.of_all({name: str(value) for name, value in seen.items()})
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs[name] != value:
+                    raise UserError(
+                        f"rank {rank} has another {name} than rank 0 ({theirs[name]}, not {value}):"
+                        " all ranks need the same"
+                    )
 
 
 ALONE = Ranks()
+
+
+def in_words(error: Exception, rank: int) -> Exception:
+    """The error as other ranks raise it; of the user's it stays one."""
+    if isinstance(error, UserError):
+        return UserError(f"rank {rank}: {error}" if rank else str(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    text = " ".join(str(error).split())[:200]
+    return RankFailed(f"rank {rank} failed: {type(error).__name__}: {text}")
+
+
+@contextlib.contextmanager
+def exchange() -> Iterator[None]:
+    """What PyTorch raises where a rank is gone, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:200]
+        raise RankFailed(f"a rank has ended or hangs, and the others with it: {text}") from error
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -59,3 +166,59 @@ def ranks_of_this_process() -> Ranks:
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device, *, patience: float = PATIENCE) -> Iterator[Ranks]:
+    """The ranks that torchrun has started this process among, while it is open; ALONE without it.
+
+    NCCL between CUDA devices, each rank on the card of its number on its machine, which becomes
+    the current one; gloo between CPUs. A rank that waits longer than `patience` seconds for another
+    raises RankFailed. UserError on fewer cards than ranks, and where not all ranks come.
+    """
+    here = place()
+    if here.world == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        cards = torch.cuda.device_count()
+        if here.local_world > cards:
+            raise UserError(
+                f"{here.local_world} ranks on this machine, which has {cards} of the CUDA devices "
+                f"that each needs one of: torchrun --nproc-per-node {cards}, or --device cpu"
+            )
+        torch.cuda.set_device(here.local_rank)
+    store = meet(device.type)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store, rank=here.rank, world_size=here.world, timeout=timedelta(seconds=patience),
+    )  # fmt: skip
+    try:
+        yield Ranks(here.rank, here.world)
+    except RankFailed:
+        assert dist.group.WORLD is not None
+        dist.group.WORLD.abort()  # an exchange that no one ends would hold the group open
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def meet(device: str) -> Any:
+    """The store by which the ranks find each other, once all have come with one kind of device."""
+    here = place()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
+        store = dist.PrefixStore("fastuiat", store)
+        names = [f"device of rank {rank}" for rank in range(here.world)]
+        store.set(names[here.rank], device)
+        store.wait(names, timedelta(seconds=MEETING))
+        devices = [store.get(name).decode() for name in names]
+    except RuntimeError as error:
+        raise UserError(
+            f"not all of the {here.world} ranks came within {MEETING:.0f} s: see what torchrun says"
+            f" of the others, and whether they reach {os.environ['MASTER_ADDR']} from their machine"
+        ) from error
+    if len(set(devices)) > 1:
+        said = ", ".join(f"rank {rank} {name}" for rank, name in enumerate(devices))
+        raise UserError(f"the ranks have unlike devices ({said}): give --device to all of them")
+    return store

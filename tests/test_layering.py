@@ -13,7 +13,8 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "file_kinds", "convolutions", "distributed", "machine", "torch_internals"},
+    {"config", "files", "file_kinds", "convolutions", "machine", "torch_internals", "torchrun"},
+    {"distributed"},
     {
         "device",
         "network",
@@ -52,6 +53,7 @@ ONLY = {
         "convolutions",
         "data",
         "device",
+        "distributed",
         "fast",
         "files",
         "gradients",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -14,6 +14,11 @@ from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import flags_in, parse
 from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
 from fastuiat.config import UserError, parse_radius, positive, radius_text, refuse_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastuiat.distributed import Ranks
 
 
 def sweep(words: list[str]) -> tuple[float, ...]:
@@ -70,6 +75,8 @@ class EvalOptions(PublishedOptions, OutputOptions):
     unchecked_data: bool = False
     """Use the data set's files also where they are not the published ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rank_timeout: float = 24.0
+    """Hours that the ranks of a torchrun wait for one that hangs."""
     out: Path | None = None
     """Where eval/*.json goes; by default the run folder."""
 
@@ -121,17 +128,31 @@ def evaluate(argv: list[str]) -> None:
     options = parse(eval_class(), argv, prog="fastuiat eval", description=EvalOptions.__doc__)
     typed = flags_in(argv)
     settings = settings_of(options, typed)
-    from fastuiat import data, load_checkpoint
+    if options.n is not None and options.n < 1:
+        raise UserError(f"--n must be at least 1, got {options.n}")
+    positive(rank_timeout=options.rank_timeout)
     from fastuiat.device import resolve_device
+    from fastuiat.distributed import process_group
+
+    device = resolve_device(options.device)
+    with process_group(device, patience=3600 * options.rank_timeout) as ranks:
+        evaluate_on(ranks, device, options, typed, settings)
+
+
+def evaluate_on(
+    ranks: Ranks, device: torch.device, options: Any, typed: set[str], settings: dict[str, Any]
+) -> None:
+    """What the options say, shared out over the ranks."""
+    from fastuiat import data, load_checkpoint
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
     from fastuiat.training.folder import stored_config
 
-    if options.n is not None and options.n < 1:
-        raise UserError(f"--n must be at least 1, got {options.n}")
-    model, info = load_checkpoint(options.path, dataset=options.dataset, **options.described())
     output = Output(options)
+    with ranks.agreed():
+        model, info = load_checkpoint(options.path, dataset=options.dataset, **options.described())
+        model.to(device)
     say_what_was_taken(output, options.path, options, typed, info)
     name = options.dataset or info.get("dataset")
     if name is None:
@@ -143,17 +164,18 @@ def evaluate(argv: list[str]) -> None:
     data_dir = options.data_dir
     if data_dir is None:
         data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
-    images = data.load(name, data_dir, "test", unchecked=options.unchecked_data)
+    images = ranks.after_first(
+        lambda: data.load(name, data_dir, "test", unchecked=options.unchecked_data)
+    )
     if images.num_classes != info["num_classes"]:
         raise UserError(
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
     if images.fingerprint and images.fingerprint.checked == "unchecked":
         output.say(f"{name}'s test files are not the published ones: used as they are")
-    device = resolve_device(options.device)
     with show_evaluation(output.console) as progress:
         records = measure(
-            model.to(device),
+            model,
             images,
             attacks=options.attacks,
             eps=options.eps_sweep or options.eps,
@@ -166,6 +188,7 @@ def evaluate(argv: list[str]) -> None:
             settings=settings,
             progress=progress,
             say=progress.say,
+            ranks=ranks,
         )
     shown = [{k: v for k, v in record.items() if k != "per_sample"} for record in records]
     seed_and_place = f"seed {options.seed}; records: {folder / 'eval'}"

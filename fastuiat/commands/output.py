@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastuiat.config import printable
+from fastuiat.torchrun import is_first_rank
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 WIDE = 1000
@@ -51,12 +52,13 @@ class Output:
     """The three ways of speaking: progress and notes, tables, and the result.
 
     Notes and progress are left out with --quiet, and go to stderr with --json. The result is lines
-    for people, or the one JSON document.
+    for people, or the one JSON document. Of the ranks of a torchrun the first speaks for all.
     """
 
     def __init__(self, options: OutputOptions) -> None:
-        self.json = options.json
-        self.console = console(sys.stderr if options.json else sys.stdout, quiet=options.quiet)
+        self.json, self.is_mute = options.json, not is_first_rank()
+        stream = sys.stderr if options.json else sys.stdout
+        self.console = console(stream, quiet=options.quiet or self.is_mute)
 
     def say(self, text: str) -> None:
         """A note or a line of progress."""
@@ -64,6 +66,8 @@ class Output:
 
     def result(self, document: Any, *lines: str | Table) -> None:
         """The outcome: `document` with --json, else the lines and tables."""
+        if self.is_mute:
+            return
         if self.json:
             print(json.dumps(document, indent=2, default=str), flush=True)
             return

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.network import modes_kept
 from fastuiat_kernels import Noise, noise_key
 
@@ -39,12 +40,19 @@ def finite_logits(model: Any, x: Tensor) -> Tensor:
 
 
 def padded_batches(
-    images: ImageSet, rows: np.ndarray, batch_size: int, device: torch.device
+    images: ImageSet,
+    rows: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """(x, y, index, count) with the last batch filled up: its first `count` samples are real."""
+    """(x, y, index, count) with the last batch filled up: its first `count` samples are real.
+
+    Of several ranks each has the batches of its number, of those that one process forms.
+    """
     total = len(rows)
     batch_size = min(batch_size, total)
-    for begin in range(0, total, batch_size):
+    for begin in turns(total, batch_size, ranks):
         batch = rows[np.minimum(np.arange(begin, begin + batch_size), total - 1)]
         yield (
             pixels(images.images[batch], device),
@@ -52,6 +60,22 @@ def padded_batches(
             torch.from_numpy(batch).to(device),
             min(batch_size, total - begin),
         )
+
+
+def turns(total: int, batch_size: int, ranks: Ranks) -> range:
+    """Where this rank's batches begin: batch b is of rank b modulo their number."""
+    return range(ranks.rank * batch_size, total, ranks.world * batch_size)
+
+
+def joined(own: Tensor, total: int, batch_size: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """What each rank found in its batches, bool, put together: (total,) on the CPU."""
+    every = torch.zeros(total, dtype=torch.uint8)
+    begins = turns(total, batch_size, ranks)
+    for begin, batch in zip(begins, own.split(batch_size), strict=False):
+        every[begin : begin + len(batch)] = batch
+    every = every.to(device)
+    ranks.add_up(every)
+    return every.cpu().bool()
 
 
 def correct_under(
@@ -66,23 +90,27 @@ def correct_under(
     restart: int = 0,
     rows: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Which samples the net still gets right after `perturb`, bool (N,) on the CPU.
 
     In fp32 and eval mode; each module's own mode is put back. The noise is keyed by seed, restart,
     stream and the sample's row, so the batch size does not matter. `rows` int64 picks samples
-    (result (R,)); `progress` is called with (done, total). UserError on NaN logits.
+    (result (R,)); `progress` is called with (done, total). Batches are those of one process, shared
+    out over the `ranks`, each of which gets the whole result. UserError on NaN logits.
     """
     correct: list[Tensor] = []
     key = noise_key(seed, restart, 0, stream).to(device)
     rows = np.arange(len(images.labels)) if rows is None else rows
-    with modes_kept(model):
+    size = min(batch_size, len(rows))
+    with ranks.agreed(), modes_kept(model):
         model.eval()
-        for x, y, index, count in padded_batches(images, rows, batch_size, device):
+        for x, y, index, count in padded_batches(images, rows, size, device, ranks):
             if perturb is not None:
                 x = perturb(model, x, y, Noise(key, index))
             hit = finite_logits(model, x).argmax(dim=1) == y
             correct.append(hit[:count].cpu())
-            if progress:
-                progress(sum(map(len, correct)), len(rows))
-    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+            if progress:  # the others have done as much
+                progress(min(len(correct) * ranks.world * size, len(rows)), len(rows))
+    found = torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+    return found if ranks.world == 1 else joined(found, len(rows), size, ranks, device)

@@ -15,6 +15,9 @@ package's standard evaluation, on the same net, points, seed and batch size:
 - A compiled net changes logits by rounding, and so do the gradients that it then makes itself and
   FAB's projection (projection.py). A point at the very border may fall to one side or the other.
   Every adversarial example is confirmed by the net itself, not by the compiled one.
+
+Several ranks take a batch each, of those that one process would form; then all know what each has
+found, and the first one writes the state. So it may be gone on with by any number of ranks.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation.accuracy import Progress, Say, finite_logits
 from fastuiat.evaluation.attacked_net import (
     COMPILE_FROM,
@@ -55,8 +59,8 @@ from fastuiat.evaluation.package import (
     warnings_before,
 )
 from fastuiat.evaluation.projection import fast_projection
-from fastuiat.evaluation.state import State, fingerprint, read_state, set_stream, stream_text
-from fastuiat.evaluation.tape import Tape
+from fastuiat.evaluation.state import Found, State, fingerprint, read_state, set_stream, stream_text
+from fastuiat.evaluation.tape import Tape, Tapes
 from fastuiat.files import write_json
 from fastuiat.network import modes_kept
 
@@ -102,12 +106,15 @@ class AutoAttackRun:
         adjust: Callable[[Any], object] | None,
         progress: Progress | None,
         say: Say | None,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.x, self.y = x.contiguous(), y.contiguous()
         self.version, self.seed, self.batch_size = version, seed, batch_size
         self.state_path, self.device = state_path, device
-        self.tape_path = state_path and state_path.with_name(f"{state_path.name}.answers")
-        self.progress, self.say = progress, say or (lambda text: None)
+        self.tapes = Tapes(state_path, ranks)
+        self.progress = progress if ranks.is_first else None
+        self.say = say if say and ranks.is_first else lambda text: None
         self.model = model.to(device).eval()
         self.net = AttackedNet(self.model)
         self.listener = Listener()
@@ -116,7 +123,8 @@ class AutoAttackRun:
         )
         if adjust:
             adjust(self.adversary)
-        classes = finite_logits(self.model, x[:1].to(device)).shape[1]
+        with ranks.agreed():
+            classes = finite_logits(self.model, x[:1].to(device)).shape[1]
         fit, self.left_out = possible(list(self.adversary.attacks_to_run), classes)
         self.targets = min(MOST_TARGETS, classes - 1)
         self.runs = [run for attack in fit for run in runs_of(self.adversary, attack, classes)]
@@ -130,7 +138,9 @@ class AutoAttackRun:
             "runs": [asdict(run) for run in self.runs],
         }
         key = fingerprint(self.model, x, y, settings)
-        self.state = read_state(state_path, key) or self.begin(key, compile)
+        self.state = ranks.from_first(
+            lambda: read_state(state_path, key) or self.begin(key, compile)
+        )
 
     def begin(self, key: str, compile: bool | None) -> State:
         """The clean pass, and what there is to say of the net."""
@@ -152,15 +162,26 @@ class AutoAttackRun:
     def standing(self) -> list[int]:
         return [i for i, robust in enumerate(self.state.robust) if robust]
 
+    @property
+    def place(self) -> int:
+        """Of the next batch among those of its run."""
+        state = self.state
+        if state.queue is None:
+            return 0
+        done: int = state.parts[-1]["points"] - len(state.queue)
+        return done // self.batch_size
+
     def finish(self) -> AutoAttackResult:
         """Take the evaluation to its end from wherever it is."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+            self.tapes.adopt(self.place)
             while self.state.run < len(self.runs):
                 if not self.net.compiled and self.wants_compiling():
                     stack.enter_context(self.compiled())
                 self.take(self.runs[self.state.run])
         state = self.state
+        self.tapes.clear()
         for text in warnings_after(state.accuracy, state.zero_gradients):
             if text not in state.warnings:
                 state.warnings.append(text)
@@ -201,20 +222,22 @@ class AutoAttackRun:
         with contextlib.ExitStack() as stack:
             stack.enter_context(compiler_settings())
             began = time.monotonic()
-            failure = self.net.compile(batch, [r.attack for r in self.runs[self.state.run :]])
+            with self.ranks.agreed():
+                failure = self.net.compile(batch, [r.attack for r in self.runs[self.state.run :]])
             self.state.compile_seconds += time.monotonic() - began
-            if failure:
-                self.note_failure()
-            else:
+            self.note_failures(self.ranks.of_all(failure))
+            if self.net.compiled:
                 let_net_differentiate(self.adversary, self.net)
                 stack.enter_context(fast_projection(self.adversary.fab))
             yield
 
-    def note_failure(self) -> None:
-        """Go on with the plain net, and say why."""
-        failure = self.net.failure
-        if failure and failure not in self.state.warnings:
-            self.state.compiled = False
+    def note_failures(self, failures: list[str | None]) -> None:
+        """Where the net of one rank is compiled no more, go on with the plain one; say why."""
+        failure = next(filter(None, failures), None)
+        if failure is None:
+            return
+        self.net.compiled, self.state.compiled = False, False
+        if failure not in self.state.warnings:
             self.state.warnings.append(failure)
             self.say(f"warning: {failure}")
 
@@ -232,20 +255,20 @@ class AutoAttackRun:
             )
         part = state.parts[-1]
         while state.queue:
-            rows, rest = state.queue[: self.batch_size], state.queue[self.batch_size :]
             began = time.monotonic()
-            place = (part["points"] - len(state.queue)) // self.batch_size
-            held = self.attack(run, rows, place)
-            self.note_failure()
-            for row, stands in zip(rows, held, strict=True):
-                state.robust[row] = stands
+            first = self.place
+            begins = range(0, len(state.queue), self.batch_size)[: self.ranks.world]
+            batches = [state.queue[i : i + self.batch_size] for i in begins]
+            found = self.shared_out(run, batches, first)
+            for place, (rows, of_batch) in enumerate(zip(batches, found, strict=True), first):
+                state.keep(run, place, rows, of_batch)
+            self.note_failures([of_batch.failure for of_batch in found])
             elapsed = time.monotonic() - began
-            part["fallen"] += len(held) - sum(held)
             part["seconds"] += elapsed
             state.seconds[run.attack] = state.seconds.get(run.attack, 0.0) + elapsed
-            state.queue = rest
+            state.queue = state.queue[sum(map(len, batches)) :]
             self.write()
-            self.untape()
+            self.tapes.remove(range(first, first + len(batches)))
             self.show(run)
         part["accuracy"] = len(self.standing) / len(state.robust)
         state.run, state.queue = state.run + 1, None
@@ -255,11 +278,26 @@ class AutoAttackRun:
         self.write()
 
     def write(self) -> None:
-        if self.state_path:
-            write_json(self.state_path, asdict(self.state))
+        with self.ranks.agreed():
+            if self.state_path and self.ranks.is_first:
+                write_json(self.state_path, asdict(self.state))
 
-    def attack(self, run: Run, rows: list[int], place: int) -> list[bool]:
-        """One run on one batch: which of its points the net still gets right.
+    def shared_out(self, run: Run, batches: list[list[int]], first: int) -> list[Found]:
+        """What the run finds in at most as many batches as there are ranks.
+
+        `first` is the place of the first batch; each goes to the rank of its place.
+        """
+        ranks, own = self.ranks, None
+        with ranks.agreed():
+            for place, rows in enumerate(batches, first):
+                if place % ranks.world == ranks.rank:
+                    own = self.attack(run, rows, place)
+        of_rank = ranks.of_all(own)
+        places = range(first, first + len(batches))
+        return [found for place in places if (found := of_rank[place % ranks.world]) is not None]
+
+    def attack(self, run: Run, rows: list[int], place: int) -> Found:
+        """One run on one batch.
 
         `place` numbers the batches of a run; each goes on with the random numbers that the batch in
         its place had before it.
@@ -271,14 +309,10 @@ class AutoAttackRun:
             set_stream(self.state.streams[place], self.device)
         with torch.no_grad(), self.taped(place):
             adversarial = perturb(self.adversary, run, x, y)
-        if not run.last:
-            self.state.streams[place : place + 1] = [stream_text(self.device)]
+        stream = "" if run.last else stream_text(self.device)
         zeros = self.listener.zero_gradients()
-        if zeros:
-            counts = self.state.zero_gradients
-            counts[run.attack] = counts.get(run.attack, 0) + zeros
         held = finite_logits(self.model, adversarial).argmax(dim=1) == y
-        return held.tolist()
+        return Found(held.tolist(), stream, zeros, self.net.failure)
 
     @contextlib.contextmanager
     def taped(self, place: int) -> Iterator[None]:
@@ -286,19 +320,16 @@ class AutoAttackRun:
 
         Not those of a net that answers by chance: it would draw other numbers behind the tape.
         """
-        if self.tape_path is None or self.version == "rand" or RANDOMISED in self.state.warnings:
+        path = self.tapes.path(place)
+        if path is None or self.version == "rand" or RANDOMISED in self.state.warnings:
             yield
             return
         key = [self.state.fingerprint, self.state.run, place, self.net.compiled]
-        self.net.tape = Tape(self.tape_path, key, self.device)
+        self.net.tape = Tape(path, key, self.device)
         try:
             yield
         finally:
             self.net.tape = None
-
-    def untape(self) -> None:
-        if self.tape_path:
-            self.tape_path.unlink(missing_ok=True)
 
     def account(self, attack: str) -> str:
         state = self.state
@@ -338,14 +369,16 @@ def run_autoattack(
     adjust: Callable[[Any], object] | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
+    ranks: Ranks = ALONE,
 ) -> AutoAttackResult:
     """AutoAttack (Croce and Hein 2020) in the L∞ ball: standard, plus or rand.
 
     x fp32 (N, C, H, W) in [0, 1], y int64 (N,). `compile` None decides after the first attack, by
     the work that is left. `adjust` may change the package's attacks before they begin (fewer
     iterations). `say` is told each attack's outcome and each warning. Where there is a
-    state file, it is gone on from and left for the caller to remove. The net comes back in the
-    modes that it had. UserError on a foreign state, NaN logits or fewer than two classes.
+    state file, it is gone on from and left for the caller to remove. Several `ranks` share the
+    batches out; each gets the whole result. The net comes back in the modes that it had. UserError
+    on a foreign state, NaN logits or fewer than two classes.
     """
     if version not in VERSIONS:
         raise UserError(f"unknown version '{version}': choose from {', '.join(VERSIONS)}")
@@ -353,6 +386,6 @@ def run_autoattack(
         run = AutoAttackRun(
             model, x, y, eps=eps, version=version, seed=seed, batch_size=batch_size,
             compile=compile, state_path=state_path, device=device, adjust=adjust,
-            progress=progress, say=say,
+            progress=progress, say=say, ranks=ranks,
         )  # fmt: skip
         return run.finish()

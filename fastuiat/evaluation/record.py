@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from fastuiat.config import UserError, legible, positive, radius_text, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet, fingerprinted, json_of
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation import attacks as registry
 from fastuiat.evaluation.accuracy import Progress, Say
 from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.gradient import STEPS
+from fastuiat.evaluation.sharing import refuse_other_work
 from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import write_json
 from fastuiat.machine import summary
@@ -53,7 +55,8 @@ def record_of(
     (fingerprint of all its test images, and what of them was checked), `seed`, `batch_size`,
     `seconds`, the machine, `time`, `checkpoint` (what load_checkpoint tells: path, sha256, nest,
     normalisation, notes …), `of_this_run` (whether that lies in the run folder whose eval/ this is)
-    and `per_sample`, a character 0 or 1 per sample in the data set's order.
+    and `per_sample`, a character 0 or 1 per sample in the data set's order; `ranks` where several
+    have shared it out.
     All but clean: `eps` as text (`8/255`, `-8/255`: the inverse attack) and `eps_value`.
     pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
     holds after each restart, the last one being `accuracy`).
@@ -75,6 +78,7 @@ def record_of(
         "seed": evaluation.seed,
         "batch_size": evaluation.batch_size,
         "seconds": outcome.seconds,
+        **({"ranks": evaluation.ranks.world} if evaluation.ranks.world > 1 else {}),
         **machine(evaluation.device),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "per_sample": bits(outcome.correct),
@@ -120,12 +124,14 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Measure each attack on the first n test images and write OUT/eval/<attack>.json.
 
     Each radius of `eps` has a record of its own; a negative one is the inverse attack, as in the
     paper's Figures 1 and 4. `info` is load_checkpoint's: which weights these are, by content.
-    `settings` go to those attacks that have them. An unfinished AutoAttack is gone on with.
+    `settings` go to those attacks that have them. An unfinished AutoAttack is gone on with. Several
+    `ranks` share the points out, and the first one writes.
     UserError where OUT/eval holds the results of other weights or another test set, or cannot be
     written, on a setting that no attack has, or on a negative radius for one without an inverse.
     """
@@ -142,22 +148,30 @@ def evaluate(
     of_this_run = lies_in(out, info)
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
-        progress=progress, say=say,
+        progress=progress if ranks.is_first else None, say=say if ranks.is_first else None,
+        ranks=ranks,
     )  # fmt: skip
+    refuse_other_work(evaluation, made, radii)
+    assert images.fingerprint is not None
     records = []
-    with only_evaluation(out, say), modes_kept(model):
-        for name in names:
-            refuse_foreign(folder / f"{name}.json", info, of_this_run)
-        assert images.fingerprint is not None
-        refuse_other_test_set(folder, images.fingerprint, "choose another --out")
+    with contextlib.ExitStack() as stack:
+        with ranks.agreed():
+            if ranks.is_first:
+                stack.enter_context(only_evaluation(out, say))
+                for name in names:
+                    refuse_foreign(folder / f"{name}.json", info, of_this_run)
+                refuse_other_test_set(folder, images.fingerprint, "choose another --out")
+        stack.enter_context(modes_kept(model))
         model.eval()
         for (attack, radius), name in zip(todo, names, strict=True):
             state = folder / f"{name}.state"
             outcome = attack.measure(evaluation, radius, state)
             about = {"checkpoint": info, "of_this_run": of_this_run}
             records.append(record_of(evaluation, attack, radius, outcome) | about)
-            write_json(folder / f"{name}.json", records[-1])
-            state.unlink(missing_ok=True)
+            with ranks.agreed():
+                if ranks.is_first:
+                    write_json(folder / f"{name}.json", records[-1])
+                    state.unlink(missing_ok=True)
     return records
 
 

@@ -14,6 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.evaluation.package import Run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found in one batch: `held`, the points that the net still gets right."""
+
+    held: list[bool]
+    stream: str
+    """Where its random numbers have got to, as `stream_text` says."""
+    zero_gradients: int
+    failure: str | None
+    """Why the net is compiled no more."""
 
 
 @dataclass
@@ -38,6 +51,17 @@ class State:
     zero_gradients: dict[str, int] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
     """A row per run: attack, target, restart, points that it met, fallen, accuracy, seconds."""
+
+    def keep(self, run: Run, place: int, rows: list[int], found: Found) -> None:
+        """What a run has found of the batch in its place."""
+        for row, stands in zip(rows, found.held, strict=True):
+            self.robust[row] = stands
+        self.parts[-1]["fallen"] += len(rows) - sum(found.held)
+        if not run.last:
+            self.streams[place : place + 1] = [found.stream]
+        if found.zero_gradients:
+            counts = self.zero_gradients
+            counts[run.attack] = counts.get(run.attack, 0) + found.zero_gradients
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ package has it, and is resumed inside.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import struct
 import time
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from fastuiat.distributed import Ranks
 
 WRITE_EVERY = 10.0
 """Seconds between two writes: what a kill loses."""
@@ -93,6 +97,46 @@ class Tape:
             self._recording = False
         self._unwritten, self._bytes, self._written_at = [], 0, time.monotonic()
         self._recording &= self._end < LARGEST
+
+
+class Tapes:
+    """The tapes of the batches that are worked on: files beside the state of an evaluation.
+
+    One process has one, several ranks have one for each batch, by its place in the run: whoever
+    takes the batch up again finds it.
+    """
+
+    def __init__(self, state: Path | None, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.alone = state and state.with_name(f"{state.name}.answers")
+
+    def _of_place(self, alone: Path, place: int) -> Path:
+        return alone.with_name(f"{alone.name}-{place}")
+
+    def path(self, place: int) -> Path | None:
+        """The file of the batch in this place; None where there is no state."""
+        if self.alone is None:
+            return None
+        own = self._of_place(self.alone, place)
+        return own if self.ranks.world > 1 or own.exists() else self.alone
+
+    def adopt(self, place: int) -> None:
+        """What one process has left of the batch in this place goes to the rank that has it now."""
+        if self.ranks.world > 1 and self.alone and place % self.ranks.world == self.ranks.rank:
+            with contextlib.suppress(FileNotFoundError):
+                self.alone.replace(self._of_place(self.alone, place))
+
+    def remove(self, places: range) -> None:
+        """Those of this rank's batches, which are over."""
+        for place in places:
+            if place % self.ranks.world == self.ranks.rank and (path := self.path(place)):
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """All that any number of ranks has left."""
+        if self.alone and self.ranks.is_first:
+            for name in glob.glob(f"{glob.escape(str(self.alone))}*"):
+                Path(name).unlink(missing_ok=True)
 
 
 def whole_answer(file: BinaryIO) -> bytes | None:

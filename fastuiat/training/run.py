@@ -19,6 +19,7 @@ from rich.console import Console
 from fastuiat import data, methods
 from fastuiat.config import UserError
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
@@ -68,8 +69,13 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, torch.device, str, list[st
     return settled, device, precision, notes
 
 
-def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Evaluate:
-    """Natural and PGD accuracy of a net on a part that does not train it, in fp32."""
+def evaluation_on(
+    images: Any, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE
+) -> Evaluate:
+    """Natural and PGD accuracy of a net on a part that does not train it, in fp32.
+
+    Several ranks share it out: all of them are to ask at the same step.
+    """
     trained = getattr(config.settings, "attack", None)
     eps, alpha = (trained.eps, trained.validation_alpha) if trained else (8 / 255, 2 / 255)
     clean = attacks.create("clean")
@@ -85,6 +91,7 @@ def evaluation_on(images: Any, config: TrainConfig, device: torch.device) -> Eva
                 seed=config.seed,
                 batch_size=min(EVALUATION_BATCH, len(images.labels)),
                 device=device,
+                ranks=ranks,
             )
             shares[name] = correct.float().mean().item()
         return shares

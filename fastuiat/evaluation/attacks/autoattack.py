@@ -55,6 +55,7 @@ class AutoAttack(Attack):
             device=evaluation.device,
             progress=evaluation.progress,
             say=evaluation.say,
+            ranks=evaluation.ranks,
         )
         seconds = sum(result.seconds.values()) + result.compile_seconds
         return Outcome(result.robust, seconds, {"version": version} | facts(result))

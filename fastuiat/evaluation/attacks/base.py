@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import radius_text
 from fastuiat.data import ImageSet
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation.accuracy import Progress, Say, correct_under
 from fastuiat_kernels import Noise
 
@@ -48,6 +49,8 @@ class Evaluation:
     device: torch.device
     progress: Progress | None = None
     say: Say | None = None
+    ranks: Ranks = ALONE
+    """Those that share it out; each gets the whole outcome."""
 
 
 class Outcome(NamedTuple):
@@ -124,6 +127,7 @@ class Attack:
         progress: Callable[[int, int], None] | None = None,
         restart: int = 0,
         rows: np.ndarray | None = None,
+        ranks: Ranks = ALONE,
     ) -> Tensor:
         """Which samples the net still gets right after one attempt; as correct_under says."""
 
@@ -133,7 +137,7 @@ class Attack:
         return correct_under(
             model, images, perturb if eps and self.has_radius else None, seed=seed,
             batch_size=batch_size, device=device, stream=f"eval-{self.name}", restart=restart,
-            rows=rows, progress=progress,
+            rows=rows, progress=progress, ranks=ranks,
         )  # fmt: skip
 
     def measure(self, evaluation: Evaluation, eps: float, state: Path | None = None) -> Outcome:
@@ -153,6 +157,7 @@ class Attack:
                     evaluation.model, evaluation.images, eps=eps, seed=evaluation.seed,
                     batch_size=evaluation.batch_size, device=evaluation.device,
                     progress=self.shown(evaluation.progress, eps), restart=restart, rows=rows,
+                    ranks=evaluation.ranks,
                 )  # fmt: skip
             accuracy.append(int(correct.sum()) / len(correct))
         settings = self.described()
