@@ -101,5 +101,6 @@ def main(argv: list[str] | None = None) -> None:
 
         if not isinstance(error, Interrupted):
             raise
-        print(f"fastuiat: stopped by {error}, checkpoint saved", file=sys.stderr)
+        if is_first_rank():
+            print(f"fastuiat: stopped by {error}, checkpoint saved", file=sys.stderr)
         sys.exit(128 + error.signum)

@@ -34,6 +34,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    hosts: Any = None
+    """The group by which the ranks' hosts speak, where their devices have one of their own."""
 
     @property
     def is_first(self) -> bool:
@@ -54,6 +56,15 @@ class Ranks:
         with exchange():
             dist.all_gather(everyone, rows)
         return torch.cat(everyone)
+
+    def loudest(self, asked: int) -> int:
+        """The largest of what each rank asks for. By the hosts alone: no device is waited for."""
+        if self.world == 1:
+            return asked
+        word = torch.tensor(asked)
+        with exchange():
+            dist.all_reduce(word, dist.ReduceOp.MAX, group=self.hosts)
+        return int(word)
 
     def of_all(self, value: T) -> list[T]:
         """The plain `value` of each rank, by rank."""
@@ -194,7 +205,9 @@ def process_group(device: torch.device, *, patience: float = PATIENCE) -> Iterat
         store=store, rank=here.rank, world_size=here.world, timeout=timedelta(seconds=patience),
     )  # fmt: skip
     try:
-        yield Ranks(here.rank, here.world)
+        seconds = timedelta(seconds=patience)
+        hosts = dist.new_group(backend="gloo", timeout=seconds) if device.type == "cuda" else None
+        yield Ranks(here.rank, here.world, hosts)
     except RankFailed:
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()  # an exchange that no one ends would hold the group open

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastuiat.commands.launch import launch, processes_in
 from fastuiat.commands.output import Output, split_output
 from fastuiat.commands.parsing import early, hyphenated, parse, refuse_second
 from fastuiat.config import UserError
 
 if TYPE_CHECKING:
     from fastuiat.training.config import TrainConfig
+
+
+RANK_TIMEOUT = 30.0
+"""Minutes; compiling a large net takes some, and not the same on every rank."""
 
 
 def method_flags(cls: Any) -> list[str]:
@@ -55,8 +61,10 @@ def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
             prog="fastuiat train",
             default=default,
             description="Train a robust classifier. `--resume RUN` goes on with a run, with the "
-            "settings it has. `--quiet` prints the run folder alone, `--json` one JSON document on "
-            "stdout.",
+            "settings it has; `--resume-or-start` begins the run of --out or goes on with it. "
+            "`--processes N` trains on N processes of this machine, `--rank-timeout` being the "
+            "minutes that they wait for one that hangs. `--quiet` prints the run folder alone, "
+            "`--json` one JSON document on stdout.",
         )
     except UserError as error:
         unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
@@ -111,24 +119,57 @@ def resumed_settings(folder: Path, argv: list[str]) -> TrainConfig:
     return parse_over(stored, argv)
 
 
+def minutes_in(argv: list[str]) -> tuple[float, list[str]]:
+    """(minutes of `--rank-timeout`, the other words)."""
+    value = early(argv, "--rank-timeout")
+    if value is None:
+        return RANK_TIMEOUT, argv
+    try:
+        minutes = float(value)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--rank-timeout needs minutes above 0, got '{value}'")
+    at = next(i for i, w in enumerate(argv) if w.split("=")[0] == "--rank-timeout")
+    return minutes, argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+
+
 def train(argv: list[str]) -> None:
-    options, argv = split_output(hyphenated(argv))
+    processes, argv = processes_in(hyphenated(argv))
+    if processes:
+        launch(processes, ["train", *argv])
+        return
+    options, argv = split_output(argv)
     output = Output(options)
+    minutes, argv = minutes_in(argv)
+    begin_or_go_on = "--resume-or-start" in argv
+    argv = [word for word in argv if word != "--resume-or-start"]
     run = early(argv, "--resume")
+    if run is not None and begin_or_go_on:
+        raise UserError("--resume-or-start goes with --out, not with --resume")
     if run is not None:
         at = next(i for i, w in enumerate(argv) if w.startswith("--resume"))
         argv = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
         config = resumed_settings(Path(run), argv)
     else:
         config, _ = settings_in(argv)
+    from fastuiat.device import resolve_device
+    from fastuiat.distributed import process_group
     from fastuiat.progress import show_training
-    from fastuiat.training.run import resume
+    from fastuiat.training.run import resume, settle, train_or_resume
     from fastuiat.training.run import train as begin
 
-    with show_training(output.console) as progress:
+    device = resolve_device(config.device)
+    with (
+        process_group(device, patience=60 * minutes) as ranks,
+        show_training(output.console) as progress,
+    ):
+        told: dict[str, Any] = {"progress": progress, "say": progress.say, "ranks": ranks}
         if run is not None:
-            folder = resume(config, Path(run), progress=progress, say=progress.say)
+            folder = resume(config, Path(run), **told)
+        elif begin_or_go_on:
+            folder = train_or_resume(settle(config)[0], **told)
         else:
-            folder = begin(config, progress=progress, say=progress.say)
+            folder = begin(config, **told)
     document = {"run": folder, "step": progress.done, "last_epoch": progress.validated}
     output.result(document, f"run folder: {folder}")

@@ -140,10 +140,11 @@ class FFCVLoader:
         return batches
 
     def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
-        order = self.order.batches(epoch)[start_step:]
-        if not len(order):
+        whole = torch.from_numpy(self.order.whole(epoch)[start_step:])
+        if not len(whole):
             return
-        on_host, seed = torch.from_numpy(order), self.order.seed
+        on_host, seed = self.order.own(whole), self.order.seed
+        order = on_host.numpy()
         rows = on_device(on_host, self.device)
         draws = draw(seed, epoch, rows, flip=self.flip, pad=self.pad)
         # FFCV's thread sets the thread count before it makes its first batch.
@@ -159,8 +160,10 @@ class FFCVLoader:
                 if getattr(getattr(self._loader, "memory_manager", None), "failed", False):
                     raise UserError(f"{self.beton} was cut short or cannot be read")
                 x = augment(images, *draws.row(i), pad=self.pad)
-                step = start_step + i
-                yield Batch(x, y.squeeze(1), index.squeeze(1), epoch, step, seed, host_index)
+                yield Batch(
+                    x, y.squeeze(1), index.squeeze(1), epoch, start_step + i, seed, host_index,
+                    whole[i],
+                )  # fmt: skip
                 fetched = next(reader, None)
         finally:
             _stop(reader)

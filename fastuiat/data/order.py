@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,15 +82,28 @@ class Order:
         return len(self.train_index) // self.batch_size
 
     def batches(self, epoch: int) -> np.ndarray:
-        """Sample indices of one epoch (from 1), int64 (steps, B / world): this rank's part."""
+        """Sample indices of one epoch (from 1), int64 (steps, B / world): this rank's part.
+
+        Every world-th sample, so that each rank has its share of the generated ones.
+        """
+        return self.own(self.whole(epoch))
+
+    def own(self, rows: Any) -> Any:
+        """This rank's part of whole batches (steps, B), dense."""
+        if self.world == 1:
+            return rows
+        own = rows[:, self.rank :: self.world]
+        return own.copy() if isinstance(own, np.ndarray) else own.contiguous()
+
+    def whole(self, epoch: int) -> np.ndarray:
+        """Sample indices of one epoch (from 1), int64 (steps, B): those of all ranks."""
         steps, batch = self.steps_per_epoch, self.batch_size
         if not self.num_extra:
             shuffled = generator(self.seed, "order", epoch).permutation(self.train_index)
             rows = shuffled[: steps * batch].reshape(steps, batch)
         else:
             rows = np.concatenate([self._originals(epoch), self._generated(epoch)], axis=1)
-        share = batch // self.world
-        return rows[:, self.rank * share : (self.rank + 1) * share].astype(np.int64)
+        return rows.astype(np.int64)
 
     def _originals(self, epoch: int) -> np.ndarray:
         """This epoch's stretch of the endless row of cycles, (steps, originals per batch)."""

@@ -70,12 +70,15 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch (from 1), from a step on."""
-        on_host = torch.from_numpy(self.order.batches(epoch)[start_step:])
+        whole = torch.from_numpy(self.order.whole(epoch)[start_step:])
+        on_host = self.order.own(whole)
         rows, seed = on_device(on_host, self.device), self.order.seed
         draws = draw(seed, epoch, rows, flip=self.flip)
         for i, index in enumerate(rows):
             x = augment(self.images[index], *draws.row(i))
-            yield Batch(x, self.labels[index], index, epoch, start_step + i, seed, on_host[i])
+            yield Batch(
+                x, self.labels[index], index, epoch, start_step + i, seed, on_host[i], whole[i]
+            )
 
     def close(self) -> None:
         """Nothing to release."""

@@ -57,6 +57,9 @@ class TrainConfig:
     accumulate: int = 1
     """Take each device's batch in so many parts, one after another, in that part of the memory.
     BatchNorm sees each part alone, as if each were on a device of its own."""
+    batchnorm: Literal["local", "sync"] = "local"
+    """Of several devices: each takes its own part's statistics, the running ones being their mean,
+    or all take those of the whole batch."""
     seed: int = 0
     """Fixes weights, order, augmentation and noise."""
     out: Path | None = None
@@ -128,6 +131,11 @@ class TrainConfig:
                 f"{self.accumulate} parts"
             )
         refuse_nameless(self.extra_data)
+        if self.batchnorm == "sync" and self.accumulate > 1:
+            raise UserError(
+                "--batchnorm sync takes the statistics of a whole batch, and --accumulate cuts it "
+                "in parts: leave one of them out"
+            )
         if not 0 < self.extra_share <= 1:
             raise UserError(f"--extra-share must be in (0, 1], got {self.extra_share:g}")
         if not 0 <= self.weight_averaging < 1:

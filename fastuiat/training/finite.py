@@ -1,4 +1,7 @@
-"""Whether the state that a checkpoint would keep is finite, asked of the device once."""
+"""The state that a checkpoint would keep: whether it is finite, and sums to compare it by.
+
+Either is asked of the device once.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,17 @@ def listed(names: list[str]) -> str:
     """The first few, and how many more."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def sums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """By `model`, `optimizer` …: the sum, modulo 2^64, of the bits of its tensors as integers."""
+    sums: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        part = name.split(".")[0]
+        bits = value.view(WHOLE[value.element_size()]).sum(dtype=torch.int64)
+        sums[part] = sums[part] + bits if part in sums else bits
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}

@@ -79,7 +79,7 @@ def refuse_folder(folder: Path) -> None:
                 parent.rmdir()
 
 
-def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None:
+def open_folder(folder: Path, config: TrainConfig, device: torch.device, world: int = 1) -> None:
     """Make the run folder with its settings, for its only writer.
 
     UserError where there is no room, or somebody has made a run there meanwhile.
@@ -87,7 +87,7 @@ def open_folder(folder: Path, config: TrainConfig, device: torch.device) -> None
     refuse_run(folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(device))
+        write_json(folder / "environment.json", {**environment(device), "ranks": world})
         write_json(folder / "config.json", config.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
@@ -222,3 +222,18 @@ def threads_in(folder: Path) -> int:
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         raise UserError(f"{path} names no number of threads: {THREADS_ADVICE}")
     return threads
+
+
+def other_ranks(folder: Path, world: int, config: TrainConfig) -> str | None:
+    """What changes where a run goes on with another number of ranks than it began with."""
+    try:
+        begun = json.loads((folder / "environment.json").read_text()).get("ranks", 1)
+    except (OSError, ValueError, AttributeError):
+        return None
+    if begun == world:
+        return None
+    local = " and BatchNorm's statistics are of other parts of a batch"
+    return (
+        f"the run began with {begun} ranks and goes on with {world}: sums are made in another "
+        f"order{local if config.batchnorm == 'local' else ''}"
+    )

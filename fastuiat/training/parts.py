@@ -25,18 +25,18 @@ COUNTS = frozenset({"grad_nonfinite"})
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in so many parts of one size, in order; UserError where that does not divide it."""
-    size, rest = divmod(len(batch.y), parts)
-    if rest:
+    """The batch in so many parts, each of every parts-th image; UserError where one has more."""
+    if len(batch.y) % parts:
         raise UserError(f"a batch of {len(batch.y)} images does not divide into {parts} parts")
 
     def part(rows: slice) -> Batch:
         return dataclasses.replace(
-            batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows],
-            host_index=None if batch.host_index is None else batch.host_index[rows],
+            batch, x=batch.x[rows].contiguous(memory_format=torch.channels_last),
+            y=batch.y[rows].contiguous(), index=batch.index[rows].contiguous(),
+            host_index=None if batch.host_index is None else batch.host_index[rows].contiguous(),
         )  # fmt: skip
 
-    return [part(slice(i * size, (i + 1) * size)) for i in range(parts)]
+    return [part(slice(i, None, parts)) for i in range(parts)]
 
 
 class Parts:
@@ -55,7 +55,7 @@ class Parts:
 
     def number(self, i: int) -> int:
         """Of this rank's part i, among those of all ranks."""
-        return self.ranks.rank * self.per_rank + i
+        return self.ranks.rank + i * self.ranks.world
 
     def begin(self) -> None:
         """Remember the statistics that every part begins from."""

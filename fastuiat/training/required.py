@@ -15,6 +15,7 @@ from torch import nn
 
 from fastuiat import methods
 from fastuiat.config import UserError
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.files import write_atomically
 from fastuiat.methods import Method
 from fastuiat.training.checkpoint import load_checkpoint, locate
@@ -74,6 +75,7 @@ def provide(
     *,
     train: Callable[[TrainConfig], Any],
     say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Fill `method.helpers`, copying or training (with `train`, which also resumes) as needed.
 
@@ -86,8 +88,10 @@ def provide(
         if config.helper is None:
             say(f"{config.method} needs a net trained by {name}: {own.out}, or give --helper")
             train(own)
-        elif not finished.is_file():
-            copy_checkpoint(locate(config.helper, WHICH), finished)
+        else:
+            with ranks.agreed():
+                if ranks.is_first and not finished.is_file():
+                    copy_checkpoint(locate(config.helper, WHICH), finished)
         method.helpers[role] = fitting(own.out, config, num_classes)
 
 

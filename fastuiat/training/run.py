@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
 
-from fastuiat import data, methods
+from fastuiat import data, machine, methods
 from fastuiat.config import UserError
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.distributed import ALONE, Ranks
@@ -25,7 +27,7 @@ from fastuiat.models import build_model
 from fastuiat.progress import show_training
 from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
-from fastuiat.training.config import TrainConfig
+from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
     begun_with,
     default_folder,
@@ -33,6 +35,7 @@ from fastuiat.training.folder import (
     last_checkpoint,
     match_checkpoint,
     open_folder,
+    other_ranks,
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
@@ -100,10 +103,22 @@ def evaluation_on(
 
 
 def assemble(
-    config: TrainConfig, device: torch.device, precision: str, progress: Progress
+    config: TrainConfig,
+    device: torch.device,
+    precision: str,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
-    """Build everything a run needs. Nothing is written but a data set's prepared file."""
+    """Build everything a run needs. Nothing is written but a data set's prepared file.
+
+    Rank 0 fetches and prepares; the others find what it made.
+    """
     info = data.dataset_info(config.dataset)
+    if config.batch_size % (ranks.world * config.accumulate):
+        raise UserError(
+            f"--batch-size {config.batch_size} does not divide by {ranks.world} ranks of "
+            f"{config.accumulate} parts"
+        )
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
     make_method = functools.partial(
@@ -115,26 +130,28 @@ def assemble(
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    own = training_data(config)
+    own = ranks.after_first(lambda: training_data(config, ranks))
     method = make_method(num_samples=len(own.labels))
-    loader = data.make_loader(
-        config.loader,
-        own.images,
-        own.labels,
-        own.order,
-        device=device,
-        flip=info.flip,
-        workers=config.workers,
-        cache_dir=config.data_dir,
-        name=config.dataset,
-        source=own.source,
+    loader = ranks.after_first(
+        lambda: data.make_loader(
+            config.loader,
+            own.images,
+            own.labels,
+            own.order,
+            device=device,
+            flip=info.flip,
+            workers=config.workers,
+            cache_dir=config.data_dir,
+            name=config.dataset,
+            source=own.source,
+        )
     )
     test = None
     if config.test_every:
         test_set = data.load(
             config.dataset, config.data_dir, "test", unchecked=config.unchecked_data
         )
-        test = evaluation_on(test_set, config, device)
+        test = evaluation_on(test_set, config, device, ranks)
     step = TrainingStep(
         net.to(device),
         method,
@@ -144,6 +161,8 @@ def assemble(
         precision=precision,
         compile=config.compile,
         accumulate=config.accumulate,
+        ranks=ranks,
+        batchnorm=config.batchnorm,
     )
     return Trainer(
         config,
@@ -156,10 +175,11 @@ def assemble(
         },
         data=own.known_by,
         loader=loader,
-        validate=evaluation_on(own.validation, config, device) if config.val_size else None,
+        validate=evaluation_on(own.validation, config, device, ranks) if config.val_size else None,
         test=test,
         folder=Path(config.out or default_folder(config)),
         progress=progress,
+        ranks=ranks,
     )
 
 
@@ -169,14 +189,29 @@ def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
 
 
+def refuse_unlike_ranks(config: TrainConfig, trainer: Trainer) -> None:
+    """UserError, before the first step, where a rank would train something else than rank 0."""
+    machine_own = {"workers", "loader", "data_dir"}
+    settings = {k: v for k, v in plain(config).items() if k not in machine_own}
+    trainer.ranks.refuse_differences(
+        {
+            "setting": json.dumps(settings, sort_keys=True),
+            "data": json.dumps(trainer.data, sort_keys=True),
+            "PyTorch": torch.__version__,
+            "fastuiat": machine.versions()["fastuiat"],
+        }
+    )
+
+
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
     """Give the method the nets it requires, training them in folders of their own first."""
     required.provide(
         trainer.method,
         config,
         trainer.net_info["num_classes"],
-        train=lambda own: train_or_resume(own, progress, say=say),
+        train=lambda own: train_or_resume(own, progress=progress, say=say, ranks=trainer.ranks),
         say=say,
+        ranks=trainer.ranks,
     )
 
 
@@ -211,13 +246,20 @@ def threads_of(folder: Path, say: Say) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+    ranks: Ranks = ALONE,
+) -> Path:
     """Train by these settings, from the beginning to the end; returns the run folder.
 
     It is `config.out`, or runs/<recipe or data set-method-net>-s<seed>, and holds config.json,
     metrics.jsonl and checkpoints/{last,best}.pt, which `fastuiat.load_checkpoint` reads and
     `fastuiat train --resume` goes on with. Progress is shown on the standard output unless
-    `progress` takes it; notes go to `say`.
+    `progress` takes it; notes go to `say`. Of several `ranks`, which all call this, the first one
+    writes the folder.
 
     UserError on settings that cannot be, before anything is written: also where the folder holds a
     run. In the main thread Ctrl-C and SIGTERM end the run by `Interrupted`, after a checkpoint.
@@ -235,17 +277,22 @@ def train(config: TrainConfig, *, progress: Progress | None = None, say: Say | N
     """
     config, device, precision, notes = settle(config)
     folder = Path(config.out or default_folder(config))
-    refuse_folder(folder)
-    with own_generator(device), shown(progress, say) as (progress, say):
+    with ranks.agreed():
+        if ranks.is_first:
+            refuse_folder(folder)
+    with own_generator(device), shown(progress, say) as (progress, say), ExitStack() as stack:
         for note in notes:
             say(note)
-        trainer = assemble(config, device, precision, progress)
+        trainer = assemble(config, device, precision, progress, ranks)
+        refuse_unlike_ranks(config, trainer)
         say_what_is_unchecked(trainer.data, say)
-        required.check(config, trainer.net_info["num_classes"])
-        with only_writer(folder, advice="choose another --out", say=say):
-            open_folder(folder, config, device)
-            provide_required(trainer, config, progress, say)
-            trainer.train()
+        with ranks.agreed():
+            required.check(config, trainer.net_info["num_classes"])
+            if ranks.is_first:
+                stack.enter_context(only_writer(folder, advice="choose another --out", say=say))
+                open_folder(folder, config, device, ranks.world)
+        provide_required(trainer, config, progress, say)
+        trainer.train()
     return trainer.folder
 
 
@@ -255,6 +302,7 @@ def resume(
     *,
     progress: Progress | None = None,
     say: Say | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Continue the run in `folder` to the same end that it would have reached; returns it.
 
@@ -269,13 +317,19 @@ def resume(
     with (
         own_generator(device),
         shown(progress, say) as (progress, say),
-        only_writer(folder, advice=busy, say=say),
-        threads_of(folder, say),
+        ExitStack() as stack,
     ):
         last = last_checkpoint(folder)
-        state = read(last) if last.exists() else None
-        match_checkpoint(folder, state, say)
-        trainer = assemble(settled, device, precision, progress)
+        with ranks.agreed():
+            if ranks.is_first:
+                stack.enter_context(only_writer(folder, advice=busy, say=say))
+            stack.enter_context(threads_of(folder, say))
+            state = read(last) if last.exists() else None
+            match_checkpoint(folder, state, say)
+        if change := other_ranks(folder, ranks.world, config):
+            say(change)
+        trainer = assemble(settled, device, precision, progress, ranks)
+        refuse_unlike_ranks(settled, trainer)
         say_what_is_unchecked(trainer.data, say)
         if state is not None:
             refuse_foreign(state, last, trainer)
@@ -289,17 +343,23 @@ def resume(
         refuse_other_mathematics(folder)
         provide_required(trainer, settled, progress, say)
         say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
-        os.makedirs(folder / "checkpoints", exist_ok=True)
-        offset, note = cut_back(folder, state) if state else (0, None)
-        if note:
-            say(note)
+        offset = 0
+        with ranks.agreed():
+            if ranks.is_first:
+                os.makedirs(folder / "checkpoints", exist_ok=True)
+                offset, note = cut_back(folder, state) if state else (0, None)
+                if note:
+                    say(note)
         trainer.train(offset)
     return folder
 
 
-def train_or_resume(config: TrainConfig, progress: Progress, *, say: Say) -> Path:
+def train_or_resume(
+    config: TrainConfig, *, progress: Progress, say: Say, ranks: Ranks = ALONE
+) -> Path:
     """Bring the run in `config.out` to its end, whether it has begun or not."""
-    assert config.out is not None
-    if holds_run(config.out):
-        return resume(config, config.out, progress=progress, say=say)
-    return train(config, progress=progress, say=say)
+    folder = config.out
+    assert folder is not None
+    if ranks.from_first(lambda: holds_run(folder)):
+        return resume(config, folder, progress=progress, say=say, ranks=ranks)
+    return train(config, progress=progress, say=say, ranks=ranks)

@@ -10,6 +10,7 @@ from typing import Any
 from fastuiat import data
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.training.config import TrainConfig
 
 Say = Callable[[str], None]
@@ -34,7 +35,7 @@ class TrainingData:
     """The fingerprints that a checkpoint keeps."""
 
 
-def training_data(config: TrainConfig) -> TrainingData:
+def training_data(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingData:
     train_set = data.load(config.dataset, config.data_dir, "train", unchecked=config.unchecked_data)
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed, config.train_size
@@ -51,6 +52,8 @@ def training_data(config: TrainConfig) -> TrainingData:
         num_extra=num_extra,
         first_extra=len(train_set.labels),
         extra_share=config.extra_share if num_extra else 0.0,
+        rank=ranks.rank,
+        world=ranks.world,
     )
     known_by = {
         "train": data.json_of(train_set),

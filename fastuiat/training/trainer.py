@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data import Batch, one_ahead
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.config import TrainConfig, plain
-from fastuiat.training.finite import listed, non_finite, tensors_of
+from fastuiat.training.finite import listed, non_finite, sums_of, tensors_of
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.step import TrainingStep
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
+SAVE = 1
+"""Among the signals by which a run may be stopped (2 and 15): a checkpoint is due."""
 
 
 class Progress(Protocol):
@@ -59,8 +62,10 @@ class Trainer:
         test: Evaluate | None,
         folder: Path,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
+        self.ranks = ranks
         self.training_step, self.net_info, self.loader = step, net_info, loader
         self.net, self.method, self.device = step.net, step.method, step.device
         self.validate, self.test, self.data = validate, test, data
@@ -126,7 +131,9 @@ class Trainer:
         in_main = threading.current_thread() is threading.main_thread()
         caught = (signal.SIGINT, signal.SIGTERM) if in_main else ()
         handlers = {signum: signal.signal(signum, self._ask_to_stop) for signum in caught}
-        self.log = MetricsLog(self.folder, offset=metrics_offset, step=self.step)
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                self.log = MetricsLog(self.folder, offset=metrics_offset, step=self.step)
         self.saved_at = time.monotonic()
         self.logged_at = self.clock.mark()
         self.epoch_began = self.clock.mark()
@@ -138,7 +145,8 @@ class Trainer:
             if not self.is_finished:
                 self.end_epoch(-(-self.step // self.steps_per_epoch))
         finally:
-            self.log.close()
+            if self.log:
+                self.log.close()
             self.loader.close()
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -154,11 +162,11 @@ class Trainer:
                 self.progress.advance(self.step)
                 if self.step % self.config.log_every == 0:
                     self.write_log(epoch)
-                if self.stop_signal is not None:
+                asked = self.ranks.loudest(self.asked())
+                if asked:
                     self.save()
-                    raise Interrupted(self.stop_signal)
-                if time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes:
-                    self.save()
+                if asked > SAVE:
+                    raise Interrupted(asked)
                 if self.step == self.last_step:
                     break
         finally:
@@ -178,12 +186,13 @@ class Trainer:
 
     def write_log(self, epoch: int) -> None:
         self.stop_if_not_finite()
-        assert self.log is not None
+        self.stop_if_ranks_differ()
         means = {name: (total / self.summed).item() for name, total in self.sums.items()}
         speed = self.clock.since(self.logged_at)
         values = {"epoch": epoch, "lr": self.training_step.optimizer.param_groups[0]["lr"], **means}
         clock = {**speed, "peak_memory_mib": peak_memory_mib(self.device)}
-        self.log.write("train", self.step, values, clock)
+        if self.log:
+            self.log.write("train", self.step, values, clock)
         self.progress.step(epoch, self.step, means | clock, speed["images_per_second"])
         self.sums, self.summed = {}, 0
         self.logged_at = self.clock.mark()
@@ -191,7 +200,6 @@ class Trainer:
     def end_epoch(self, epoch: int) -> None:
         """Validate, remember the best, and save."""
         self.stop_if_not_finite()
-        assert self.log is not None
         speed, began = self.clock.since(self.epoch_began), time.monotonic()
         averaged = self.training_step.averaged
         judged = self.net if averaged is None else averaged
@@ -209,7 +217,8 @@ class Trainer:
         is_best = self.validate is not None and score > self.best
         self.best = max(self.best, score)
         clock = {**speed, "validation_seconds": time.monotonic() - began}
-        self.log.write("epoch", self.step, values, clock)
+        if self.log:
+            self.log.write("epoch", self.step, values, clock)
         if is_best:
             self.save("best")
         self.save()
@@ -230,8 +239,27 @@ class Trainer:
 
     def save(self, name: str = "last") -> None:
         self.stop_if_not_finite()
-        save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", self.state())
+        self.stop_if_ranks_differ()
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", self.state())
         self.saved_at = time.monotonic()
+
+    def stop_if_ranks_differ(self) -> None:
+        """UserError that names the step where a rank holds other bits than rank 0."""
+        if self.ranks.world == 1:
+            return
+        sums = sums_of(tensors_of(self.training_step))
+        self.ranks.refuse_differences(
+            {f"{part} at step {self.step}": value for part, value in sums.items()}
+        )
+
+    def asked(self) -> int:
+        """What this rank wants done behind a step: nothing, SAVE, or to stop by a signal."""
+        if self.stop_signal is not None:
+            return self.stop_signal
+        due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+        return SAVE if due and self.ranks.is_first else 0
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         self.stop_signal = signum

@@ -43,8 +43,8 @@ def make_batch(epoch: int, step: int = 0) -> Batch:
 
 
 def part_of(batch: Batch, i: int) -> Batch:
-    rows = slice(i * B // PARTS, (i + 1) * B // PARTS)
-    return Batch(batch.x[rows], batch.y[rows], batch.index[rows], batch.epoch, batch.step)
+    x = batch.x[i::PARTS].contiguous(memory_format=torch.channels_last)
+    return Batch(x, batch.y[i::PARTS], batch.index[i::PARTS], batch.epoch, batch.step)
 
 
 def stepper(net, method, **more) -> fastuiat.TrainingStep:
@@ -159,9 +159,15 @@ def trained(name: str, ranks: Ranks, accumulate: int) -> dict[str, torch.Tensor]
     said = []
     for epoch in (1, 2, 3, 4):
         whole = make_batch(epoch)
-        rows = slice(ranks.rank * B // ranks.world, (ranks.rank + 1) * B // ranks.world)
+        rows = slice(ranks.rank, None, ranks.world)
+        x = whole.x[rows].contiguous(memory_format=torch.channels_last)
         batch = Batch(
-            whole.x[rows], whole.y[rows], whole.index[rows], epoch, 0, host_whole=whole.index
+            x,
+            whole.y[rows],
+            whole.index[rows],
+            epoch,
+            0,
+            host_whole=whole.index,
         )
         out = step(batch)
         said.append(torch.stack([out.loss, *(out.metrics[k].float() for k in sorted(out.metrics))]))
