@@ -221,7 +221,8 @@ def meet(device: str) -> Any:
     here = place()
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
-        store = dist.PrefixStore("fastuiat", store)
+        # Ranks that are started again may meet in the store of those before them.
+        store = dist.PrefixStore(f"fastuiat-{place().attempt}", store)
         names = [f"device of rank {rank}" for rank in range(here.world)]
         store.set(names[here.rank], device)
         store.wait(names, timedelta(seconds=MEETING))

@@ -24,6 +24,8 @@ class Place:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    attempt: int = 0
+    """How often torchrun has started the ranks again."""
 
 
 def place() -> Place:
@@ -33,7 +35,10 @@ def place() -> Place:
     rank, world = number("RANK", 0), number("WORLD_SIZE", 1)
     if world < 2:
         return Place()
-    return Place(rank, world, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1))
+    return Place(
+        rank, world, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1),
+        number("TORCHELASTIC_RESTART_COUNT", 0),
+    )  # fmt: skip
 
 
 def number(name: str, usual: int) -> int:
