@@ -22,6 +22,7 @@ MEETING = 600.0
 PATIENCE = 24 * 3600.0
 """Seconds that ranks wait for each other by default. A rank that is killed is noticed at once; one
 batch of an attack may take hours on a CPU."""
+LONGEST = 365 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,11 @@ def process_group(device: torch.device, *, patience: float = PATIENCE) -> Iterat
                 f"that each needs one of: torchrun --nproc-per-node {cards}, or --device cpu"
             )
         torch.cuda.set_device(here.local_rank)
-    store = meet(device.type)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, timeout = meet(device.type), timedelta(seconds=min(patience, LONGEST))
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store, rank=here.rank, world_size=here.world, timeout=timedelta(seconds=patience),
-    )  # fmt: skip
+        backend, store=store, rank=here.rank, world_size=here.world, timeout=timeout
+    )
     try:
         yield Ranks(here.rank, here.world)
     except RankFailed:

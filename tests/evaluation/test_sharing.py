@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import fastuiat
+from fastuiat.children import end_with_parent
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
 from fastuiat.distributed import ALONE, Ranks, process_group
@@ -199,13 +200,13 @@ def test_killed_and_gone_on_with_by_other_worlds(tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
     done = []
-    for world, killed in ((2, [1]), (1, [0]), (3, [2, 1, 0]), (2, [0])):
+    for world, killed in ((2, 1), (1, "launcher"), (3, "launcher"), (2, 0)):
         process = torchrun(world, __file__, "slowly", folder)
         wait_for_states(folder / "state", 3, process)
-        if len(killed) == world:
-            process.kill()
-        for rank in killed:
-            os.kill(int((folder / f"process-{rank}").read_text()), signal.SIGKILL)
+        if killed == "launcher":
+            process.kill()  # and all ranks end with it
+        else:
+            os.kill(int((folder / f"process-{killed}").read_text()), signal.SIGKILL)
         process.communicate(timeout=60)
         assert process.returncode != 0
         state = json.loads((folder / "state").read_text())
@@ -276,5 +277,6 @@ def test_another_net_on_another_rank():
 
 
 if __name__ == "__main__":
+    end_with_parent()
     with process_group(CPU) as ranks:
         JOBS[sys.argv[1]](Path(sys.argv[2]), ranks)
