@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -141,7 +142,8 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
+        # gloo's begin with a place in its source and end with advice
+        text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
         raise RankFailed(f"a rank has ended or hangs, and the others with it: {text}") from error
 
 
