@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TypeVar
 
 from fastuiat.config import UserError
+from fastuiat.torchrun import is_started_by_torchrun
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -33,15 +34,15 @@ def cores() -> int:
 
 
 def end_with_parent() -> None:
-    """In a command that `Children` started: end with the process that started it, by kill -9 too.
+    """In a command that `Children` or torchrun started: end with its starter, by kill -9 too.
 
     To be called first. Linux sends the signal; it does so when the thread ends that started the
     child, which waits for the child.
     """
     told = os.environ.pop(PARENT, None)  # not for what this process starts itself
-    if told is None:
+    if told is None and not is_started_by_torchrun():
         return
-    parent = int(told)
+    parent = os.getppid() if told is None else int(told)
     linux = sys.platform == "linux"
     if not linux or ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()

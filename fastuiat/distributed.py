@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ MEETING = 600.0
 PATIENCE = 24 * 3600.0
 """Seconds that ranks wait for each other by default. A rank that is killed is noticed at once; one
 batch of an attack may take hours on a CPU."""
+LONGEST = 365 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
+        # gloo's begin with a place in its source and end with advice
+        text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
         raise RankFailed(f"a rank has ended or hangs, and the others with it: {text}") from error
 
 
@@ -199,11 +202,11 @@ def process_group(device: torch.device, *, patience: float = PATIENCE) -> Iterat
                 f"that each needs one of: torchrun --nproc-per-node {cards}, or --device cpu"
             )
         torch.cuda.set_device(here.local_rank)
-    store = meet(device.type)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, timeout = meet(device.type), timedelta(seconds=min(patience, LONGEST))
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store, rank=here.rank, world_size=here.world, timeout=timedelta(seconds=patience),
-    )  # fmt: skip
+        backend, store=store, rank=here.rank, world_size=here.world, timeout=timeout
+    )
     try:
         seconds = timedelta(seconds=patience)
         hosts = dist.new_group(backend="gloo", timeout=seconds) if device.type == "cuda" else None

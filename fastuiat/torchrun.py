@@ -46,6 +46,11 @@ def number(name: str, usual: int) -> int:
     return int(value) if value.isdecimal() else usual
 
 
+def is_started_by_torchrun() -> bool:
+    """Also of a single process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks for all."""
     return place().rank == 0

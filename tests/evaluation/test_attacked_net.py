@@ -144,6 +144,21 @@ def test_a_graph_is_checked_at_each_size(plain, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_an_answer_is_the_graph_s_from_the_first_time_on(plain, monkeypatch):
+    """Not that of the plain net which it is compared with: or it would hang on what was before."""
+
+    def inexact(function, **options):
+        return lambda x, *arguments: function(x * (1 + 1e-6), *arguments)
+
+    monkeypatch.setattr(attacked_net, "compile_alone", inexact)
+    net = AttackedNet(plain)
+    net.compiled = True
+    with torch.no_grad():
+        first, second = net(images(20)), net(images(20))
+    assert net.compiled and torch.equal(first, second)
+    assert not torch.equal(first, plain(images(20)))
+
+
 def test_a_graph_that_fails_on_the_way_leaves_the_plain_net(plain, monkeypatch):
     """As past the limit of recompilations."""
 

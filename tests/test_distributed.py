@@ -1,0 +1,214 @@
+"""What ranks exchange, and how they end together: real processes over gloo."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastuiat import distributed
+from fastuiat.config import UserError
+from fastuiat.distributed import ALONE, Ranks, process_group
+from fastuiat.torchrun import RankFailed
+
+CPU = torch.device("cpu")
+WORLD = 3
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def environment(rank: int, world: int, port: str) -> dict[str, str]:
+    """What torchrun tells a rank."""
+    here = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    return {k: str(v) for k, v in here.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def said_by(job: str, folder: Path) -> list[list[str]]:
+    """The lines of each rank at a job of this file."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, job, str(folder)], text=True, stdout=subprocess.PIPE,
+            env=os.environ | environment(rank, WORLD, port),
+        )
+        for rank in range(WORLD)
+    ]  # fmt: skip
+    return [process.communicate(timeout=120)[0].splitlines() for process in processes]
+
+
+@pytest.mark.slow
+def test_exchanges(tmp_path):
+    assert said_by("exchange", tmp_path) == [
+        [
+            "sum [3, 30]",
+            "rows [[0], [0], [1], [1], [2], [2]]",
+            "of all [{'rank': 0}, {'rank': 1}, {'rank': 2}]",
+            "from first made by 0",
+            f"after first {rank}",
+        ]
+        for rank in range(WORLD)
+    ]
+    began = [float((tmp_path / str(rank)).read_text()) for rank in range(WORLD)]
+    assert min(began[1:]) > began[0] + 0.2  # the others began when the first had ended
+
+
+@pytest.mark.slow
+def test_what_one_rank_raises_all_raise(tmp_path):
+    *others, own = said_by("raise", tmp_path)
+    for said in others:
+        assert said == [
+            "UserError rank 2: no such net",
+            f"OSError [Errno {errno.ENOSPC}] No space left on device: 'full'",
+            "RankFailed rank 2 failed: ZeroDivisionError: division by zero",
+            "UserError rank 1 has another net than rank 0 (1, not 0): all ranks need the same",
+            "UserError first alone",
+            "sum 3",
+        ]
+    assert own[:3] == [
+        "UserError no such net",
+        f"OSError [Errno {errno.ENOSPC}] No space left on device: 'full'",
+        "ZeroDivisionError division by zero",
+    ]
+    assert own[3:] == others[0][3:]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tmp_path):
+    began = time.monotonic()
+    first, second, killed = said_by("killed", tmp_path)
+    assert time.monotonic() - began < 60
+    assert killed == []
+    for said in (first, second):
+        assert len(said) == 1 and said[0].startswith("RankFailed a rank has ended or hangs")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs(tmp_path):
+    first, second, _ = said_by("hang", tmp_path)
+    for said in (first, second):
+        assert len(said) == 1 and said[0].startswith("RankFailed a rank has ended or hangs")
+
+
+@pytest.mark.slow
+def test_unlike_devices(tmp_path):
+    for said in said_by("unlike", tmp_path):
+        (line,) = said
+        assert "unlike devices (rank 0 cpu, rank 1 meta, rank 2 cpu)" in line
+
+
+def test_alone_nothing_is_exchanged():
+    with process_group(CPU) as ranks:
+        assert ranks is ALONE and ranks.is_first
+    values = torch.ones(2)
+    ranks.add_up(values)
+    assert values.tolist() == [1, 1] and ranks.gathered(values) is values
+    assert ranks.of_all("a") == ["a"]
+    assert ranks.from_first(lambda: 3) == ranks.after_first(lambda: 3) == 3
+    ranks.refuse_differences({"net": 1})
+    with pytest.raises(ZeroDivisionError), ranks.agreed():
+        _ = 1 / 0
+
+
+def test_fewer_cards_than_ranks(monkeypatch):
+    for name, value in environment(0, 4, "1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(UserError, match=r"4 ranks on this machine.*--nproc-per-node 2"),
+        process_group(torch.device("cuda")),
+    ):
+        pass
+
+
+def test_nobody_comes(monkeypatch):
+    monkeypatch.setattr(distributed, "MEETING", 0.3)
+    for rank in (0, 1):
+        for name, value in environment(rank, 2, free_port()).items():
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(UserError, match="not all of the 2 ranks came within"),
+            process_group(CPU),
+        ):
+            pass
+
+
+def exchange(ranks: Ranks, folder: Path) -> None:
+    values = torch.tensor([ranks.rank, 10 * ranks.rank])
+    ranks.add_up(values)
+    print("sum", values.tolist())
+    print("rows", ranks.gathered(torch.full((2, 1), ranks.rank)).tolist())
+    print("of all", ranks.of_all({"rank": ranks.rank}))
+    print("from first", ranks.from_first(lambda: f"made by {ranks.rank}"))
+
+    def make() -> int:
+        (folder / str(ranks.rank)).write_text(str(time.time()))
+        time.sleep(0.3)
+        return ranks.rank
+
+    print("after first", ranks.after_first(make))
+
+
+def raise_each(ranks: Ranks, folder: Path) -> None:
+    def refuse() -> None:
+        raise UserError("first alone")
+
+    last = ranks.rank == WORLD - 1
+    for error in (
+        UserError("no such net"),
+        OSError(errno.ENOSPC, "No space left on device", "full"),
+        ZeroDivisionError("division by zero"),
+    ):
+        try:
+            with ranks.agreed():
+                if last:
+                    raise error
+        except Exception as found:
+            print(type(found).__name__, found)
+    for call in (
+        lambda: ranks.refuse_differences({"PyTorch": 2, "net": ranks.rank}),
+        lambda: ranks.from_first(refuse),
+    ):
+        try:
+            call()
+        except UserError as found:
+            print(type(found).__name__, found)
+    rank = torch.tensor(ranks.rank)
+    ranks.add_up(rank)  # they are still together
+    print("sum", rank.item())
+
+
+def leave(ranks: Ranks, folder: Path) -> None:
+    if ranks.rank == WORLD - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.add_up(torch.zeros(1))
+    ranks.add_up(torch.zeros(1))
+
+
+def hang(ranks: Ranks, folder: Path) -> None:
+    if ranks.rank == WORLD - 1:
+        time.sleep(8)
+        return
+    ranks.add_up(torch.zeros(1))
+
+
+if __name__ == "__main__":
+    job, name = sys.argv[1:]
+    jobs = {"exchange": exchange, "raise": raise_each, "killed": leave, "hang": hang}
+    unlike = job == "unlike" and os.environ["RANK"] == "1"
+    try:
+        with process_group(torch.device("meta" if unlike else "cpu"), patience=3) as ranks:
+            jobs[job](ranks, Path(name))
+    except (RankFailed, UserError) as error:
+        print(type(error).__name__, error)
