@@ -59,9 +59,16 @@ from fastuiat.evaluation.package import (
     warnings_before,
 )
 from fastuiat.evaluation.projection import fast_projection
-from fastuiat.evaluation.state import Found, State, fingerprint, read_state, set_stream, stream_text
+from fastuiat.evaluation.state import (
+    Found,
+    State,
+    fingerprint,
+    read_state,
+    set_stream,
+    stream_text,
+    write_state,
+)
 from fastuiat.evaluation.tape import Tape, Tapes
-from fastuiat.files import write_json
 from fastuiat.network import modes_kept
 
 
@@ -139,7 +146,10 @@ class AutoAttackRun:
         }
         key = fingerprint(self.model, x, y, settings)
         self.state = ranks.from_first(
-            lambda: read_state(state_path, key) or self.begin(key, compile)
+            lambda: (
+                read_state(state_path, key, points=len(self.x), runs=len(self.runs))
+                or self.begin(key, compile)
+            )
         )
 
     def begin(self, key: str, compile: bool | None) -> State:
@@ -280,7 +290,7 @@ class AutoAttackRun:
     def write(self) -> None:
         with self.ranks.agreed():
             if self.state_path and self.ranks.is_first:
-                write_json(self.state_path, asdict(self.state))
+                write_state(self.state_path, self.state)
 
     def shared_out(self, run: Run, batches: list[list[int]], first: int) -> list[Found]:
         """What the run finds in at most as many batches as there are ranks.

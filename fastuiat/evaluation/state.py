@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.package import Run
+from fastuiat.files import write_json
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,47 @@ def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
     return digest.hexdigest()
 
 
-def read_state(path: Path | None, expected: str) -> State | None:
-    """The state to go on from, or None; UserError where it is of something else."""
+def checksum_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def write_state(path: Path, state: State) -> None:
+    """Whole or not at all, with a checksum: a changed digit would be a wrong accuracy."""
+    told = asdict(state)
+    write_json(path, {"checksum": checksum_of(told), **told})
+
+
+def is_possible(state: State, points: int, runs: int) -> bool:
+    """Whether it can be of so many points and runs; older states have no checksum."""
+    lists = (state.clean, state.robust)
+    queue = state.queue or []
+    return (
+        all(len(part) == points and {*map(type, part)} <= {bool} for part in lists)
+        and type(state.run) is int
+        and 0 <= state.run <= runs
+        and all(type(row) is int and 0 <= row < points for row in queue)
+        and (state.queue is None or len(state.parts) > 0)
+    )
+
+
+def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> State | None:
+    """The state to go on from, or None; UserError where it is damaged or of something else."""
     if path is None or not path.exists():
         return None
+    damaged = UserError(f"{path} is damaged: delete it to start again")
     try:
-        state = State(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: delete it to start again") from error
-    if state.fingerprint != expected:
+        told = json.loads(path.read_text())
+        if told.pop("checksum", None) not in (None, checksum_of(told)):
+            raise damaged
+        state = State(**told)
+        is_other = state.fingerprint != expected
+        if not (is_other or is_possible(state, points, runs)):
+            raise damaged
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged from error
+    if is_other:
         raise UserError(
             f"{path} belongs to another checkpoint or other settings: delete it, or choose --out"
         )

@@ -164,9 +164,11 @@ def match_checkpoint(
     FREE_ON_RESUME allows. A checkpoint of an older version carries none and is believed.
     """
     carried = (state or {}).get("settings")
-    if not isinstance(carried, dict):
+    if carried is None:
         return
     path, last = folder / "config.json", last_checkpoint(folder)
+    if not isinstance(carried, dict):
+        raise UserError(f"{last} is no whole checkpoint: its settings are none")
     try:
         stored = stored_config(folder)
     except Lost:

@@ -289,7 +289,10 @@ def train(
         with ranks.agreed():
             required.check(config, trainer.net_info["num_classes"])
             if ranks.is_first:
-                stack.enter_context(only_writer(folder, advice="choose another --out", say=say))
+                elsewhere = "choose another --out"
+                stack.enter_context(only_writer(folder, advice=elsewhere, say=say))
+                if (folder / "eval").is_dir():  # somebody may be evaluating into it
+                    stack.enter_context(only_writer(folder / "eval", advice=elsewhere, say=say))
                 open_folder(folder, config, device, ranks.world)
         provide_required(trainer, config, progress, say)
         trainer.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -109,20 +110,31 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`; UserError where that is not finite."""
-        self.training_step.load_state_dict(state)
+        """Continue from `state()`; UserError on one that is not whole, possible and finite."""
+        last = self.folder / "checkpoints" / "last.pt"
+        try:
+            self._take_over(state)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            lacking = f"it has no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+            why = lacking.strip().splitlines()[0]
+            raise UserError(f"{last} is no whole checkpoint of this run: {why}") from error
+        if not (0 <= self.step <= self.training_step.total_steps and math.isfinite(self.best)):
+            raise UserError(f"{last} is of no step of this run: it cannot be resumed from")
         if broken := non_finite(tensors_of(self.training_step)):
-            raise UserError(
-                f"{self.folder / 'checkpoints' / 'last.pt'} holds NaN or infinity in "
-                f"{listed(broken)}: train anew"
-            )
+            raise UserError(f"{last} holds NaN or infinity in {listed(broken)}: train anew")
+        if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
+            self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        self.training_step.load_state_dict(state)
         self.best = state["best"]
         self.watch.restore(state["catastrophic"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.summed = state["summed"]
         self.validated_epoch = state["validated_epoch"]
-        if self.step < self.last_step:  # --max-steps had ended it inside an epoch, and was raised
-            self.validated_epoch = min(self.validated_epoch, self.step // self.steps_per_epoch)
+        int(state["metrics_offset"])  # of whoever cuts the log back
 
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:

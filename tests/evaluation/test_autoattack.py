@@ -302,5 +302,44 @@ def test_a_killed_evaluation_goes_on(tmp_path, whole):
     assert outcome(tmp_path) == whole
 
 
+class Stopped(Exception):
+    pass
+
+
+def stop_behind_the_first_batch(name, done, total):
+    raise Stopped
+
+
+def test_a_changed_state_is_not_believed(tmp_path):
+    with pytest.raises(Stopped):
+        outcome(tmp_path, stop_behind_the_first_batch)
+    path = tmp_path / "state"
+    whole = path.read_bytes()
+    told = json.loads(whole)
+    del told["checksum"]
+    changes = [
+        {"run": 99}, {"run": -1}, {"run": "x"}, {"run": told["run"] + 1}, {"queue": [10**6]},
+        {"robust": told["robust"][3:]}, {"clean": [1] * N}, {"seconds": {}}, {"robust": 5},
+    ]  # fmt: skip
+    for changed in changes:  # each with the checksum of before
+        path.write_text(json.dumps(json.loads(whole) | changed))
+        with pytest.raises(UserError, match="is damaged: delete it to start again"):
+            outcome(tmp_path)
+    impossible = [c for c in changes if c not in ({"run": told["run"] + 1}, {"seconds": {}})]
+    for changed in impossible:  # and without one, as older files are
+        path.write_text(json.dumps(told | changed))
+        with pytest.raises(UserError, match="is damaged: delete it to start again"):
+            outcome(tmp_path)
+    for at in range(0, len(whole), len(whole) // 60):
+        flipped = bytearray(whole)
+        flipped[at] ^= 4
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"is damaged|belongs to another"):
+            outcome(tmp_path)
+    path.write_text(json.dumps(told))
+    with pytest.raises(Stopped):
+        outcome(tmp_path, stop_behind_the_first_batch)
+
+
 if __name__ == "__main__":
     outcome(Path(sys.argv[1]))

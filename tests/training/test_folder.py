@@ -83,6 +83,8 @@ OTHER = {
     "method": "n-fgsm",
     "epochs": 4,
     "batch_size": 16,
+    "accumulate": 2,
+    "batchnorm": "sync",
     "seed": 1,
     "precision": "bf16",
     "compile": True,
@@ -211,3 +213,25 @@ def test_no_new_run_goes_where_one_lost_its_settings(folder, capsys):
         main(["train", "--dataset", "digits", "--arch", "wrn-10-1", "--out", str(folder)])
     assert "already holds a run" in capsys.readouterr().err
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "averaged", "optimizer", "scaler", "method", "best", "catastrophic", "sums",
+     "summed", "validated_epoch", "metrics_offset", "step", "epoch", "net"],
+)  # fmt: skip
+def test_a_checkpoint_that_lacks_something(name, folder, capsys):
+    last = folder / "checkpoints" / "last.pt"
+    state = torch.load(last)
+    del state[name]
+    torch.save(state, last)
+    assert name in refused(folder, capsys) and str(last) in refused(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"step": 10**9}, {"best": float("nan")}, {"settings": [1]}, {"sums": 3}]
+)
+def test_a_checkpoint_that_says_what_cannot_be(changed, folder, capsys):
+    last = folder / "checkpoints" / "last.pt"
+    torch.save(torch.load(last) | changed, last)
+    assert str(last) in refused(folder, capsys)
