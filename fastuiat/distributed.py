@@ -47,7 +47,7 @@ class Ranks:
     def add_up(self, values: Tensor) -> None:
         """The sum of `values` over all ranks, in place."""
         if self.world > 1:
-            with exchange():
+            with self._exchange():
                 dist.all_reduce(values)
 
     def gathered(self, rows: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Ranks:
         if self.world == 1:
             return rows
         everyone = [torch.empty_like(rows) for _ in range(self.world)]
-        with exchange():
+        with self._exchange():
             dist.all_gather(everyone, rows)
         return torch.cat(everyone)
 
@@ -64,7 +64,7 @@ class Ranks:
         if self.world == 1:
             return asked
         word = torch.tensor(asked)
-        with exchange():
+        with self._exchange():
             dist.all_reduce(word, dist.ReduceOp.MAX, group=self.hosts)
         return int(word)
 
@@ -73,9 +73,32 @@ class Ranks:
         if self.world == 1:
             return [value]
         everyone: list[Any] = [None] * self.world
-        with exchange():
+        with self._exchange():
+            group_store().add(f"exchanges of rank {self.rank}", 1)
             dist.all_gather_object(everyone, value)
         return everyone
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """What PyTorch raises where a rank is gone, in one line with its number."""
+        try:
+            yield
+        except RuntimeError as error:
+            # gloo's begin with a place in its source and end with advice
+            text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
+            raise RankFailed(
+                f"{self._absent()} has ended or hangs, and the others with it: {text}"
+            ) from error
+
+    def _absent(self) -> str:
+        """Who has come to fewer exchanges of plain values than this rank."""
+        try:
+            names = (f"exchanges of rank {rank}" for rank in range(self.world))
+            counts = [group_store().add(name, 0) for name in names]
+        except RuntimeError:  # of the process that is gone
+            counts = [0] * self.world
+        late = [f"rank {r}" for r, count in enumerate(counts) if count < counts[self.rank]]
+        return " or ".join(late) or "a rank"
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
@@ -137,6 +160,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def group_store() -> dist.Store:
+    """What all ranks read and write, also without each other."""
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD.get_group_store()
+
+
 def in_words(error: Exception, rank: int) -> Exception:
     """The error as other ranks raise it; of the user's it stays one."""
     if isinstance(error, UserError):
@@ -145,17 +174,6 @@ def in_words(error: Exception, rank: int) -> Exception:
         return OSError(error.errno, error.strerror, error.filename)
     text = " ".join(str(error).split())[:200]
     return RankFailed(f"rank {rank} failed: {type(error).__name__}: {text}")
-
-
-@contextlib.contextmanager
-def exchange() -> Iterator[None]:
-    """What PyTorch raises where a rank is gone, in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        # gloo's begin with a place in its source and end with advice
-        text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
-        raise RankFailed(f"a rank has ended or hangs, and the others with it: {text}") from error
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -226,10 +244,14 @@ def meet(device: str) -> Any:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
         # Ranks that are started again may meet in the store of those before them.
         store = dist.PrefixStore(f"fastuiat-{place().attempt}", store)
-        names = [f"device of rank {rank}" for rank in range(here.world)]
+        names = [f"rank {rank}" for rank in range(here.world)]
         store.set(names[here.rank], device)
         store.wait(names, timedelta(seconds=MEETING))
         devices = [store.get(name).decode() for name in names]
+        read = [f"{name} has read" for name in names]
+        store.set(read[here.rank], "")
+        if here.rank == 0:  # the store may be of this process, and end with it
+            store.wait(read, timedelta(seconds=MEETING))
     except RuntimeError as error:
         raise UserError(
             f"not all of the {here.world} ranks came within {MEETING:.0f} s: see what torchrun says"
