@@ -93,6 +93,31 @@ def test_noise_depends_on_stream_and_step():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resident", pytest.param("ffcv", marks=needs_ffcv)])
+def test_ranks_put_together_are_the_whole(tmp_path, monkeypatch, kind):
+    """Of originals and generated images: every rank its part, with all of the batch's samples."""
+    monkeypatch.setattr("fastuiat.data.order.IMAGES_PER_MIXED_EPOCH", 160)
+    mix = {"seed": 5, "train_index": np.arange(N), "batch_size": BATCH}
+    mix |= {"num_extra": M, "first_extra": N, "extra_share": 0.5}
+    whole = keep(resident(Order(**mix)).epoch(2, start_step=3))
+    for rank in range(4):
+        loader = make_loader(
+            kind, [IMAGES[:N], IMAGES[N:]], LABELS, Order(**mix, rank=rank, world=4),
+            device="cpu", flip=True, cache_dir=tmp_path, name="mix",
+        )  # fmt: skip
+        parts = keep(loader.epoch(2, start_step=3))
+        loader.close()
+        assert len(parts) == len(whole) == 7
+        for part, batch in zip(parts, whole, strict=True):
+            assert torch.equal(part.host_whole, batch.index)
+            for mine, all_of_it in ((part.x, batch.x), (part.y, batch.y)):
+                assert torch.equal(mine, all_of_it[rank::4])
+            assert torch.equal(part.index, batch.index[rank::4])
+            assert torch.equal(part.host_index, part.index)
+            assert (part.index >= N).sum() == BATCH // 4 // 2  # each has its share of them
+
+
+@pytest.mark.slow
 @needs_ffcv
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ffcv_gives_the_same_batches(tmp_path, monkeypatch, workers):
