@@ -62,9 +62,14 @@ def read(path: Path) -> dict[str, Any]:
     UserError on anything that is no such file, is damaged, or is a run's and lacks what those have.
     """
     content, _ = read_with_sha256(path)
-    if content.get("format") == FORMAT:
+    if is_own(content):
         refuse_broken(content, path)
     return content
+
+
+def is_own(content: dict[str, Any]) -> bool:
+    """Whether a run wrote it; in others' files `format` may be an array."""
+    return isinstance(told := content.get("format"), str) and told == FORMAT
 
 
 def locate(path: str | Path, which: str = "best") -> Path:
@@ -239,7 +244,7 @@ def load_checkpoint(
     else:
         content, sha256 = read_with_sha256(file)
     info: dict[str, Any] = {"path": str(file), "sha256": sha256}
-    if content.get("format") == FORMAT:
+    if is_own(content):
         net, found = load_own(
             content, file, arch,
             which=which, weights=weights, activation=activation, normalise=normalise,
