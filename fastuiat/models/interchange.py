@@ -22,9 +22,10 @@ from fastuiat.models import build_model
 from fastuiat.models.deepmind import PUBLISHED, NormalisedInside
 from fastuiat.models.entries import (
     Constants,
+    activation_beside,
     constants_beside,
     grouped,
-    is_counter,
+    is_no_part,
     normalisation_in,
     repeated,
 )
@@ -71,6 +72,8 @@ class Said:
     """The file itself says which net it is."""
     beside: str | None
     """Constants that stand in the file outside its nets, as options."""
+    told: str | None
+    """The activation that settings in the file name."""
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -97,7 +100,8 @@ def load_published(
     looks like.
     """
     beside = constants_beside(content)
-    said = Said(path, arch, activation, normalise, dataset, is_ours, beside)
+    told = activation_beside(content)
+    said = Said(path, arch, activation, normalise, dataset, is_ours, beside, told)
     if normalise is not None:
         constants(*normalise)
     own = keys_of(arch) if arch else []
@@ -182,12 +186,18 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     if layout and f"dm-{arch}" in layout.archs:
         arch = f"dm-{arch}"
     activation = said.activation or ("silu" if arch.startswith("dm-") else "relu")
+    if said.activation is None and said.told not in (None, activation):
+        said.notes.append(
+            f"settings in the file name the activation {said.told}, and {activation} was taken: "
+            f"give --activation {said.told} where the net has it"
+        )
     num_classes = (layout.num_classes if layout else 0) or 10  # an unknown head fits none anyway
     make = partial(empty_net, arch, num_classes, activation, weights)
     blank = on_meta(make)
     inside = isinstance(blank, NormalisedInside)
     own = set(blank.state_dict()) - ({"mean", "std"} if inside else set())
-    found, names, notes = normalisation_in(rest | weights, own)
+    by_hand = said.normalise is not None
+    found, names, notes = normalisation_in(rest | weights, own, said.path, by_hand=by_hand)
     said.notes += notes
     hint = layout.hint(arch) if layout else ""
     is_known = layout is None or not hint
@@ -223,11 +233,13 @@ def sorted_out(
     """
     kept = {k: v for k, v in weights.items() if k in own or k not in normaliser}
     for key in list(kept):
-        if key not in own and (is_counter(key) or key.startswith("sub_block1.")):
-            said.left_out.append(key)  # TRADES' WideResNet has a sub_block1 that it never calls
+        # TRADES' WideResNet has a sub_block1 that it never calls.
+        if is_no_part(key, kept[key], own) or key.startswith("sub_block1."):
+            said.left_out.append(key)
             del kept[key]
-    aside = {k: v for k, v in rest.items() if k not in normaliser and not is_counter(k)}
-    said.left_out += [key for key in rest if is_counter(key)]
+    beside = {key for key, value in rest.items() if is_no_part(key, value, own)}
+    aside = {k: v for k, v in rest.items() if k not in normaliser and k not in beside}
+    said.left_out += [key for key in rest if key in beside and key not in normaliser]
     extra = {k: v for k, v in kept.items() if k not in own}
     for entries in (extra, aside) if copies_may_go else ():
         copies = repeated(entries, {k: v for k, v in kept.items() if k in own})
@@ -246,8 +258,6 @@ def normalisation(
             raise UserError(f"{said.path} holds its own normalisation: leave --mean and --std out")
         return Constants(*constants(*said.normalise), "--mean and --std")
     if found is not None:
-        if not (found.std.min() > 0 and found.std.isfinite().all() and found.mean.isfinite().all()):
-            raise UserError(f"{said.path} holds a normalisation that is none: {found.origin}")
         return found
     if not isinstance(net, NormalisedInside):
         if not said.is_ours:
