@@ -77,17 +77,21 @@ def normalisers(entries: Weights, own: Collection[str]) -> dict[str, dict[str, l
     return {m: kinds for m, kinds in found.items() if "mean" in kinds and len(kinds) > 1}
 
 
+def normaliser_names(entries: Weights, own: Collection[str]) -> set[str]:
+    modules = normalisers(entries, own).values()
+    return {key for kinds in modules for keys in kinds.values() for key in keys}
+
+
 def normalisation_in(
     entries: Weights, own: Collection[str], path: Path, *, by_hand: bool
-) -> tuple[Constants | None, set[str], list[str]]:
-    """(the normalisation that stands beside a net, its entries' names, notes).
+) -> tuple[Constants | None, list[str]]:
+    """(the normalisation that stands beside a net, notes).
 
     UserError where it leaves open what is done, but for one given `by_hand`, which decides then.
     """
     modules = normalisers(entries, own)
-    names = {key for kinds in modules.values() for keys in kinds.values() for key in keys}
     if not modules:
-        return None, names, []
+        return None, []
 
     # The net's own one before an attacker's copy, the outer before the inner.
     def place(module: str) -> tuple[bool, int]:
@@ -102,12 +106,12 @@ def normalisation_in(
             raise Unclear(f"holds several normalisations, in {said}")
     except Unclear as error:
         if by_hand:
-            return None, names, [f"it {error}: --mean and --std were taken in its place"]
+            return None, [f"it {error}: --mean and --std were taken in its place"]
         raise UserError(f"{path} {error}: say what is done by --mean and --std") from error
     if others:
         said = ", ".join(map(legible, others))
         notes.append(f"another normalisation stands in {said}: that of {legible(first)} was taken")
-    return taken, names, notes
+    return taken, notes
 
 
 def gives(entries: Weights, kinds: dict[str, list[str]], expected: Constants) -> bool:

@@ -27,10 +27,19 @@ from fastuiat.models.entries import (
     grouped,
     is_no_part,
     normalisation_in,
+    normaliser_names,
     repeated,
 )
 from fastuiat.models.layouts import ours, recognise
-from fastuiat.models.nests import Choice, Nest, Weights, choose, nests_in, unnamed_averages
+from fastuiat.models.nests import (
+    Choice,
+    Nest,
+    Weights,
+    choose,
+    nests_in,
+    tensors_in,
+    unnamed_averages,
+)
 from fastuiat.models.normalised import Normalised, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
 
@@ -127,13 +136,9 @@ def load_published(
         ]
     if which == "last" and choice.which != "last":
         said.notes.append("the file holds one net only, and no last one beside a best")
-    said.left_out += [other.name for other in choice.others]
+    said.left_out += left_beside(content, choice, is_net)
     net, found = fitted(with_buffers(choice, said), choice.nest.rest, said)
-    nest = ".".join(choice.nest.path) or None
-    taken = {choice.nest.path[:1], *(other.path[:1] for other in choice.others)}
-    said.left_out += (
-        [k for k in content if (k,) not in taken and not isinstance(k, int)] if nest else []
-    )
+    nest = ".".join(map(str, choice.nest.path)) or None
     return net, {
         "nest": nest,
         "weights": "averaged" if choice.averaged else "raw",
@@ -143,6 +148,25 @@ def load_published(
         "left_out": grouped(said.left_out),
         "notes": said.notes,
     }
+
+
+def left_beside(
+    content: Mapping[Any, Any], choice: Choice, is_net: Callable[[Weights], bool]
+) -> list[str]:
+    """What a file holds beside the mapping of the net that was taken: its other nets, by name, and
+    what stands with them on the way there, but for tensors in that very mapping."""
+    nets = [other for other in choice.others if is_net(other.weights)]
+    left = [other.name for other in nets]
+    inside: Any = content
+    for depth in range(len(choice.nest.path) + 1):
+        way = choice.nest.path[:depth]
+        own = tensors_in(inside) if way == choice.nest.path else {}
+        shown = {other.path[: depth + 1] for other in nets}
+        for key in inside:
+            if key not in own and (*way, key) not in {*shown, choice.nest.path[: depth + 1]}:
+                left.append(".".join(map(str, (*way, key))))
+        inside = inside[choice.nest.path[depth]] if depth < len(choice.nest.path) else {}
+    return left
 
 
 def held(content: Mapping[str, Any]) -> str:
@@ -196,19 +220,22 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     blank = on_meta(make)
     inside = isinstance(blank, NormalisedInside)
     own = set(blank.state_dict()) - ({"mean", "std"} if inside else set())
-    by_hand = said.normalise is not None
-    found, names, notes = normalisation_in(rest | weights, own, said.path, by_hand=by_hand)
-    said.notes += notes
+    all_of_it = rest | weights
+    names = normaliser_names(all_of_it, own)
     hint = layout.hint(arch) if layout else ""
     is_known = layout is None or not hint
     weights = sorted_out(weights, rest, own, names, said, copies_may_go=is_known)
     placeholders = {k: v for k, v in blank.state_dict().items() if inside and k in ("mean", "std")}
     refuse_misfit(blank, weights | placeholders, said.path, arch, hint)
+    by_hand = said.normalise is not None
+    found, notes = normalisation_in(all_of_it, own, said.path, by_hand=by_hand)
+    said.notes += notes
     given = normalisation(found, blank, num_classes, said)
     if inside and given is not None:  # whose files mostly leave its two constants out
         weights = weights | {k: getattr(given, k).view(3, 1, 1) for k in ("mean", "std")}
     net = make()
     load_weights(net, weights, said.path, arch)
+    said.notes += oddities(net)
     arch = named(net, arch, said)
     return net if inside or given is None else Normalised(net, given.mean, given.std), {
         "arch": arch,
@@ -342,8 +369,28 @@ def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} holds no state dict")
     refuse_misfit(net, dict(weights), path, arch)
+    for key, own in net.state_dict().items():
+        kind = weights[key].dtype if key in weights else own.dtype
+        if kind.is_complex or own.is_floating_point() > kind.is_floating_point:
+            raise UserError(
+                f"{path} holds {legible(key)} as {str(kind).removeprefix('torch.')}, which no "
+                f"weight of a {arch} is: store it as float32"
+            )
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
         net.load_state_dict({**counters, **weights})
     except RuntimeError as error:  # of a dtype or device that cannot be copied
         raise UserError(f"{path} holds weights of {arch} that cannot be copied") from error
+
+
+def oddities(net: nn.Module) -> list[str]:
+    """A note for each kind of values that no working net has."""
+    state = {k: v for k, v in net.state_dict().items() if v.is_floating_point()}
+    infinite = [key for key, value in state.items() if not value.isfinite().all()]
+    negative = [k for k, v in state.items() if k.endswith("running_var") and (v < 0).any()]
+    notes = []
+    if infinite:
+        notes.append(f"it holds weights that are not finite: {some(infinite)}")
+    if negative:
+        notes.append(f"it holds negative variances: {some(negative)}")
+    return notes
