@@ -134,6 +134,8 @@ def constants_of(entries: Weights, kinds: dict[str, list[str]]) -> tuple[Constan
         first = entries[alike[0]].float().flatten().expand(3)
         if any(not entries[k].float().flatten().expand(3).equal(first) for k in alike[1:]):
             raise Unclear(f"holds several of a kind: {', '.join(map(legible, alike))}")
+    if "bgr" in said.lower():
+        raise Unclear(f"holds constants in the order of blue, green, red ({said})")
     notes = []
     if "std" not in kinds:
         std = 1 / std

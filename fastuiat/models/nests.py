@@ -27,9 +27,10 @@ KNOWN = (
 """Usual names of the net that a file is about, among others of no meaning known here."""
 PLAIN = "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|module|best|last|latest"
 AVERAGE = (
-    "ema|swa|sma|wa|avg|averaged?|averaging|shadow|polyak|exponentialaverage|meanteacher|emateacher"
+    "emas?|swa|sma|wa|avg|averaged?|averaging|shadow|polyak|exponentialaverage|meanteacher|emateacher"
     "|exponentialmovingaverage|movingaverage"
 )
+AVERAGING = re.compile(AVERAGE)
 AVERAGED = re.compile(f"(?:{PLAIN})*(?:{AVERAGE})+(?:{PLAIN}|{AVERAGE})*")
 RAW = re.compile(
     f"(?:{PLAIN})*(?:un|non|no|not|without|wo|sans|before|pre)(?:{AVERAGE})(?:{PLAIN})*"
@@ -93,12 +94,19 @@ class Nest:
     @property
     def averaged(self) -> bool:
         counted = any(key.rpartition(".")[2] == "n_averaged" for key in (*self.rest, *self.weights))
-        told = self.matches(AVERAGED) or self.says({*AVERAGE.split("|")})
+        words = (word for name in self.names for word in words_of(name))
+        told = self.matches(AVERAGED) or any(map(AVERAGING.fullmatch, words))
         return not self.raw and (counted or told)
 
     @property
     def which(self) -> str | None:
         return "best" if self.says(BEST) else "last" if self.says(LAST) else None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its counter says that it averages nothing yet."""
+        counts = [v for k, v in (self.rest | self.weights).items() if k.endswith("n_averaged")]
+        return any(count.numel() == 1 and count.item() == 0 for count in counts)
 
     def has_shape_of(self, other: Nest) -> bool:
         return {k: v.shape for k, v in self.weights.items()} == {
@@ -283,6 +291,8 @@ def choose(
     name = taken or ("last" if chosen[:1] == ["last"] else None)
     choice = Choice(nest, is_averaged, name if has_two else None, chosen, twin)
     choice.others = [n for n in nests if n is not nest]
+    if is_averaged and nest.is_fresh:
+        choice.notes.append(f"{nest.name} averages nothing yet, by its n_averaged of 0")
     for other in choice.others:
         if other.says(ATTACKS):
             relation = "repeats" if other.equals(nest) else "differs from"

@@ -256,3 +256,15 @@ def test_what_the_common_class_of_averages_keeps_beside_them(loaded, raw, averag
     assert is_same(loaded(content)[0], average)
     state, info = loaded(content, weights="raw")
     assert is_same(state, raw) and {*counters} <= {*info["left_out"]}
+
+
+def test_several_averages_and_one_that_averages_nothing_yet(loaded, raw, average):
+    with pytest.raises(UserError, match=r"several nets \(emas\.0\.99, emas\.0\.999\)"):
+        loaded({"model": raw, "emas": {"0.99": average, "0.999": net(3).state_dict()}})
+    fresh = AveragedModel(net(3), use_buffers=True)
+    _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
+    assert info["weights"] == "averaged"
+    assert any("averages nothing yet" in note for note in info["notes"])
+    fresh.update_parameters(net(3))
+    _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
+    assert not any("averages nothing" in note for note in info["notes"])
