@@ -108,9 +108,8 @@ def load_published(
     load_checkpoint describes them. UserError on a misfit: at most five keys, and the net that it
     looks like.
     """
-    beside = constants_beside(content)
-    told = activation_beside(content)
-    said = Said(path, arch, activation, normalise, dataset, is_ours, beside, told)
+    beside = constants_beside(content), activation_beside(content)
+    said = Said(path, arch, activation, normalise, dataset, is_ours, *beside)
     if normalise is not None:
         constants(*normalise)
     own = keys_of(arch) if arch else []
@@ -138,9 +137,8 @@ def load_published(
         said.notes.append("the file holds one net only, and no last one beside a best")
     said.left_out += left_beside(content, choice, is_net)
     net, found = fitted(with_buffers(choice, said), choice.nest.rest, said)
-    nest = ".".join(map(str, choice.nest.path)) or None
     return net, {
-        "nest": nest,
+        "nest": ".".join(map(str, choice.nest.path)) or None,
         "weights": "averaged" if choice.averaged else "raw",
         "which": choice.which,
         "chosen": choice.chosen,

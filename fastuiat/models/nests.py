@@ -25,7 +25,10 @@ KNOWN = (
     "classifier",
 )  # fmt: skip
 """Usual names of the net that a file is about, among others of no meaning known here."""
-PLAIN = "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|module|best|last|latest"
+PLAIN = (
+    "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|module|best|last|latest"
+    "|teacher|student"
+)
 AVERAGE = (
     "emas?|swa|sma|wa|avg|averaged?|averaging|shadow|polyak|exponentialaverage|meanteacher|emateacher"
     "|exponentialmovingaverage|movingaverage"

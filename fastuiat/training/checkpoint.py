@@ -256,6 +256,16 @@ def hints_of(described: dict[str, str]) -> list[str]:
     return [f"its metadata, which were not relied on, say {', '.join(told)}"] if told else []
 
 
+def content_of(file: Path) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
+    """(content, SHA-256, what an export of ours says of its net, hints of others' metadata)."""
+    if not is_safetensors(file):
+        return *read_with_sha256(file), {}, []
+    content, described, sha256 = read_safetensors(file)
+    if DESCRIBED_BY_US <= described.keys() <= DESCRIBED_BY_US | {"dataset", "data"}:
+        return content, sha256, described, []
+    return content, sha256, {}, hints_of(described)
+
+
 def load_checkpoint(
     path: str | Path,
     arch: str | None = None,
@@ -292,15 +302,7 @@ def load_checkpoint(
     refuse_odd_names(path, arch, activation)
     normalise, dataset = pair_of(normalise), spelt(dataset)
     file = locate(path, which)
-    described: dict[str, str] = {}
-    hints: list[str] = []
-    if is_safetensors(file):
-        content, described, sha256 = read_safetensors(file)
-        if not DESCRIBED_BY_US <= described.keys() <= DESCRIBED_BY_US | {"dataset", "data"}:
-            hints = hints_of(described)
-            described = {}
-    else:
-        content, sha256 = read_with_sha256(file)
+    content, sha256, described, hints = content_of(file)
     info: dict[str, Any] = {"path": str(file), "sha256": sha256}
     if is_own(content):
         net, found = load_own(

@@ -186,7 +186,9 @@ def test_arrays_are_weights_too(loaded, raw):
     assert is_same(loaded({"params": {k: v.numpy() for k, v in raw.items()}})[0], raw)
 
 
-@pytest.mark.parametrize("name", ["sma", "exponential_average", "mean_teacher", "ema_teacher"])
+@pytest.mark.parametrize(
+    "name", ["sma", "exponential_average", "mean_teacher", "ema_teacher", "teacher_ema"]
+)
 def test_further_names_of_averages(loaded, raw, average, name):
     state, info = loaded({"state_dict": raw, name: average})
     assert is_same(state, average) and info["weights"] == "averaged"
