@@ -34,7 +34,7 @@ STATES = {
     "epsilon",
 }
 """Words in names of single numbers that a trainer or an attack keeps."""
-LOSSES = {"criterion", "loss", "losses", "metric", "metrics", "acc", "accuracy"}
+LOSSES, METRICS = {"criterion", "loss", "losses"}, {"metric", "metrics", "acc", "accuracy"}
 """Words in names of modules that a net is measured with."""
 
 
@@ -209,6 +209,8 @@ def constants_beside(content: Mapping[Any, Any]) -> str | None:
         for key, value in settings.items():
             if isinstance(key, str) and "running" not in key and (numbers := numbers_in(value)):
                 found.setdefault(kind_of(key), numbers)
+        if "inverse" in found and all(found["inverse"]):
+            found.setdefault("std", [1 / v for v in found["inverse"]])
         if {"mean", "std"} <= found.keys():
             try:
                 both = in_pixels(torch.tensor(found["mean"]), torch.tensor(found["std"]), "")[:2]
@@ -230,8 +232,12 @@ def activation_beside(content: Mapping[Any, Any]) -> str | None:
     names = {"relu": "relu", "silu": "silu", "swish": "silu"}
     for settings in settings_in(content):
         for key in ("activation", "act", "act_fn", "activation_fn", "activation_name"):
-            if isinstance(told := settings.get(key), str) and told.lower() in names:
-                return names[told.lower()]
+            if isinstance(told := settings.get(key), str):
+                word = re.sub(
+                    r"^(torch)?\.?(nn)?\.?(functional)?\.?|\(.*\)$", "", told.strip().lower()
+                )
+                if word in names:
+                    return names[word]
     return None
 
 
@@ -253,7 +259,8 @@ def is_no_part(key: str, value: Tensor, own: Collection[str]) -> bool:
         return False
     whole = not value.is_floating_point() and not value.is_complex()
     counted = value.numel() == 1 and (whole or bool(words_of(key) & STATES))
-    return counted or bool(words_of(first) & LOSSES)
+    measured = bool(words_of(first) & METRICS) and (whole or value.ndim < 2)
+    return counted or measured or bool(words_of(first) & LOSSES)
 
 
 def repeated(extra: Weights, weights: Weights) -> set[str]:

@@ -245,6 +245,7 @@ def test_constants_beside_the_net_are_options_that_can_be_given(loaded, net):
     for beside, said in (
         ({"mean": [127.5, 102, 76.5], "std": [51.0, 51.0, 63.75]}, True),
         ({"args": space}, True),
+        ({"mean": [0.5, 0.4, 0.3], "inv_std": [5.0, 5.0, 4.0]}, True),
         ({"config": {"data": {"mean": "0.5, 0.4, 0.3", "std": "0.2 0.2 0.25"}}}, True),
         ({"mean": [127.5, 102, 76.5], "std": [1.0, 1.0, 1.0]}, False),
     ):
@@ -256,11 +257,11 @@ def test_constants_beside_the_net_are_options_that_can_be_given(loaded, net):
 
 
 def test_an_activation_in_the_files_settings_is_said(loaded, net):
-    for told in ("silu", "Swish"):
+    for told in ("silu", "Swish", "nn.SiLU", "torch.nn.SiLU()"):
         content = {"net": net.state_dict(), "args": argparse.Namespace(activation=told)}
         assert any("--activation silu" in note for note in loaded(content)[1]["notes"])
         assert "--activation" not in " ".join(loaded(content, activation="silu")[1]["notes"])
-    content["args"].activation = "relu"
+    content["args"].activation = "nn.ReLU"
     assert "--activation" not in " ".join(loaded(content)[1]["notes"])
 
 
@@ -274,6 +275,11 @@ def test_what_trainers_keep_beside_a_net_is_left_out(loaded, net):
         model, info = loaded({"state_dict": state | beside})
         assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.state_dict().items())
         assert sorted(info["left_out"]) == sorted(beside)
-    for extra in ({"temperature": torch.tensor(1.5)}, {"norm.running_mean": torch.zeros(3)}):
+    for extra in (
+        {"temperature": torch.tensor(1.5)},
+        {"norm.running_mean": torch.zeros(3)},
+        {"acc_head.weight": torch.ones(4, 64)},
+        {"block1.scale": torch.tensor(2)},
+    ):
         with pytest.raises(UserError, match="no part of a wrn-10-1"):
             loaded(net.state_dict() | extra)
