@@ -22,14 +22,24 @@ from fastuiat.models import build_model
 from fastuiat.models.deepmind import PUBLISHED, NormalisedInside
 from fastuiat.models.entries import (
     Constants,
+    activation_beside,
     constants_beside,
     grouped,
-    is_counter,
+    is_no_part,
     normalisation_in,
+    normaliser_names,
     repeated,
 )
 from fastuiat.models.layouts import ours, recognise
-from fastuiat.models.nests import Choice, Nest, Weights, choose, nests_in, unnamed_averages
+from fastuiat.models.nests import (
+    Choice,
+    Nest,
+    Weights,
+    choose,
+    nests_in,
+    tensors_in,
+    unnamed_averages,
+)
 from fastuiat.models.normalised import Normalised, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
 
@@ -71,6 +81,8 @@ class Said:
     """The file itself says which net it is."""
     beside: str | None
     """Constants that stand in the file outside its nets, as options."""
+    told: str | None
+    """The activation that settings in the file name."""
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -96,8 +108,8 @@ def load_published(
     load_checkpoint describes them. UserError on a misfit: at most five keys, and the net that it
     looks like.
     """
-    beside = constants_beside(content)
-    said = Said(path, arch, activation, normalise, dataset, is_ours, beside)
+    beside = constants_beside(content), activation_beside(content)
+    said = Said(path, arch, activation, normalise, dataset, is_ours, *beside)
     if normalise is not None:
         constants(*normalise)
     own = keys_of(arch) if arch else []
@@ -123,15 +135,10 @@ def load_published(
         ]
     if which == "last" and choice.which != "last":
         said.notes.append("the file holds one net only, and no last one beside a best")
-    said.left_out += [other.name for other in choice.others]
+    said.left_out += left_beside(content, choice, is_net)
     net, found = fitted(with_buffers(choice, said), choice.nest.rest, said)
-    nest = ".".join(choice.nest.path) or None
-    taken = {choice.nest.path[:1], *(other.path[:1] for other in choice.others)}
-    said.left_out += (
-        [k for k in content if (k,) not in taken and not isinstance(k, int)] if nest else []
-    )
     return net, {
-        "nest": nest,
+        "nest": ".".join(map(str, choice.nest.path)) or None,
         "weights": "averaged" if choice.averaged else "raw",
         "which": choice.which,
         "chosen": choice.chosen,
@@ -139,6 +146,25 @@ def load_published(
         "left_out": grouped(said.left_out),
         "notes": said.notes,
     }
+
+
+def left_beside(
+    content: Mapping[Any, Any], choice: Choice, is_net: Callable[[Weights], bool]
+) -> list[str]:
+    """What a file holds beside the mapping of the net that was taken: its other nets, by name, and
+    what stands with them on the way there, but for tensors in that very mapping."""
+    nets = [other for other in choice.others if is_net(other.weights)]
+    left = [other.name for other in nets]
+    inside: Any = content
+    for depth in range(len(choice.nest.path) + 1):
+        way = choice.nest.path[:depth]
+        own = tensors_in(inside) if way == choice.nest.path else {}
+        shown = {other.path[: depth + 1] for other in nets}
+        for key in inside:
+            if key not in own and (*way, key) not in {*shown, choice.nest.path[: depth + 1]}:
+                left.append(".".join(map(str, (*way, key))))
+        inside = inside[choice.nest.path[depth]] if depth < len(choice.nest.path) else {}
+    return left
 
 
 def held(content: Mapping[str, Any]) -> str:
@@ -182,23 +208,32 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     if layout and f"dm-{arch}" in layout.archs:
         arch = f"dm-{arch}"
     activation = said.activation or ("silu" if arch.startswith("dm-") else "relu")
+    if said.activation is None and said.told not in (None, activation):
+        said.notes.append(
+            f"settings in the file name the activation {said.told}, and {activation} was taken: "
+            f"give --activation {said.told} where the net has it"
+        )
     num_classes = (layout.num_classes if layout else 0) or 10  # an unknown head fits none anyway
     make = partial(empty_net, arch, num_classes, activation, weights)
     blank = on_meta(make)
     inside = isinstance(blank, NormalisedInside)
     own = set(blank.state_dict()) - ({"mean", "std"} if inside else set())
-    found, names, notes = normalisation_in(rest | weights, own)
-    said.notes += notes
+    all_of_it = rest | weights
+    names = normaliser_names(all_of_it, own)
     hint = layout.hint(arch) if layout else ""
     is_known = layout is None or not hint
     weights = sorted_out(weights, rest, own, names, said, copies_may_go=is_known)
     placeholders = {k: v for k, v in blank.state_dict().items() if inside and k in ("mean", "std")}
     refuse_misfit(blank, weights | placeholders, said.path, arch, hint)
+    by_hand = said.normalise is not None
+    found, notes = normalisation_in(all_of_it, own, said.path, by_hand=by_hand)
+    said.notes += notes
     given = normalisation(found, blank, num_classes, said)
     if inside and given is not None:  # whose files mostly leave its two constants out
         weights = weights | {k: getattr(given, k).view(3, 1, 1) for k in ("mean", "std")}
     net = make()
     load_weights(net, weights, said.path, arch)
+    said.notes += oddities(net)
     arch = named(net, arch, said)
     return net if inside or given is None else Normalised(net, given.mean, given.std), {
         "arch": arch,
@@ -223,11 +258,13 @@ def sorted_out(
     """
     kept = {k: v for k, v in weights.items() if k in own or k not in normaliser}
     for key in list(kept):
-        if key not in own and (is_counter(key) or key.startswith("sub_block1.")):
-            said.left_out.append(key)  # TRADES' WideResNet has a sub_block1 that it never calls
+        # TRADES' WideResNet has a sub_block1 that it never calls.
+        if is_no_part(key, kept[key], own) or key.startswith("sub_block1."):
+            said.left_out.append(key)
             del kept[key]
-    aside = {k: v for k, v in rest.items() if k not in normaliser and not is_counter(k)}
-    said.left_out += [key for key in rest if is_counter(key)]
+    beside = {key for key, value in rest.items() if is_no_part(key, value, own)}
+    aside = {k: v for k, v in rest.items() if k not in normaliser and k not in beside}
+    said.left_out += [key for key in rest if key in beside and key not in normaliser]
     extra = {k: v for k, v in kept.items() if k not in own}
     for entries in (extra, aside) if copies_may_go else ():
         copies = repeated(entries, {k: v for k, v in kept.items() if k in own})
@@ -246,8 +283,6 @@ def normalisation(
             raise UserError(f"{said.path} holds its own normalisation: leave --mean and --std out")
         return Constants(*constants(*said.normalise), "--mean and --std")
     if found is not None:
-        if not (found.std.min() > 0 and found.std.isfinite().all() and found.mean.isfinite().all()):
-            raise UserError(f"{said.path} holds a normalisation that is none: {found.origin}")
         return found
     if not isinstance(net, NormalisedInside):
         if not said.is_ours:
@@ -332,8 +367,28 @@ def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} holds no state dict")
     refuse_misfit(net, dict(weights), path, arch)
+    for key, own in net.state_dict().items():
+        kind = weights[key].dtype if key in weights else own.dtype
+        if kind.is_complex or own.is_floating_point() > kind.is_floating_point:
+            raise UserError(
+                f"{path} holds {legible(key)} as {str(kind).removeprefix('torch.')}, which no "
+                f"weight of a {arch} is: store it as float32"
+            )
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
         net.load_state_dict({**counters, **weights})
     except RuntimeError as error:  # of a dtype or device that cannot be copied
         raise UserError(f"{path} holds weights of {arch} that cannot be copied") from error
+
+
+def oddities(net: nn.Module) -> list[str]:
+    """A note for each kind of values that no working net has."""
+    state = {k: v for k, v in net.state_dict().items() if v.is_floating_point()}
+    infinite = [key for key, value in state.items() if not value.isfinite().all()]
+    negative = [k for k, v in state.items() if k.endswith("running_var") and (v < 0).any()]
+    notes = []
+    if infinite:
+        notes.append(f"it holds weights that are not finite: {some(infinite)}")
+    if negative:
+        notes.append(f"it holds negative variances: {some(negative)}")
+    return notes

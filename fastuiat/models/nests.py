@@ -25,24 +25,25 @@ KNOWN = (
     "classifier",
 )  # fmt: skip
 """Usual names of the net that a file is about, among others of no meaning known here."""
-PLAIN = "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|module|best|last|latest"
-AVERAGE = "ema|swa|wa|avg|averaged?|averaging|shadow|polyak|exponentialmovingaverage|movingaverage"
+PLAIN = (
+    "model|net(?:work)?|state|dict|weights?|param(?:eter)?s?|classifier|module|best|last|latest"
+    "|teacher|student"
+)
+AVERAGE = (
+    "emas?|swa|sma|wa|avg|averaged?|averaging|shadow|polyak|exponentialaverage|meanteacher|emateacher"
+    "|exponentialmovingaverage|movingaverage"
+)
+AVERAGING = re.compile(AVERAGE)
 AVERAGED = re.compile(f"(?:{PLAIN})*(?:{AVERAGE})+(?:{PLAIN}|{AVERAGE})*")
 RAW = re.compile(
-    f"(?:{PLAIN})*(?:un|non|no|not|without)(?:{AVERAGE})(?:{PLAIN})*|(?:raw|live|online)(?:{PLAIN})*"
+    f"(?:{PLAIN})*(?:un|non|no|not|without|wo|sans|before|pre)(?:{AVERAGE})(?:{PLAIN})*"
+    f"|(?:raw|live|online)(?:{PLAIN})*"
 )
 BEST, LAST = {"best"}, {"last", "latest", "final", "current", "newest"}
 ATTACKS = {"attacker", "attack", "adversary", "atk", "pgd"}
 ASIDE = {
-    "teacher",
-    "helper",
-    "proxy",
-    "awp",
-    "generator",
-    "discriminator",
-    "pretrained",
-    "reference",
-}
+    "teacher", "helper", "proxy", "awp", "generator", "discriminator", "pretrained", "reference",
+}  # fmt: skip
 NO_NET = re.compile("optim|sched|scaler|rng|random|config|args|hyper|hist|metric")
 STEMS = ("conv1.weight", "init_conv.weight", "conv_2d.weight", "stem_conv.weight")
 """First convolutions of the nets known here, by which a prefix shows."""
@@ -58,7 +59,7 @@ def words_of(name: str) -> set[str]:
 class Nest:
     """A net in a file: `path` leads to its mapping, `prefix` is what its keys begin with there."""
 
-    path: tuple[str, ...]
+    path: tuple[str | int, ...]
     prefix: str
     weights: Weights
     """Without the prefix."""
@@ -67,12 +68,12 @@ class Nest:
 
     @property
     def names(self) -> list[str]:
-        return [*self.path, *self.prefix.split(".")]
+        return [*map(str, self.path), *self.prefix.split(".")]
 
     @property
     def name(self) -> str:
         """For people."""
-        name = ".".join((*self.path, self.prefix.rstrip("."))).strip(".")
+        name = ".".join((*map(str, self.path), self.prefix.rstrip("."))).strip(".")
         return legible(name) or "the file itself"
 
     def says(self, words: set[str]) -> bool:
@@ -86,14 +87,34 @@ class Nest:
         return self.matches(RAW)
 
     @property
+    def aside(self) -> bool:
+        """Whether it serves another net's training; the teacher that is an average is the net."""
+        return any(
+            ASIDE & words_of(name) and not AVERAGED.fullmatch(re.sub("[^a-z]", "", name.lower()))
+            for name in self.names
+        )
+
+    @property
     def averaged(self) -> bool:
         counted = any(key.rpartition(".")[2] == "n_averaged" for key in (*self.rest, *self.weights))
-        told = self.matches(AVERAGED) or self.says({*AVERAGE.split("|")})
+        words = (word for name in self.names for word in words_of(name))
+        told = self.matches(AVERAGED) or any(map(AVERAGING.fullmatch, words))
         return not self.raw and (counted or told)
 
     @property
     def which(self) -> str | None:
         return "best" if self.says(BEST) else "last" if self.says(LAST) else None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its counter says that it averages nothing yet."""
+        counts = [v for k, v in (self.rest | self.weights).items() if k.endswith("n_averaged")]
+        return any(count.numel() == 1 and count.item() == 0 for count in counts)
+
+    def has_shape_of(self, other: Nest) -> bool:
+        return {k: v.shape for k, v in self.weights.items()} == {
+            k: v.shape for k, v in other.weights.items()
+        }
 
     def equals(self, other: Nest) -> bool:
         if self.weights.keys() != other.weights.keys():
@@ -105,7 +126,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
 
 
-def tensors_in(mapping: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Weights:
+def tensors_in(mapping: Mapping[Any, Any], path: tuple[str | int, ...] = ()) -> Weights:
     """Its tensors by name, arrays among them. UserError on one that claims more than it holds."""
     found: Weights = {}
     for key, value in mapping.items():
@@ -117,7 +138,7 @@ def tensors_in(mapping: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Weight
             continue
         claimed = value.numel() * value.element_size()
         if claimed > max(MOST_CLAIMED, value.untyped_storage().nbytes()):
-            name = legible(".".join((*path, key)))
+            name = legible(".".join((*map(str, path), key)))
             raise UserError(
                 f"the file is damaged: {name} claims {value.numel()} values and holds "
                 f"{value.untyped_storage().nbytes() // value.element_size()}"
@@ -126,16 +147,16 @@ def tensors_in(mapping: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Weight
     return found
 
 
-def mappings_in(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Weights]]:
+def mappings_in(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str | int, ...], Weights]]:
     """(keys that lead there, tensors) of every mapping that may be a net, outermost first."""
     seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    waiting: list[tuple[tuple[str | int, ...], Mapping[Any, Any]]] = [((), content)]
     while waiting:
         path, mapping = waiting.pop(0)
         if tensors := tensors_in(mapping, path):
             yield path, tensors
         for key, value in mapping.items():
-            if not isinstance(key, str) or NO_NET.search(key.lower()):
+            if not isinstance(key, str | int) or NO_NET.search(str(key).lower()):
                 continue
             # One mapping may stand under two names, and each counts; but none inside itself.
             if isinstance(value, Mapping) and (len(path) < 2 or id(value) not in seen):
@@ -170,7 +191,10 @@ def nests_in(
 
 
 def parted(
-    path: tuple[str, ...], tensors: Weights, stem: str | None, is_net: Callable[[Weights], bool]
+    path: tuple[str | int, ...],
+    tensors: Weights,
+    stem: str | None,
+    is_net: Callable[[Weights], bool],
 ) -> list[Nest]:
     """The nets of one mapping, which differ by the prefix of their keys."""
     stems = (*STEMS, stem) if stem else STEMS
@@ -245,7 +269,7 @@ def choose(
     `fits` tells whether a net is of the kind that was asked for.
     """
     left = [nest for nest in nests if not nest.says(ATTACKS)] or list(nests)
-    left = [nest for nest in left if not nest.says(ASIDE)] or left
+    left = [nest for nest in left if not nest.aside] or left
     left = [nest for nest in left if fits(nest)] or left
     groups = {kind: [n for n in left if n.which == kind] for kind in ("best", "last", None)}
     order = ("best", None, "last") if which == "best" else ("last", None, "best")
@@ -270,11 +294,28 @@ def choose(
     name = taken or ("last" if chosen[:1] == ["last"] else None)
     choice = Choice(nest, is_averaged, name if has_two else None, chosen, twin)
     choice.others = [n for n in nests if n is not nest]
+    if is_averaged and nest.is_fresh:
+        choice.notes.append(f"{nest.name} averages nothing yet, by its n_averaged of 0")
     for other in choice.others:
         if other.says(ATTACKS):
             relation = "repeats" if other.equals(nest) else "differs from"
             choice.notes.append(f"{other.name} {relation} {nest.name}, which was taken")
+            continue
+        is_known = other in left and is_partner(other, choice, taken, weights)
+        if not is_known and other.has_shape_of(nest) and not other.equals(nest):
+            what = "an averaged net" if other.averaged else "another net of this shape"
+            choice.notes.append(f"{other.name} is {what}: not taken")
     return choice
+
+
+def is_partner(other: Nest, choice: Choice, taken: str | None, weights: str) -> bool:
+    """Whether a net that was left is the raw, averaged, best or last one to that of the choice."""
+    if other is choice.twin or (choice.averaged and other.raw):
+        return True
+    if other.averaged:
+        return weights == "raw" or (choice.averaged and other.which != taken)
+    named = other.which is not None or any(name in KNOWN for name in other.names)
+    return choice.which is not None and other.which != taken and named
 
 
 def the_one(nests: Sequence[Nest], path: Path) -> Nest:

@@ -25,6 +25,8 @@ WRITERS_OF_64 = {(0x031E, 45), (45, 45)}
 """(made by, needed) of zip64 directories as PyTorch and Python write them."""
 STREAMED = 8
 """The flag of an entry whose checksum and sizes stand behind its content."""
+UNDATED = (1980, 0, 0, 0, 0, 0)
+"""When PyTorch says that it wrote each entry."""
 CHUNK = 1 << 20
 MOST_UNPACKED = 1 << 26
 """Bytes that a deflated entry may always have, however small it is."""
@@ -84,8 +86,14 @@ def verify(file: IO[bytes], passed: Callable[[bytes], Any]) -> None:
 
 
 def refuse_odd(told: Iterable[tuple[zipfile.ZipInfo, tuple[Any, ...]]]) -> None:
-    """Damaged where one entry alone is described in another way than all the others."""
+    """Damaged where one entry alone is described in another way than all the others.
+
+    In archives that others than PyTorch packed, dates and methods differ by right.
+    """
     told = list(told)
+    undated = sum(entry.date_time == UNDATED for entry, _ in told)
+    if 2 * undated <= len(told):
+        return
     counts = Counter(frame for _, frame in told)
     if len(told) > 2 and len(counts) == 2 and min(counts.values()) == 1:
         odd = min(counts, key=lambda frame: counts[frame])
@@ -95,10 +103,14 @@ def refuse_odd(told: Iterable[tuple[zipfile.ZipInfo, tuple[Any, ...]]]) -> None:
 
 
 def described(entry: zipfile.ZipInfo) -> tuple[Any, ...]:
-    """What the directory says of an entry and is the same of all in a file of torch.save."""
+    """What the directory says of an entry and is the same of all in a file of torch.save.
+
+    There an empty entry alone has no descriptor: nothing was streamed.
+    """
+    flags = entry.flag_bits | (0 if entry.file_size else STREAMED)
     return (
         entry.create_system, entry.create_version, entry.extract_version, entry.reserved,
-        entry.flag_bits, entry.compress_type, entry.date_time, entry.volume, entry.internal_attr,
+        flags, entry.compress_type, entry.date_time, entry.volume, entry.internal_attr,
         entry.external_attr, entry.comment,
     )  # fmt: skip
 
@@ -145,7 +157,8 @@ def verify_entry(
         rest += taken(12 if wide else 4)
         if struct.unpack("<IQQ" if wide else "<III", rest) != told:
             raise Damaged(f"the sizes of {name} are told in two ways")
-    return version == entry.extract_version, padded, here == (0, 0, 0), streamed[:2]
+    alike = here == (0, 0, 0), streamed[:2] if entry.file_size else b"PK"
+    return version == entry.extract_version, padded, *alike
 
 
 def encoded_name(entry: zipfile.ZipInfo) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ import torch
 from torch import nn
 
 from fastuiat.config import UserError, legible
+from fastuiat.data import DATASETS, dataset_info
 from fastuiat.files import write_atomically
 from fastuiat.models import build_model
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.models.entries import Constants
-from fastuiat.models.interchange import load_published, load_weights, on_meta, refuse_misfit
+from fastuiat.models.interchange import (
+    load_published,
+    load_weights,
+    oddities,
+    on_meta,
+    refuse_misfit,
+)
+from fastuiat.models.normalised import constants as checked
 from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
 __all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkpoint"]
@@ -23,6 +32,10 @@ __all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkp
 FORMAT = "fastuiat-checkpoint-1"
 MOST_CLASSES = 10**6
 """No data set has more, and a net of more is a typing error or a trap."""
+DESCRIBED_BY_US = {"arch", "num_classes", "activation"}
+"""What `export` writes into a file's metadata, always."""
+MOST_SHOWN = 12
+"""Names of what was left out, in a line for people."""
 FULL = {
     errno.ENOSPC: "disk full",
     errno.EDQUOT: "disk quota used up",
@@ -62,9 +75,14 @@ def read(path: Path) -> dict[str, Any]:
     UserError on anything that is no such file, is damaged, or is a run's and lacks what those have.
     """
     content, _ = read_with_sha256(path)
-    if content.get("format") == FORMAT:
+    if is_own(content):
         refuse_broken(content, path)
     return content
+
+
+def is_own(content: dict[str, Any]) -> bool:
+    """Whether a run wrote it; in others' files `format` may be an array."""
+    return isinstance(told := content.get("format"), str) and told == FORMAT
 
 
 def locate(path: str | Path, which: str = "best") -> Path:
@@ -169,6 +187,7 @@ def load_own(
     load_weights(net, state, file, settings[0])
     found = which_of_run(file, which)
     found["chosen"] += ["raw"] if has_two and not is_averaged else []
+    found["notes"] += oddities(net)
     constants = None
     if isinstance(net, NormalisedInside):
         constants = Constants(net.mean, net.std, "the checkpoint").described()
@@ -191,12 +210,60 @@ def in_one_line(info: dict[str, Any], is_said: bool) -> str:
         mean, std = (" ".join(f"{v:.4g}" for v in constants[k]) for k in ("mean", "std"))
         normalised = f"normalised by mean {mean}, std {std} (from {constants['from']})"
     nest = "" if info["nest"] is None or "step" in info else f"{legible(info['nest'])}, "
-    left = ", ".join(info["left_out"])
+    left = ", ".join(info["left_out"][:MOST_SHOWN])
+    if (more := len(info["left_out"]) - MOST_SHOWN) > 0:
+        left += f" and {more} more"
     return (
         f"taken: {nest}the {info['weights']} weights of {info['path']} as a {info['arch']} with "
         f"{info['activation']}{'' if is_said else ' (by default)'} and {info['num_classes']} "
         f"classes, {normalised}" + (f"; left out: {left}" if left else "")
     )
+
+
+def refuse_odd_names(path: Any, arch: Any, activation: Any) -> None:
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise UserError(f"a checkpoint's path is a text or a Path, got {type(path).__name__}")
+    for name, value in (("arch", arch), ("activation", activation)):
+        if not isinstance(value, str | None):
+            raise UserError(f"{name} is a name, got {legible(value)}")
+
+
+def pair_of(normalise: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) of any two sequences of three numbers; UserError on anything else."""
+    if normalise is None:
+        return None
+    try:
+        mean, std = (tuple(map(float, values)) for values in normalise)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("normalise is (mean, std), each three numbers in [0, 1]") from error
+    checked(mean, std)
+    return mean, std
+
+
+def spelt(dataset: str | None) -> str | None:
+    """The name of a data set as it is known; UserError on an unknown one."""
+    if dataset is None:
+        return None
+    told = str(dataset).lower()
+    name = next((name for name in DATASETS if name.lower() == told), legible(dataset))
+    dataset_info(name)
+    return name
+
+
+def hints_of(described: dict[str, str]) -> list[str]:
+    """What a file's metadata say of its net, where others wrote them: not to be relied on."""
+    told = [f"{k} {legible(described[k])}" for k in ("arch", "activation") if k in described]
+    return [f"its metadata, which were not relied on, say {', '.join(told)}"] if told else []
+
+
+def content_of(file: Path) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
+    """(content, SHA-256, what an export of ours says of its net, hints of others' metadata)."""
+    if not is_safetensors(file):
+        return *read_with_sha256(file), {}, []
+    content, described, sha256 = read_safetensors(file)
+    if DESCRIBED_BY_US <= described.keys() <= DESCRIBED_BY_US | {"dataset", "data"}:
+        return content, sha256, described, []
+    return content, sha256, {}, hints_of(described)
 
 
 def load_checkpoint(
@@ -232,14 +299,12 @@ def load_checkpoint(
     """
     if which not in ("best", "last") or weights not in ("averaged", "raw"):
         raise UserError("which is 'best' or 'last', weights are 'averaged' or 'raw'")
+    refuse_odd_names(path, arch, activation)
+    normalise, dataset = pair_of(normalise), spelt(dataset)
     file = locate(path, which)
-    described: dict[str, str] = {}
-    if is_safetensors(file):
-        content, described, sha256 = read_safetensors(file)
-    else:
-        content, sha256 = read_with_sha256(file)
+    content, sha256, described, hints = content_of(file)
     info: dict[str, Any] = {"path": str(file), "sha256": sha256}
-    if content.get("format") == FORMAT:
+    if is_own(content):
         net, found = load_own(
             content, file, arch,
             which=which, weights=weights, activation=activation, normalise=normalise,
@@ -247,12 +312,15 @@ def load_checkpoint(
         is_said = True
     else:
         activation = activation or described.get("activation")
+        if not (arch or described.get("arch")) and hints:
+            raise UserError(f"{file} is a bare state dict: name its net with --arch; {hints[0]}")
         net, found = load_published(
             content, file, arch or described.get("arch"),
             activation=activation, normalise=normalise, which=which, weights=weights,
             dataset=dataset or described.get("dataset"), is_ours="arch" in described,
         )  # fmt: skip
         is_said = activation is not None
+        found["notes"] += hints
         info |= {"dataset": described["dataset"]} if "dataset" in described else {}
     info |= found
     return net.eval(), info | {"taken": in_one_line(info, is_said)}

@@ -25,6 +25,7 @@ OLD = "a PyTorch file of the time before 1.6"
 READ = ("a PyTorch file", OLD, "a safetensors file", None)
 """Kinds of files that are read, or that reading shows to be none."""
 PICKLE = "a Python pickle"
+PROGRAMS = ("a TorchScript program", "a torch.export program")
 INSTEAD = {
     "a web page (HTML)": "what was downloaded is a page about it, get the file itself",
     "a Git-LFS pointer": "it stands for a file that `git lfs pull` fetches",
@@ -50,6 +51,11 @@ class Settings:
 
 def path_text(*parts: str) -> str:
     return str(PurePosixPath(*parts))
+
+
+def plain_bytes(*_: Any) -> bytes:
+    """Of an empty array: others' bytes are written as text."""
+    return b""
 
 
 def plain_list(*_: Any) -> list[Any]:
@@ -80,11 +86,13 @@ def read_as() -> list[Any]:
                                   "munch.Munch"),
         path_text: tuple(f"pathlib{module}.{name}" for module in ("", "._local") for name in
                          ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
+        plain_bytes: ("builtins.bytes",),
         datetime.datetime: ("datetime.datetime",),
         datetime.date: ("datetime.date",),
         datetime.timedelta: ("datetime.timedelta",),
     }  # fmt: skip
-    made |= {kind: (f"builtins.{kind.__name__}",) for kind in (list, dict, int, float, str, bool)}
+    plain = (list, dict, int, float, str, bool, frozenset, range, slice)
+    made |= {kind: (f"builtins.{kind.__name__}",) for kind in plain}
     made[str] += ("torch.torch_version.TorchVersion",)
     made |= {kind: (f"numpy.dtypes.{kind.__name__}",) for kind in kinds}
     return [(what, name) for what, names in made.items() for name in names]
@@ -98,6 +106,8 @@ def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
     """
     file, kind = opened(path)
     with file:
+        if kind in PROGRAMS:  # whose entries differ by right: no checksum tells more of them
+            refuse_others(path, kind)
         sha256 = sha256_verified(file, path)
         refuse_others(path, kind)
         file.seek(0)

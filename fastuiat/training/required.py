@@ -18,6 +18,7 @@ from fastuiat.config import UserError
 from fastuiat.distributed import ALONE, Ranks
 from fastuiat.files import write_atomically
 from fastuiat.methods import Method
+from fastuiat.models.interchange import oddities
 from fastuiat.training.checkpoint import load_checkpoint, locate
 from fastuiat.training.config import TrainConfig
 
@@ -25,8 +26,11 @@ WHICH = "last"
 """`best` is chosen by accuracy under attack, which a naturally trained net has by chance only."""
 
 
-def fitting(path: Path, config: TrainConfig, num_classes: int) -> nn.Module:
-    """The net of a checkpoint; UserError where it is of another net or data set than the run."""
+def fitting(path: Path, config: TrainConfig, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """(net, info) of a checkpoint; UserError where it is of another net or data set than the run.
+
+    So it is where a weight is not finite.
+    """
     net, info = load_checkpoint(path, config.arch, which=WHICH, dataset=config.dataset)
     dataset = info.get("dataset")
     if dataset is None:  # a bare state dict says neither its data set nor its activation
@@ -41,7 +45,9 @@ def fitting(path: Path, config: TrainConfig, num_classes: int) -> nn.Module:
         raise UserError(
             f"--helper {path} has {info['num_classes']} classes, {config.dataset} has {num_classes}"
         )
-    return net
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise UserError(f"--helper {path} cannot serve: {oddities(net)[0]}")
+    return net, info
 
 
 def check(config: TrainConfig, num_classes: int) -> None:
@@ -92,7 +98,10 @@ def provide(
             with ranks.agreed():
                 if ranks.is_first and not finished.is_file():
                     copy_checkpoint(locate(config.helper, WHICH), finished)
-        method.helpers[role] = fitting(own.out, config, num_classes)
+        method.helpers[role], info = fitting(own.out, config, num_classes)
+        if config.helper is not None:
+            for line in (info["taken"], *info["notes"]):
+                say(line)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

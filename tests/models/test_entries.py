@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pytest
@@ -189,3 +190,96 @@ def test_the_constants_of_a_dm_net_go_by_its_data_set(loaded, x):
     assert info["normalisation"]["from"] == "--mean and --std"
     kept = bare | {"mean": torch.full((3, 1, 1), 0.3), "std": torch.full((3, 1, 1), 0.2)}
     assert loaded(kept, dataset="svhn")[1]["normalisation"]["mean"] == [0.3, 0.3, 0.3]
+
+
+@torch.no_grad()
+def test_an_inverse_std_is_inverted(loaded, net, x):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    expected = net((x - mean) / std)
+    for name in ("inv_std", "istd", "std_inv", "invstd", "rstd", "inverse_std"):
+        model, info = loaded(net.state_dict() | {"norm.mean": mean, f"norm.{name}": 1 / std})
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+        assert f"norm.{name}, inverted" in info["normalisation"]["from"]
+        assert any("1 / std" in note for note in info["notes"])
+
+
+@torch.no_grad()
+def test_mean_and_std_have_a_unit_each(loaded, net, x):
+    mean, std = (torch.tensor(values) for values in (MEAN, STD))
+    expected = net((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    for a, b, word in ((255, 1, "mean alone"), (1, 255, "std alone"), (255, 255, "normalisation")):
+        model, info = loaded(net.state_dict() | {"n.mean": a * mean, "n.std": b * std})
+        torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+        assert any(f"its {word} is in grey levels" in note for note in info["notes"])
+    given = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    for a, b, said in (
+        (255 * mean, torch.ones(3), "neither of pixels"),
+        (mean, torch.full((3,), 1.5), "neither of pixels"),
+        (-mean, std, "negative mean"),
+        (300 * torch.ones(3), 60 * torch.ones(3), "neither of pixels"),
+    ):
+        state = net.state_dict() | {"n.mean": a, "n.std": b}
+        with pytest.raises(UserError, match=f"{said}.*--mean and --std"):
+            loaded(state)
+        model, info = loaded(state, normalise=given)
+        torch.testing.assert_close(model(x), net((x - 0.5) / 0.25), atol=1e-5, rtol=1e-5)
+        assert info["normalisation"]["from"] == "--mean and --std"
+        assert any("in its place" in note for note in info["notes"])
+
+
+@torch.no_grad()
+def test_two_normalisations_are_not_chosen_between(loaded, net, x):
+    state = net.state_dict() | {
+        "pre.mean": torch.full((3,), 0.5), "pre.std": torch.full((3,), 0.25),
+        "post.mean": torch.zeros(3), "post.std": torch.ones(3),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"several normalisations, in post, pre: .*--mean"):
+        loaded(state)
+    model, _ = loaded(state, normalise=((0.5,) * 3, (0.25,) * 3))
+    torch.testing.assert_close(model(x), net((x - 0.5) / 0.25), atol=1e-5, rtol=1e-5)
+
+
+def test_constants_beside_the_net_are_options_that_can_be_given(loaded, net):
+    state = net.state_dict()
+    space = argparse.Namespace(lr=0.1, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.25])
+    for beside, said in (
+        ({"mean": [127.5, 102, 76.5], "std": [51.0, 51.0, 63.75]}, True),
+        ({"args": space}, True),
+        ({"mean": [0.5, 0.4, 0.3], "inv_std": [5.0, 5.0, 4.0]}, True),
+        ({"config": {"data": {"mean": "0.5, 0.4, 0.3", "std": "0.2 0.2 0.25"}}}, True),
+        ({"mean": [127.5, 102, 76.5], "std": [1.0, 1.0, 1.0]}, False),
+    ):
+        _, info = loaded({"net": state, **beside})
+        assert info["normalisation"] is None
+        options = "--mean 0.5 0.4 0.3 --std 0.2 0.2 0.25" in " ".join(info["notes"])
+        assert options == said, info["notes"]
+        assert "mean and a std stand beside" in " ".join(info["notes"])
+
+
+def test_an_activation_in_the_files_settings_is_said(loaded, net):
+    for told in ("silu", "Swish", "nn.SiLU", "torch.nn.SiLU()"):
+        content = {"net": net.state_dict(), "args": argparse.Namespace(activation=told)}
+        assert any("--activation silu" in note for note in loaded(content)[1]["notes"])
+        assert "--activation" not in " ".join(loaded(content, activation="silu")[1]["notes"])
+    content["args"].activation = "nn.ReLU"
+    assert "--activation" not in " ".join(loaded(content)[1]["notes"])
+
+
+def test_what_trainers_keep_beside_a_net_is_left_out(loaded, net):
+    beside = {
+        "epoch": torch.tensor(3), "initted": torch.tensor(True), "best_acc": torch.tensor(0.5),
+        "train_acc.correct": torch.tensor(3), "criterion.weight": torch.ones(10),
+        "dummy": torch.empty(0),
+    }  # fmt: skip
+    for state in (net.state_dict(), {f"model.{k}": v for k, v in net.state_dict().items()}):
+        model, info = loaded({"state_dict": state | beside})
+        assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.state_dict().items())
+        assert sorted(info["left_out"]) == sorted(beside)
+    for extra in (
+        {"temperature": torch.tensor(1.5)},
+        {"norm.running_mean": torch.zeros(3)},
+        {"acc_head.weight": torch.ones(4, 64)},
+        {"block1.scale": torch.tensor(2)},
+    ):
+        with pytest.raises(UserError, match="no part of a wrn-10-1"):
+            loaded(net.state_dict() | extra)

@@ -184,3 +184,89 @@ def test_a_claimed_size_takes_no_memory(loaded, raw):
 
 def test_arrays_are_weights_too(loaded, raw):
     assert is_same(loaded({"params": {k: v.numpy() for k, v in raw.items()}})[0], raw)
+
+
+@pytest.mark.parametrize(
+    "name", ["sma", "exponential_average", "mean_teacher", "ema_teacher", "teacher_ema"]
+)
+def test_further_names_of_averages(loaded, raw, average, name):
+    state, info = loaded({"state_dict": raw, name: average})
+    assert is_same(state, average) and info["weights"] == "averaged"
+    assert not any("not taken" in note for note in info["notes"])
+    assert is_same(loaded({"state_dict": raw, name: average}, weights="raw")[0], raw)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_wo_ema", "model_before_swa", "pre_ema", "net_without_ema", "noema_model"]
+)
+def test_a_net_that_is_no_average_by_its_name(loaded, raw, average, name):
+    state, info = loaded({name: raw, "model": average})
+    assert is_same(state, average) and info["weights"] == "averaged"
+    assert is_same(loaded({name: raw, "model_ema": average}, weights="raw")[0], raw)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["target", "target_net", "momentum_model", "slow_model", "mt_model", "smoothed", "swag",
+     "lookahead", "eval_model", "tau_0.995", "teacher"],
+)  # fmt: skip
+def test_another_net_of_the_same_shape_is_said(loaded, raw, average, name):
+    state, info = loaded({"state_dict": raw, name: average, "epoch": 3})
+    assert is_same(state, raw) and name in info["left_out"]
+    assert f"{name} is another net of this shape: not taken" in info["notes"]
+    _, info = loaded({"state_dict": raw, name: raw})
+    assert not any("not taken" in note for note in info["notes"])
+
+
+def test_partners_are_not_said_and_an_average_beside_the_best_is(loaded, raw, average):
+    for content in (
+        {"best": raw, "last": average},
+        {"best_state_dict": raw, "state_dict": average},
+        {"state_dict": raw, "model_ema": average},
+        {"best_ema": raw, "ema": average, "best": average, "model": average},
+    ):
+        for said in ({}, {"which": "last"}, {"weights": "raw"}):
+            notes = " ".join(loaded(content, **said)[1]["notes"])
+            assert "not taken" not in notes, (content.keys(), said)
+    state, info = loaded({"best": raw, "ema": average})
+    assert is_same(state, raw) and "ema is an averaged net: not taken" in info["notes"]
+
+
+def test_all_that_was_left_out_is_listed_and_a_dozen_shown(loaded, raw):
+    beside = {"epoch": 3, "best_acc": 0.5, "args": None, "optimizer": {"s": torch.ones(3, 3, 3, 3)}}
+    _, info = loaded(raw | beside)
+    assert info["left_out"] == list(beside)
+    _, info = loaded({"a": {"state_dict": raw, "optim": {"x": 1}, "lr": 3}, "b": 1})
+    assert sorted(info["left_out"]) == ["a.lr", "a.optim", "b"]
+    _, info = loaded({"state_dict": raw, "delta": torch.ones(10, 3, 32, 32)})
+    assert info["left_out"] == ["delta"]
+    _, info = loaded({"net": raw} | {f"k{i}": i for i in range(30)})
+    assert len(info["left_out"]) == 30
+    assert "k11 and 18 more" in info["taken"] and "k12" not in info["taken"]
+
+
+def test_a_net_under_a_number(loaded, raw, average):
+    state, info = loaded({0: raw, 1: 3})
+    assert is_same(state, raw) and (info["nest"], info["left_out"]) == ("0", ["1"])
+    with pytest.raises(UserError, match=r"several nets \(0, 1\).*\[0\]"):
+        loaded({0: raw, 1: average})
+
+
+def test_what_the_common_class_of_averages_keeps_beside_them(loaded, raw, average):
+    counters = {"initted": torch.tensor(True), "step": torch.tensor(3)}
+    content = prefixed(raw, "online_model.") | prefixed(average, "ema_model.") | counters
+    assert is_same(loaded(content)[0], average)
+    state, info = loaded(content, weights="raw")
+    assert is_same(state, raw) and {*counters} <= {*info["left_out"]}
+
+
+def test_several_averages_and_one_that_averages_nothing_yet(loaded, raw, average):
+    with pytest.raises(UserError, match=r"several nets \(emas\.0\.99, emas\.0\.999\)"):
+        loaded({"model": raw, "emas": {"0.99": average, "0.999": net(3).state_dict()}})
+    fresh = AveragedModel(net(3), use_buffers=True)
+    _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
+    assert info["weights"] == "averaged"
+    assert any("averages nothing yet" in note for note in info["notes"])
+    fresh.update_parameters(net(3))
+    _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
+    assert not any("averages nothing" in note for note in info["notes"])

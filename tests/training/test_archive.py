@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -122,3 +123,27 @@ def test_a_file_written_without_checksums_is_read():
 def test_other_files_have_no_checksums():
     for content in (b"", b"P", b"\x80\x02", bytes(1000)):
         assert sha256_verified(io.BytesIO(content), PATH) == hashlib.sha256(content).hexdigest()
+
+
+def test_one_empty_tensor_is_no_damage():
+    """PyTorch streams no empty entry, which so is described otherwise than its neighbours."""
+    for first, last in ((3, 5), (0, 5), (3, 0)):
+        content = written({"a": torch.randn(first), "b": torch.randn(last)})
+        assert sha256_verified(io.BytesIO(content), PATH) == hashlib.sha256(content).hexdigest()
+    small = written({"a": torch.randn(3), "b": torch.empty(0), "c": torch.randn(2)})
+    missed = [
+        (place, bit)
+        for place in range(len(small))
+        for bit in range(8)
+        if not is_refused(flipped(small, place, bit))
+    ]
+    assert not missed
+
+
+def test_a_traced_program_is_called_what_it_is(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.jit.trace(torch.nn.Linear(3, 2), torch.rand(1, 3))
+    program.save(tmp_path / "net.pt")  # its example's entry is empty
+    with pytest.raises(UserError, match=r"a TorchScript program, no checkpoint: torch\.save\("):
+        fastuiat.load_checkpoint(tmp_path / "net.pt", "wrn-10-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import fastuiat
@@ -118,3 +119,67 @@ def test_choices_that_are_none(content, tmp_path):
     for said in ({"which": "first"}, {"weights": "swa"}):
         with pytest.raises(UserError, match="'best' or 'last'"):
             load_checkpoint(tmp_path / "net.pt", **said)
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ({"normalise": ((0.5, 0.5), (1, 1))}, "three numbers"),
+        ({"normalise": (0.5, 0.5)}, "normalise is"),
+        ({"normalise": "x"}, "normalise is"),
+        ({"normalise": ((0.5,) * 3,)}, "normalise is"),
+        ({"normalise": ((None,) * 3, (1,) * 3)}, "normalise is"),
+        ({"dataset": "nope"}, "unknown data set 'nope'"),
+        ({"arch": 3}, "arch is a name"),
+        ({"activation": ["relu"]}, "activation is a name"),
+        ({"path": None}, "path is a text or a Path"),
+        ({"path": b"net.pt"}, "path is a text or a Path"),
+    ],
+)
+def test_impossible_arguments_are_refused_in_one_line(tmp_path, said, words):
+    path = tmp_path / "net.pt"
+    torch.save(fastuiat.build_model("wrn-10-1").state_dict(), path)
+    with pytest.raises(UserError, match=words) as refused:
+        fastuiat.load_checkpoint(**({"path": path, "arch": "wrn-10-1"} | said))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_pair_may_be_of_tensors_and_a_data_set_of_other_case(tmp_path):
+    net = fastuiat.build_model("dm-wrn-10-1", 10, "silu")
+    torch.save({k: v for k, v in net.state_dict().items() if "." in k}, tmp_path / "net.pt")
+    _, info = fastuiat.load_checkpoint(tmp_path / "net.pt", "dm-wrn-10-1", dataset="SVHN")
+    assert info["normalisation"]["mean"] == [0.5, 0.5, 0.5]
+    pair = torch.tensor([[0.25] * 3, [0.5] * 3])
+    _, info = fastuiat.load_checkpoint(tmp_path / "net.pt", "dm-wrn-10-1", normalise=pair)
+    assert info["normalisation"]["mean"] == [0.25, 0.25, 0.25]
+
+
+def test_metadata_of_others_are_hints_and_ours_are_believed(tmp_path):
+    path = tmp_path / "net.safetensors"
+    state = fastuiat.build_model("wrn-10-1", 10, "silu").state_dict()
+    state = {key: value.contiguous() for key, value in state.items()}
+    safetensors.torch.save_file(state, path, {"format": "pt", "arch": "resnet18"})
+    with pytest.raises(UserError, match=r"--arch; its metadata.* arch resnet18"):
+        fastuiat.load_checkpoint(path)
+    _, info = fastuiat.load_checkpoint(path, "wrn-10-1")
+    assert any("arch resnet18" in note for note in info["notes"])
+    assert any("--mean and --std" in note for note in info["notes"])
+    told = {"arch": "wrn-10-1", "num_classes": "10", "activation": "silu", "dataset": "digits"}
+    safetensors.torch.save_file(state, path, told)
+    _, info = fastuiat.load_checkpoint(path)
+    assert (info["activation"], info["dataset"], info["notes"]) == ("silu", "digits", [])
+
+
+def test_weights_of_impossible_types_and_values(tmp_path):
+    path = tmp_path / "net.pt"
+    state = fastuiat.build_model("wrn-10-1").state_dict()
+    for kind in (torch.int8, torch.bool, torch.complex64):
+        torch.save(state | {"fc.weight": state["fc.weight"].to(kind)}, path)
+        with pytest.raises(UserError, match=rf"holds fc\.weight as {str(kind)[6:]}"):
+            fastuiat.load_checkpoint(path, "wrn-10-1")
+    torch.save(state | {"fc.bias": torch.full((10,), float("nan"))}, path)
+    _, info = fastuiat.load_checkpoint(path, "wrn-10-1")
+    assert "it holds weights that are not finite: fc.bias" in info["notes"]
+    torch.save(state | {"bn1.running_var": -torch.ones(64)}, path)
+    _, info = fastuiat.load_checkpoint(path, "wrn-10-1")
+    assert "it holds negative variances: bn1.running_var" in info["notes"]

@@ -254,3 +254,16 @@ def test_an_outline_runs_nothing(net, protocol, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError):
             outline(broken)
+
+
+def test_plain_values_of_python_and_numpy_are_read(tmp_path):
+    net = fastuiat.build_model("wrn-10-1").state_dict()
+    beside = {
+        "format": np.zeros(3), "empty": np.zeros((0, 2)), "words": np.array(["a", "b"]),
+        "range": range(3), "slice": slice(1, 4, 2), "frozen": frozenset({1, 2}),
+    }  # fmt: skip
+    torch.save({"net": net, **beside}, tmp_path / "net.pt")
+    content, _ = read_with_sha256(tmp_path / "net.pt")
+    assert (content["range"], content["slice"]) == (range(3), slice(1, 4, 2))
+    assert content["frozen"] == {1, 2} and content["empty"].shape == (0, 2)
+    assert fastuiat.load_checkpoint(tmp_path / "net.pt", "wrn-10-1")[1]["nest"] == "net"

@@ -95,3 +95,18 @@ def test_a_helper_nobody_needs(fastuiat, small_run, tmp_path):
     refused = fastuiat("train", *flags)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_helper_that_is_not_finite_and_what_is_said_of_one(fastuiat, small_run, tmp_path):
+    state = build_model("wrn-10-1").state_dict()
+    flags = [*small_run, *QUICK, "--max-steps", "1", "--out", "run", "--helper", "net.pt"]
+    torch.save(state | {"fc.bias": torch.full((10,), float("nan"))}, tmp_path / "net.pt")
+    refused = fastuiat("train", *flags)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "not finite: fc.bias" in refused.stderr and not (tmp_path / "run").exists()
+    torch.save(
+        {"model": state, "target": build_model("wrn-10-1").state_dict()}, tmp_path / "net.pt"
+    )
+    done = fastuiat("train", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "taken: model, the raw weights" in done.stdout and "target is another net" in done.stdout
