@@ -95,7 +95,7 @@ def run_alone(job: str, folder: Path) -> None:
 
 
 def written(folder: Path) -> dict[str, Any]:
-    """What lies in a folder, but for times and who took part."""
+    """What lies in a folder, but for times, checksums of them, and who took part."""
     return {
         str(path.relative_to(folder)): without_times(json.loads(path.read_text()))
         for path in sorted(folder.rglob("*"))
@@ -105,7 +105,7 @@ def written(folder: Path) -> dict[str, Any]:
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        timed = ("seconds", "compile_seconds", "part_seconds", "time", "ranks")
+        timed = ("seconds", "compile_seconds", "part_seconds", "time", "checksum", "ranks")
         return {k: without_times(v) for k, v in value.items() if k not in timed}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 

@@ -111,6 +111,7 @@ def everything() -> list[Tensor]:
     target = torch.zeros(3)
     torch_internals.foreach_copy_([target], [torch.arange(3.0)])
     torch_internals.foreach_mul_([target], torch.tensor(2.0))
+    torch_internals.foreach_add_([target], [torch.ones(3)])
     assert isinstance(has_bf16(torch.device("cpu")), bool)
     return [grad, target, *averaged.net.state_dict().values(), *net.state_dict().values()]
 

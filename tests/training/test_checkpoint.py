@@ -103,7 +103,7 @@ def test_a_broken_checkpoint_is_one_line(content, tmp_path, refusal, what):
     "net, said",
     [
         ({"num_classes": 10**6}, "fc.weight, fc.bias do not fit wrn-10-1"),
-        ({"arch": "wrn-10-99999999"}, "no legal depth and width"),
+        ({"arch": "wrn-10-99999999"}, "choose a smaller net"),
         ({"arch": "wrn-" + "9" * 5000 + "-1"}, "unknown net"),
         ({"activation": "gelu"}, "unknown activation"),
         ({"arch": "wrn-16-1"}, "do not fit wrn-16-1"),
