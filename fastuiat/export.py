@@ -20,7 +20,7 @@ from fastuiat.evaluation.record import same_weights
 from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
 from fastuiat.files import write_atomically, write_json
 from fastuiat.models.deepmind import NormalisedInside
-from fastuiat.training.checkpoint import load_checkpoint
+from fastuiat.training.checkpoint import open_checkpoint
 from fastuiat.training.folder import stored_config
 
 SUFFIXES = {
@@ -123,7 +123,7 @@ def reader(form: str, path: Path, net: nn.Module, info: dict[str, Any]) -> Funct
     if form == "robustbench" and isinstance(net, NormalisedInside):  # in the constructor's call
         normalise = (tuple(net.mean.flatten().tolist()), tuple(net.std.flatten().tolist()))
     arch, activation = info["arch"], info["activation"]
-    return load_checkpoint(path, arch, activation=activation, normalise=normalise)[0]
+    return open_checkpoint(path, arch, activation=activation, normalise=normalise)[0]
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def export(
 ) -> Exported:
     """Write `net`, in eval mode on the CPU, as one of SUFFIXES, and compare its logits.
 
-    `info` is load_checkpoint's; with robustbench model_info goes to PATH with .json, filled from
+    `info` is open_checkpoint's; with robustbench model_info goes to PATH with .json, filled from
     the evaluations and settings of `run`. UserError where the format cannot hold the net, a package
     is missing, the place is not writable, or the logits differ by more than TOLERANCE.
     """

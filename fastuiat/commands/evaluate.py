@@ -143,15 +143,16 @@ def evaluate_on(
     ranks: Ranks, device: torch.device, options: Any, typed: set[str], settings: dict[str, Any]
 ) -> None:
     """What the options say, shared out over the ranks."""
-    from fastuiat import data, load_checkpoint
+    from fastuiat import data
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
     from fastuiat.progress import show_evaluation
+    from fastuiat.training.checkpoint import open_checkpoint
     from fastuiat.training.folder import stored_config
 
     output = Output(options)
     with ranks.agreed():
-        model, info = load_checkpoint(options.path, dataset=options.dataset, **options.described())
+        model, info = open_checkpoint(options.path, dataset=options.dataset, **options.described())
         model.to(device)
     say_what_was_taken(output, options.path, options, typed, info)
     name = options.dataset or info.get("dataset")

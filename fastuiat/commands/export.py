@@ -38,12 +38,12 @@ def export(argv: list[str]) -> None:
     argv = constants_joined(argv)
     options = parse(ExportOptions, argv, prog="fastuiat export")
     described = options.described()
-    from fastuiat import load_checkpoint
     from fastuiat.export import SUFFIXES
     from fastuiat.export import export as write
+    from fastuiat.training.checkpoint import open_checkpoint
 
     output = Output(options)
-    net, info = load_checkpoint(options.path, dataset=options.dataset, **described)
+    net, info = open_checkpoint(options.path, dataset=options.dataset, **described)
     run = run_of(options.path)
     name = run.resolve().name if run else options.path.stem
     folder = run or options.path.parent

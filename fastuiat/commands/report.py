@@ -148,10 +148,10 @@ def losses_of(
     run: Run, record: Any, options: ReportOptions, device: Any, progress: Any
 ) -> list[float] | str:
     """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
-    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import natural_losses
     from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
+    from fastuiat.training.checkpoint import open_checkpoint
     from fastuiat.writer import only_writer
 
     kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
@@ -177,7 +177,7 @@ def losses_of(
             f"`fastuiat eval {run.folder}`"
         )
     try:
-        model, info = load_checkpoint(file, weights=weights)
+        model, info = open_checkpoint(file, weights=weights)
         images = test_images(run, info["dataset"], options)
     except UserError as error:
         return f"The images of {run.label} cannot be ranked (Figures 1 and 4): {error}"
@@ -197,13 +197,12 @@ def losses_of(
 
 def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
     """Figure 6 of a run's best checkpoint; UserError where checkpoint or images are missing."""
-    from fastuiat import load_checkpoint
     from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples
     from fastuiat.report.pictures import Pictures
-    from fastuiat.training.checkpoint import locate, read
+    from fastuiat.training.checkpoint import locate, open_checkpoint, read
 
     file = locate(run.folder)
-    model, info = load_checkpoint(file)
+    model, info = open_checkpoint(file)
     images = test_images(run, info["dataset"], options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import fcntl
 import functools
@@ -142,7 +143,7 @@ def _remove_unfinished(path: Path) -> None:
             left.unlink()
 
 
-class _Output:
+class _Output(abc.ABC):
     """What the format's bytes go to, counted."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -153,8 +154,9 @@ class _Output:
         self.take(view)
         self.bytes += len(view)
 
+    @abc.abstractmethod
     def take(self, view: memoryview) -> None:
-        raise NotImplementedError
+        """Write these bytes, or compare them with what is there."""
 
     def pad_to(self, offset: int) -> None:
         self.write(bytes(offset - self.bytes))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ from fastuiat.evaluation.package import (
 )
 from fastuiat.evaluation.projection import fast_projection
 from fastuiat.evaluation.state import (
+    AutoAttackResult,
     Found,
     State,
     fingerprint,
@@ -70,28 +71,6 @@ from fastuiat.evaluation.state import (
 )
 from fastuiat.evaluation.tape import Tape, Tapes
 from fastuiat.network import modes_kept
-
-
-@dataclass(frozen=True)
-class AutoAttackResult:
-    """`robust` bool (N,): right on the image and on every adversarial example found.
-
-    By attack: `accuracy` after it, its `seconds`, the `points` that stood before it; `parts` has
-    the same for each target class and restart. `left_out` names attacks that the number of classes
-    does not allow.
-    """
-
-    robust: Tensor
-    accuracy: dict[str, float]
-    seconds: dict[str, float]
-    points: dict[str, int]
-    parts: list[dict[str, Any]]
-    warnings: list[str]
-    left_out: list[str]
-    package: str
-    target_classes: int
-    compiled: bool
-    compile_seconds: float
 
 
 class AutoAttackRun:

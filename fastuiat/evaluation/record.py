@@ -108,6 +108,19 @@ def only_evaluation(out: Path, say: Say | None) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def records_begun(
+    out: Path, names: Sequence[str], info: Mapping[str, Any], images: ImageSet, say: Say | None
+) -> Iterator[None]:
+    """OUT/eval is nobody else's meanwhile; UserError where the records would replace others'."""
+    assert images.fingerprint is not None
+    with only_evaluation(out, say):
+        for name in names:
+            refuse_foreign(out / "eval" / f"{name}.json", info, lies_in(out, info))
+        refuse_other_test_set(out / "eval", images.fingerprint, "choose another --out")
+        yield
+
+
 @repeatable()
 def evaluate(
     model: nn.Module,
@@ -145,28 +158,23 @@ def evaluate(
     folder = out / "eval"
     todo = [(a, e) for a in made for e in (radii if a.has_radius else radii[:1])]
     names = [file_name(*part, len(images.labels), info.get("chosen", ())) for part in todo]
-    of_this_run = lies_in(out, info)
     evaluation = Evaluation(
         model=model, images=images, seed=seed, batch_size=batch_size, device=device,
         progress=progress if ranks.is_first else None, say=say if ranks.is_first else None,
         ranks=ranks,
     )  # fmt: skip
     refuse_other_work(evaluation, made, radii)
-    assert images.fingerprint is not None
     records = []
     with contextlib.ExitStack() as stack:
         with ranks.agreed():
             if ranks.is_first:
-                stack.enter_context(only_evaluation(out, say))
-                for name in names:
-                    refuse_foreign(folder / f"{name}.json", info, of_this_run)
-                refuse_other_test_set(folder, images.fingerprint, "choose another --out")
+                stack.enter_context(records_begun(out, names, info, images, say))
         stack.enter_context(modes_kept(model))
         model.eval()
+        about = {"checkpoint": info, "of_this_run": lies_in(out, info)}
         for (attack, radius), name in zip(todo, names, strict=True):
             state = folder / f"{name}.state"
             outcome = attack.measure(evaluation, radius, state)
-            about = {"checkpoint": info, "of_this_run": of_this_run}
             records.append(record_of(evaluation, attack, radius, outcome) | about)
             with ranks.agreed():
                 if ranks.is_first:

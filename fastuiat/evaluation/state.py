@@ -1,4 +1,4 @@
-"""Where an AutoAttack is, as a file that a later process goes on from to the bit."""
+"""Where an AutoAttack is, as a file that a later process goes on from to the bit, and its end."""
 
 from __future__ import annotations
 
@@ -63,6 +63,28 @@ class State:
         if found.zero_gradients:
             counts = self.zero_gradients
             counts[run.attack] = counts.get(run.attack, 0) + found.zero_gradients
+
+
+@dataclass(frozen=True)
+class AutoAttackResult:
+    """`robust` bool (N,): right on the image and on every adversarial example found.
+
+    By attack: `accuracy` after it, its `seconds`, the `points` that stood before it; `parts` has
+    the same for each target class and restart. `left_out` names attacks that the number of classes
+    does not allow.
+    """
+
+    robust: Tensor
+    accuracy: dict[str, float]
+    seconds: dict[str, float]
+    points: dict[str, int]
+    parts: list[dict[str, Any]]
+    warnings: list[str]
+    left_out: list[str]
+    package: str
+    target_classes: int
+    compiled: bool
+    compile_seconds: float
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> str:

@@ -36,6 +36,10 @@ class Damaged(Exception):
     """What is wrong, in words that go on from `is damaged: `."""
 
 
+class Odd(Exception):
+    """A form of zip archive that torch.save does not write."""
+
+
 def sha256_verified(file: IO[bytes], path: Path) -> str:
     """The SHA-256 of an open file in hexadecimal; UserError where it is a zip and damaged.
 
@@ -55,6 +59,7 @@ def sha256_verified(file: IO[bytes], path: Path) -> str:
         said = error if isinstance(error, Damaged) else "its directory cannot be read"
         raise UserError(f"{path} is truncated or damaged: {said}: get it anew") from error
     except (
+        Odd,
         NotImplementedError,
         RuntimeError,
     ) as error:  # of zipfile: compressed or locked some way
@@ -181,10 +186,10 @@ def verify_content(
     crc = 0
     unpack = zlib.decompressobj(-15) if entry.compress_type == zipfile.ZIP_DEFLATED else None
     if unpack is None and entry.compress_type != zipfile.ZIP_STORED:
-        raise NotImplementedError
+        raise Odd
     packs_much = entry.file_size > max(MOST_UNPACKED, 100 * entry.compress_size)
     if entry.flag_bits & 1 or packs_much:  # encrypted, or made to fill the memory
-        raise NotImplementedError
+        raise Odd
     if unpack is None and entry.compress_size != entry.file_size:
         raise Damaged(f"the sizes of {legible(entry.orig_filename)} are told in two ways")
     for count in pieces(entry.compress_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,11 @@ from fastuiat.models.interchange import (
 from fastuiat.models.normalised import constants as checked
 from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
-__all__ = ["FORMAT", "load_checkpoint", "locate", "net_of", "read", "save_checkpoint"]
+__all__ = [
+    "FORMAT", "load_checkpoint", "locate", "net_of", "open_checkpoint", "read", "save_checkpoint",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "fastuiat-checkpoint-1"
 MOST_CLASSES = 10**6
@@ -266,7 +271,7 @@ def content_of(file: Path) -> tuple[dict[str, Any], str, dict[str, str], list[st
     return content, sha256, {}, hints_of(described)
 
 
-def load_checkpoint(
+def open_checkpoint(
     path: str | Path,
     arch: str | None = None,
     *,
@@ -276,27 +281,7 @@ def load_checkpoint(
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     dataset: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(model in eval mode on the CPU, info) from a run folder, a checkpoint, or a bare state dict.
-
-    A run gives `best` unless which="last", and its averaged net, where there is one, unless
-    weights="raw"; so does a file of several nets. A bare state dict (.pt or .safetensors, in any
-    layout of models/layouts.py) needs `arch`, and may need `activation`, `normalise` = (mean, std)
-    of the pixels, and the `dataset` that decides a dm- net's constants.
-
-    `info` holds path, sha256, arch, activation, num_classes; `nest` (the dotted name of what was
-    taken inside the file, or None), `weights` (averaged, raw), `which` (best, last, or None of a
-    file that has one net), `chosen` (those of `last` and `raw` that are not what is taken by
-    default), `normalisation` ({mean, std, from} or None), `left_out` (what else the file held),
-    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch, step and
-    `data` (the fingerprints of what it was trained on) as far as they are known. UserError on
-    anything that does not fit, and on a damaged file.
-
-    >>> import torch, fastuiat
-    >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")
-    >>> net, info = fastuiat.load_checkpoint("net.pt", arch="wrn-10-1")
-    >>> info["arch"], info["num_classes"], net.training
-    ('wrn-10-1', 10, False)
-    """
+    """`load_checkpoint` for whoever says `info["taken"]` and `info["notes"]` in its own way."""
     if which not in ("best", "last") or weights not in ("averaged", "raw"):
         raise UserError("which is 'best' or 'last', weights are 'averaged' or 'raw'")
     refuse_odd_names(path, arch, activation)
@@ -324,3 +309,45 @@ def load_checkpoint(
         info |= {"dataset": described["dataset"]} if "dataset" in described else {}
     info |= found
     return net.eval(), info | {"taken": in_one_line(info, is_said)}
+
+
+def load_checkpoint(
+    path: str | Path,
+    arch: str | None = None,
+    *,
+    which: str = "best",
+    weights: str = "averaged",
+    activation: str | None = None,
+    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    dataset: str | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(model in eval mode on the CPU, info) from a run folder, a checkpoint, or a bare state dict.
+
+    A run gives `best` unless which="last", and its averaged net, where there is one, unless
+    weights="raw"; so does a file of several nets. A bare state dict (.pt or .safetensors, in any
+    layout of models/layouts.py) needs `arch`, and may need `activation`, `normalise` = (mean, std)
+    of the pixels, and the `dataset` that decides a dm- net's constants.
+
+    `info` holds path, sha256, arch, activation, num_classes; `nest` (the dotted name of what was
+    taken inside the file, or None), `weights` (averaged, raw), `which` (best, last, or None of a
+    file that has one net), `chosen` (those of `last` and `raw` that are not what is taken by
+    default), `normalisation` ({mean, std, from} or None), `left_out` (what else the file held),
+    `notes` (a line for each guess) and `taken` (all of it in one line); dataset, epoch, step and
+    `data` (the fingerprints of what it was trained on) as far as they are known. UserError on
+    anything that does not fit, and on a damaged file. What was taken is on the log as information,
+    each note as a warning.
+
+    >>> import torch, fastuiat
+    >>> torch.save(fastuiat.build_model("wrn-10-1").state_dict(), "net.pt")
+    >>> net, info = fastuiat.load_checkpoint("net.pt", arch="wrn-10-1")
+    >>> info["arch"], info["num_classes"], net.training
+    ('wrn-10-1', 10, False)
+    """
+    net, info = open_checkpoint(
+        path, arch,
+        which=which, weights=weights, activation=activation, normalise=normalise, dataset=dataset,
+    )  # fmt: skip
+    logger.info("%s", info["taken"])
+    for note in info["notes"]:
+        logger.warning("%s: %s", info["path"], note)
+    return net, info

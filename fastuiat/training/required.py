@@ -19,7 +19,7 @@ from fastuiat.distributed import ALONE, Ranks
 from fastuiat.files import write_atomically
 from fastuiat.methods import Method
 from fastuiat.models.interchange import oddities
-from fastuiat.training.checkpoint import load_checkpoint, locate
+from fastuiat.training.checkpoint import locate, open_checkpoint
 from fastuiat.training.config import TrainConfig
 
 WHICH = "last"
@@ -31,12 +31,12 @@ def fitting(path: Path, config: TrainConfig, num_classes: int) -> tuple[nn.Modul
 
     So it is where a weight is not finite.
     """
-    net, info = load_checkpoint(path, config.arch, which=WHICH, dataset=config.dataset)
+    net, info = open_checkpoint(path, config.arch, which=WHICH, dataset=config.dataset)
     dataset = info.get("dataset")
     if dataset is None:  # a bare state dict says neither its data set nor its activation
         dataset = config.dataset
         if not info["arch"].startswith("dm-"):
-            net, info = load_checkpoint(
+            net, info = open_checkpoint(
                 path, config.arch, which=WHICH, activation=config.activation
             )
     if dataset != config.dataset:

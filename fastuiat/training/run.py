@@ -42,7 +42,13 @@ from fastuiat.training.folder import (
     threads_in,
 )
 from fastuiat.training.metrics import cut_back
-from fastuiat.training.run_data import refuse_other_data, say_what_is_unchecked, training_data
+from fastuiat.training.run_data import (
+    TrainingData,
+    load_part,
+    refuse_other_data,
+    say_what_is_unchecked,
+    training_data,
+)
 from fastuiat.training.step import TrainingStep
 from fastuiat.training.trainer import Evaluate, Progress, Trainer
 from fastuiat.writer import only_writer
@@ -102,6 +108,31 @@ def evaluation_on(
     return evaluate
 
 
+def refuse_uneven(config: TrainConfig, ranks: Ranks) -> None:
+    """UserError where a batch cannot be cut into parts of one size."""
+    if config.batch_size % (ranks.world * config.accumulate):
+        raise UserError(
+            f"--batch-size {config.batch_size} does not divide by {ranks.world} ranks of "
+            f"{config.accumulate} parts"
+        )
+
+
+def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> data.Loader:
+    """What gives the run its batches."""
+    return data.make_loader(
+        config.loader,
+        own.images,
+        own.labels,
+        own.order,
+        device=device,
+        flip=data.dataset_info(config.dataset).flip,
+        workers=config.workers,
+        cache_dir=config.data_dir,
+        name=config.dataset,
+        source=own.source,
+    )
+
+
 def assemble(
     config: TrainConfig,
     device: torch.device,
@@ -114,11 +145,7 @@ def assemble(
     Rank 0 fetches and prepares; the others find what it made.
     """
     info = data.dataset_info(config.dataset)
-    if config.batch_size % (ranks.world * config.accumulate):
-        raise UserError(
-            f"--batch-size {config.batch_size} does not divide by {ranks.world} ranks of "
-            f"{config.accumulate} parts"
-        )
+    refuse_uneven(config, ranks)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
     make_method = functools.partial(
@@ -132,25 +159,11 @@ def assemble(
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
     own = ranks.after_first(lambda: training_data(config, ranks))
     method = make_method(num_samples=len(own.labels))
-    loader = ranks.after_first(
-        lambda: data.make_loader(
-            config.loader,
-            own.images,
-            own.labels,
-            own.order,
-            device=device,
-            flip=info.flip,
-            workers=config.workers,
-            cache_dir=config.data_dir,
-            name=config.dataset,
-            source=own.source,
-        )
-    )
+    loader = ranks.after_first(lambda: loader_of(own, config, device))
+    validate = evaluation_on(own.validation, config, device, ranks) if config.val_size else None
     test = None
     if config.test_every:
-        test_set = data.load(
-            config.dataset, config.data_dir, "test", unchecked=config.unchecked_data
-        )
+        test_set = ranks.after_first(lambda: load_part(config, "test"))
         test = evaluation_on(test_set, config, device, ranks)
     step = TrainingStep(
         net.to(device),
@@ -175,7 +188,7 @@ def assemble(
         },
         data=own.known_by,
         loader=loader,
-        validate=evaluation_on(own.validation, config, device, ranks) if config.val_size else None,
+        validate=validate,
         test=test,
         folder=Path(config.out or default_folder(config)),
         progress=progress,

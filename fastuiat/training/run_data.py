@@ -35,8 +35,13 @@ class TrainingData:
     """The fingerprints that a checkpoint keeps."""
 
 
+def load_part(config: TrainConfig, split: str) -> ImageSet:
+    """The `train` or `test` part of the run's data set."""
+    return data.load(config.dataset, config.data_dir, split, unchecked=config.unchecked_data)
+
+
 def training_data(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingData:
-    train_set = data.load(config.dataset, config.data_dir, "train", unchecked=config.unchecked_data)
+    train_set = load_part(config, "train")
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed, config.train_size
     )

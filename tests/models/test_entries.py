@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +14,15 @@ from torch import nn
 import fastuiat
 from fastuiat.config import UserError
 
-ARCH = "wrn-10-1"
+sys.path.insert(0, str(Path(__file__).parent))
+from published_nets import ARCH, net_of
+
 MEAN, STD = (0.49, 0.48, 0.44), (0.24, 0.25, 0.26)
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    torch.manual_seed(0)
-    made = fastuiat.build_model(ARCH).eval()
-    for name, buffer in made.named_buffers():
-        if buffer.is_floating_point():
-            buffer.normal_(0, 0.1) if name.endswith("mean") else buffer.uniform_(0.5, 1.5)
-    return made
+    return net_of(0)
 
 
 @pytest.fixture(scope="module")

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastuiat
 from fastuiat.config import UserError
 
-ARCH = "wrn-10-1"
+sys.path.insert(0, str(Path(__file__).parent))
+from published_nets import ARCH, net_of
+
 State = dict[str, torch.Tensor]
-
-
-def net(seed: int) -> nn.Module:
-    """With BatchNorm statistics of its own."""
-    torch.manual_seed(seed)
-    made = fastuiat.build_model(ARCH).eval()
-    for name, buffer in made.named_buffers():
-        if buffer.is_floating_point():
-            buffer.normal_(0, 0.1) if name.endswith("mean") else buffer.uniform_(0.5, 1.5)
-    return made
 
 
 @pytest.fixture(scope="module")
 def raw() -> State:
-    return net(1).state_dict()
+    return net_of(1).state_dict()
 
 
 @pytest.fixture(scope="module")
 def average() -> State:
-    return net(2).state_dict()
+    return net_of(2).state_dict()
 
 
 @pytest.fixture
@@ -110,7 +103,7 @@ def test_averages_that_prefixes_set_apart(loaded, raw, average):
 
 
 def test_torchs_own_averaged_model(loaded, raw):
-    model = net(3)
+    model = net_of(3)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     averaged.update_parameters(model)
     state, info = loaded(averaged.state_dict())
@@ -124,7 +117,7 @@ def test_torchs_own_averaged_model(loaded, raw):
 
 def test_an_average_of_parameters_alone_takes_the_raw_nets_statistics(loaded, raw):
     """As the common class of thirty lines keeps it, in `shadow`, by the parameters' names."""
-    model = net(1)
+    model = net_of(1)
     shadow = {name: 0.5 * p.data for name, p in model.named_parameters()}
     state, info = loaded({"model": raw, "ema": {"decay": 0.99, "shadow": shadow}})
     assert is_same(state, raw | shadow)
@@ -262,11 +255,11 @@ def test_what_the_common_class_of_averages_keeps_beside_them(loaded, raw, averag
 
 def test_several_averages_and_one_that_averages_nothing_yet(loaded, raw, average):
     with pytest.raises(UserError, match=r"several nets \(emas\.0\.99, emas\.0\.999\)"):
-        loaded({"model": raw, "emas": {"0.99": average, "0.999": net(3).state_dict()}})
-    fresh = AveragedModel(net(3), use_buffers=True)
+        loaded({"model": raw, "emas": {"0.99": average, "0.999": net_of(3).state_dict()}})
+    fresh = AveragedModel(net_of(3), use_buffers=True)
     _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
     assert info["weights"] == "averaged"
     assert any("averages nothing yet" in note for note in info["notes"])
-    fresh.update_parameters(net(3))
+    fresh.update_parameters(net_of(3))
     _, info = loaded({"model": raw, "swa_model": fresh.state_dict()})
     assert not any("averages nothing" in note for note in info["notes"])

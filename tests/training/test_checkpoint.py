@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,15 @@ def test_weights_of_impossible_types_and_values(tmp_path):
     torch.save(state | {"bn1.running_var": -torch.ones(64)}, path)
     _, info = fastuiat.load_checkpoint(path, "wrn-10-1")
     assert "it holds negative variances: bn1.running_var" in info["notes"]
+
+
+def test_the_library_says_what_it_guessed(tmp_path, caplog):
+    path = tmp_path / "net.pt"
+    torch.save({"net": fastuiat.build_model("wrn-10-1").state_dict(), "epoch": 3}, path)
+    with caplog.at_level(logging.INFO, "fastuiat"):
+        _, info = fastuiat.load_checkpoint(path, arch="wrn-10-1")
+    said = [(r.levelname, r.getMessage()) for r in caplog.records]
+    assert said == [("INFO", info["taken"])] + [
+        ("WARNING", f"{path}: {note}") for note in info["notes"]
+    ]
+    assert "net, the raw weights" in info["taken"] and info["notes"]
