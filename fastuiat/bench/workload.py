@@ -164,10 +164,12 @@ def make_step(case: Case, device: torch.device, *, precision: str, compiled: boo
 
 
 def training_step(
-    case: Case, device: torch.device, *, precision: str, compiled: bool
+    case: Case, device: torch.device, *, precision: str, compiled: bool, replayed: bool = True
 ) -> Callable[[], object]:
-    """One optimiser step of `fastuiat train` per call, on the next batch."""
+    """One optimiser step of `fastuiat train` per call, on the next batch; unless `replayed`, each
+    kernel launched by the host."""
     step = make_step(case, device, precision=precision, compiled=compiled)
+    step.view.regions.replayed &= replayed
     batches = itertools.cycle(list(make_loader(case, device).epoch(case.epoch)))
     return lambda: step(next(batches))
 

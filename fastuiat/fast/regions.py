@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,15 +38,16 @@ def signature(argument: Any) -> Any:
 class Regions:
     """Functions `f(net, *arguments)` compiled whole, once per mode and signature.
 
-    A function that the compiler cannot take runs as it is, which is said on the log, or with
-    `strict` is an error. Each graph has a cache of its own, so another shape or mode compiles
+    `replayed`, without compiling: what PyTorch launches for them is recorded all the same, where it
+    is a GPU's. A function that the compiler cannot take runs as it is, which is said on the log, or
+    with `strict` is an error. Each graph has a cache of its own, so another shape or mode compiles
     another graph and never the same one again. Whatever changes from step to step must come in as a
     tensor. On CUDA each is recorded and replayed (recording.py); a tensor among the arguments that
     a region writes into must be in `kept`.
     """
 
-    def __init__(self, *, compiled: bool) -> None:
-        self.compiled = compiled
+    def __init__(self, *, compiled: bool, replayed: bool = False) -> None:
+        self.compiled, self.replayed = compiled, replayed
         self.strict = False
         self.kept: list[Tensor] = []
         self.exchanging: set[Any] = set()
@@ -54,25 +56,38 @@ class Regions:
         self._record = Recorder()
         self._graphs: dict[Any, Function] = {}
 
+    @property
+    def whole(self) -> bool:
+        """Whether a function is turned into one graph at all."""
+        return self.compiled or self.replayed
+
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Meanwhile no region is compiled or recorded, nor one that is used."""
+        before = self.compiled, self.replayed
+        self.compiled = self.replayed = False
+        try:
+            yield
+        finally:
+            self.compiled, self.replayed = before
+
     def __call__(self, function: Function, *mode: Any) -> Function:
         """The function, compiled if this compiles; `mode` names what its net's state changes."""
-        if not self.compiled:
+        if not self.whole:
             return function
 
         def run(net: Any, *arguments: Any) -> Any:
             key = (function, mode, torch.is_grad_enabled(), *map(signature, arguments))
             if known := self._graphs.get(key):
                 if isinstance(known, Recorded) and not known.is_replayed:
-                    with while_compiling():  # a setting of the process may have changed
+                    with self._setting():  # one of the process may have changed
                         return known(net, *arguments)
                 return known(net, *arguments)
-            options = REPEATABLE if BACKEND == "inductor" else None
-            graph = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
-            self._graphs[key] = recorded = Recorded(graph, self._record, self.kept)
+            self._graphs[key] = recorded = self._recorded(function)
             if mode[0] in self.exchanging:
                 recorded.fit = False
             try:
-                with while_compiling():
+                with self._setting():
                     return recorded(net, *arguments)
             except compiler_errors() as error:
                 if self.strict:
@@ -83,6 +98,15 @@ class Regions:
                 return function(net, *arguments)
 
         return run
+
+    def _recorded(self, function: Function) -> Recorded:
+        if self.compiled:
+            options = REPEATABLE if BACKEND == "inductor" else None
+            function = compile_alone(function, backend=BACKEND, dynamic=False, options=options)
+        return Recorded(function, self._record, self.kept)
+
+    def _setting(self) -> AbstractContextManager[None]:
+        return while_compiling() if self.compiled else nullcontext()
 
 
 def trainable(net: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -162,7 +162,7 @@ class TrainingView:
         self.net = net
         self.device = device
         self.dtype = DTYPES[precision]
-        self.regions = Regions(compiled=compiled)
+        self.regions = Regions(compiled=compiled, replayed=device.type == "cuda")
         if is_synced(net):
             self.regions.exchanging = {"train", "batch"}
         self.shadow = FrozenNet(net, self.dtype, self.regions)
@@ -184,9 +184,9 @@ class TrainingView:
     def training_region(self, function: Function) -> Function:
         """`function(net, …) -> (loss, …)` on the live network.
 
-        Compiled, it is one graph that holds the backward too: measured equal in speed to a graph
-        for each on the CPU, and Inductor drops channels-last in graphs of a backward alone
-        (pytorch#189239). The loss then only hands the gradients out, at one `backward()`.
+        Compiled or recorded, it is one graph that holds the backward too: measured equal in speed
+        to a graph for each on the CPU, and Inductor drops channels-last in graphs of a backward
+        alone (pytorch#189239). The loss then only hands the gradients out, at one `backward()`.
         """
 
         def eager(*inputs: Any) -> Any:
@@ -195,16 +195,16 @@ class TrainingView:
                 loss, *others = function(self.net, *inputs)
             return loss, *(other.detach() for other in others)
 
-        def compiled(*inputs: Any) -> Any:
+        def whole(*inputs: Any) -> Any:
             self.shadow.statistics_moved()
-            scale, whole = self.loss_scale, with_gradients(function)
+            scale, both = self.loss_scale, with_gradients(function)
             flags = tuple(p.requires_grad for p in self._parameters)
             with self.autocast():
-                run = self.regions(whole, "train", modes_of(self.net), flags)
+                run = self.regions(both, "train", modes_of(self.net), flags)
                 loss, gradients, others = run(self.net, scale, *inputs)
             return GradientsInHand.apply(loss, scale, gradients, *trainable(self.net)), *others
 
-        return compiled if self.regions.compiled else eager
+        return whole if self.regions.whole else eager
 
     @contextmanager
     def frozen(self, bn: BatchNormMode = "eval") -> Iterator[FrozenNet]:
@@ -212,14 +212,9 @@ class TrainingView:
         with self.shadow.mode(bn), context:
             yield self.shadow
 
-    @contextmanager
-    def eagerly(self) -> Iterator[None]:
-        """Meanwhile no region is compiled, nor one that is used."""
-        compiled, self.regions.compiled = self.regions.compiled, False
-        try:
-            yield
-        finally:
-            self.regions.compiled = compiled
+    def eagerly(self) -> AbstractContextManager[None]:
+        """Meanwhile no region is compiled or recorded, nor one that is used."""
+        return self.regions.eagerly()
 
     def gradient_metrics(self) -> dict[str, Tensor]:
         """FrozenNet.gradient_metrics of the attacks since the last call."""

@@ -72,20 +72,21 @@ ATTACHED = {"inverse_forward": "attached"}
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("method", "settings", "compiled"),
     [
-        *((name, {}) for name in ("uiat", "trades", "gradalign+uiat", "hat", "rebuffi")),
-        ("uiat", ATTACHED),
-        ("n-fgsm+uiat", ATTACHED),
+        *((name, {}, True) for name in ("uiat", "trades", "gradalign+uiat", "hat", "rebuffi")),
+        ("uiat", ATTACHED, True),
+        ("n-fgsm+uiat", ATTACHED, True),
+        *((name, {}, False) for name in methods.names()),
     ],
 )
-def test_replays_change_no_bit(method, settings, monkeypatch, caplog):
+def test_replays_change_no_bit(method, settings, compiled, monkeypatch, caplog):
     case = Case(method=method, settings=settings, **SMALL)
 
     def run(recorded):
         if not recorded:
             monkeypatch.setattr(recording, "on_gpu", lambda tensors: False)
-        step = make_step(case, CUDA, precision="bf16", compiled=True)
+        step = make_step(case, CUDA, precision="bf16", compiled=compiled)
         return step, steps(step, case, 6)
 
     recorded, losses = run(True)

@@ -13,6 +13,8 @@ from fastuiat import methods
 from fastuiat.attacks import pgd
 from fastuiat.config import OptimizerConfig
 from fastuiat.data import Batch
+from fastuiat.fast import recording
+from fastuiat.fast.recording import leaves_of
 from fastuiat.fast.view import TrainingView
 from fastuiat.methods.natural import cross_entropy_loss
 from fastuiat.training.optim import make_optimizer
@@ -207,3 +209,48 @@ def test_fifty_steps_end_inside_the_spread_of_the_seeds(small_net, digits):
     assert (eager[:, 1] > 0.5).all()
     mean = compiled.mean(dim=0)
     assert (eager.amin(dim=0) <= mean).all() and (mean <= eager.amax(dim=0)).all()
+
+
+class Tape:
+    """Stands for CUDA's recorder: recording leaves nothing behind, each replay does the work."""
+
+    def __init__(self, net):
+        self.net, self.recorded = net, 0
+
+    def __call__(self, work):
+        self.recorded += 1
+        before = copy.deepcopy(self.net.state_dict())
+        results = work()
+        self.net.load_state_dict(before)
+
+        def replay():
+            with torch.enable_grad():
+                new = work()
+            for old, value in zip(leaves_of(results), leaves_of(new), strict=True):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(value)
+
+        return results, replay
+
+
+def test_regions_that_are_not_compiled_are_replayed_all_the_same(monkeypatch):
+    """As on a GPU: the steps of an eager view to the bit, BatchNorm's statistics included."""
+    monkeypatch.setattr(recording, "on_gpu", lambda tensors: True)
+
+    def trained(replayed):
+        view = view_of(net_with_history(), False)
+        view.regions.replayed, view.regions._record = replayed, Tape(view.net)
+        method = methods.create("sat", num_classes=K, num_samples=B, attack={"steps": 2})
+        optimizer = make_optimizer(view.net, OptimizerConfig())
+        for step in range(4):
+            out = method.loss(view, Batch(images(step), labels(), torch.arange(B), 1, step))
+            optimizer.zero_grad(set_to_none=True)
+            out.loss.backward()
+            optimizer.step()
+            view.refresh()
+        return view
+
+    plain, replayed = trained(False), trained(True)
+    assert replayed.regions._record.recorded == 2 and plain.regions._record.recorded == 0
+    for name, value in plain.net.state_dict().items():
+        assert torch.equal(value, replayed.net.state_dict()[name]), name

@@ -86,7 +86,11 @@ class StepProviders:
         self.flops[name] = total_flops(self.floor)
         setting = self.setting
         step = training_step(
-            self.case, setting.device, precision=setting.precision, compiled=compiled
+            self.case,
+            setting.device,
+            precision=setting.precision,
+            compiled=compiled,
+            replayed=name == REFERENCE,
         )
         if self.keep and name == REFERENCE:
             self.step = step
@@ -95,7 +99,11 @@ class StepProviders:
     def convolutions(self) -> Call:
         """Noted in one real eager step: on meta, layouts are not those of the device."""
         step = training_step(
-            self.case, self.setting.device, precision=self.setting.precision, compiled=False
+            self.case,
+            self.setting.device,
+            precision=self.setting.precision,
+            compiled=False,
+            replayed=False,
         )
         ops = inventory(step)
         self.flops["convolutions"] = total_flops(ops)
