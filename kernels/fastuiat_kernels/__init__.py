@@ -11,6 +11,7 @@ from fastuiat_kernels.bank_apply import SPEC as _bank_apply
 from fastuiat_kernels.bank_apply import bank_apply
 from fastuiat_kernels.bank_step import SPEC as _bank_step
 from fastuiat_kernels.bank_step import bank_accumulate, bank_step, bank_update
+from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward, pack_conv3x3
 from fastuiat_kernels.distill_loss import SPEC as _distill_loss
 from fastuiat_kernels.distill_loss import distill_loss
 from fastuiat_kernels.memory_update import SPEC as _memory_update
@@ -18,6 +19,7 @@ from fastuiat_kernels.memory_update import memory_update
 from fastuiat_kernels.philox import Noise, noise_key, philox_uint32, uniform
 from fastuiat_kernels.random_start import SPEC as _random_start
 from fastuiat_kernels.random_start import random_start
+from fastuiat_kernels.residual_stage import residual_stage
 from fastuiat_kernels.sign_step import SPEC as _sign_step
 from fastuiat_kernels.sign_step import sign_step
 from fastuiat_kernels.spec import SIZES, KernelSpec, Pointer, Size, Tolerance, Variant
@@ -46,11 +48,15 @@ __all__ = [
     "bank_apply",
     "bank_step",
     "bank_update",
+    "conv3x3",
+    "conv3x3_backward",
     "distill_loss",
     "memory_update",
     "noise_key",
+    "pack_conv3x3",
     "philox_uint32",
     "random_start",
+    "residual_stage",
     "sign_step",
     "uniform",
 ]
