@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from fastuiat.fast.regions import Regions
 from fastuiat.models import Classifier
 
 
@@ -53,6 +54,17 @@ def foldable(net: Classifier) -> list[tuple[str, str]]:
     return pairs
 
 
+def shared_copy(net: nn.Module) -> nn.Module:
+    """A copy in eval mode, with the very parameters and buffers of the net."""
+    twin = copy.deepcopy(net).eval()
+    for module, owner in zip(twin.modules(), net.modules(), strict=True):
+        for key, parameter in owner.named_parameters(recurse=False):
+            setattr(module, key, parameter)
+        for key, buffer in owner.named_buffers(recurse=False):
+            setattr(module, key, buffer)
+    return twin
+
+
 class Folded:
     """`net`, a copy of `frozen` with its BatchNorms folded; what is not folded is shared with it.
 
@@ -60,14 +72,8 @@ class Folded:
     """
 
     def __init__(self, live: Classifier, frozen: nn.Module) -> None:
-        self.net = copy.deepcopy(frozen).eval()
-        own, theirs = dict(live.named_modules()), dict(frozen.named_modules())
-        folded = dict(self.net.named_modules())
-        for name, module in folded.items():
-            for key, parameter in theirs[name].named_parameters(recurse=False):
-                setattr(module, key, parameter)
-            for key, buffer in theirs[name].named_buffers(recurse=False):
-                setattr(module, key, buffer)
+        self.net = shared_copy(frozen)
+        own, folded = dict(live.named_modules()), dict(self.net.named_modules())
         self._layers: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, Shift]] = []
         for conv_name, norm_name in foldable(live):
             conv, norm, twin = own[conv_name], own[norm_name], folded[conv_name]
@@ -78,7 +84,7 @@ class Folded:
             self.net.set_submodule(norm_name, shift)
             self._layers.append((conv, norm, twin, shift))
 
-    def refresh(self) -> None:
+    def refresh(self, regions: Regions) -> None:
         """Fold the live weights and running statistics as they are now."""
         with torch.no_grad():
             for conv, norm, twin, shift in self._layers:

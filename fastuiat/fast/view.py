@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.device import DTYPES
+from fastuiat.fast import fused
 from fastuiat.fast.folding import Folded
+from fastuiat.fast.fused import Fused
 from fastuiat.fast.regions import GradientsInHand, Regions, trainable, with_gradients
 from fastuiat.fast.synced import is_synced
 from fastuiat.fast.torch_internals import foreach_copy_
 from fastuiat.models import Classifier
 from fastuiat.models.normalised import Normalised
+from fastuiat.models.resnet import ResNet18
 from fastuiat.network import (
     BatchNormMode,
     Features,
@@ -37,9 +40,9 @@ class FrozenNet(nn.Module):
     the rest is cast by `refresh`, once per training step and not once per attack step. Other
     people's networks run under autocast too, for layers that this leaves in fp32.
 
-    BatchNorm in eval mode is folded into the convolutions where that was measured to be faster,
-    compiled in bf16 on a CPU; weights are not kept in oneDNN's own order, which was no faster
-    (benchmarks/DECISIONS.md).
+    In eval mode BatchNorm is folded into the convolutions where that was measured to be faster:
+    compiled in bf16 on a CPU, and on GPUs in blocks that are one operator. Weights
+    are not kept in oneDNN's own order, which was no faster (benchmarks/DECISIONS.md).
     """
 
     def __init__(self, live: nn.Module, dtype: torch.dtype, regions: Regions) -> None:
@@ -66,8 +69,12 @@ class FrozenNet(nn.Module):
         device = next(live.parameters()).device
         has_features = not offers_features(live) and last_linear(live) is not None
         self._features = Features(self.net) if has_features else None
-        fold = regions.compiled and dtype == torch.bfloat16 and device.type == "cpu"
-        self._folded = Folded(live, self.net) if fold and isinstance(live, Classifier) else None
+        self._folded: Folded | Fused | None = None
+        if isinstance(live, ResNet18) and fused.wanted(live, device, dtype):
+            self._folded = Fused(live, self.net, dtype)
+        elif isinstance(live, Classifier) and device.type == "cpu":
+            if regions.compiled and dtype == torch.bfloat16:
+                self._folded = Folded(live, self.net)
         self._fold_is_due = True
         self.gradient_counts = torch.zeros(2, dtype=torch.int64, device=device)
         regions.kept.append(self.gradient_counts)
@@ -108,7 +115,7 @@ class FrozenNet(nn.Module):
 
     def _fold(self) -> None:
         if self._folded and self._fold_is_due:
-            self._folded.refresh()
+            self._folded.refresh(self._regions)
         self._fold_is_due = False
 
     @property

@@ -19,10 +19,11 @@ from fastuiat_kernels.memory_update import memory_update
 from fastuiat_kernels.philox import Noise, noise_key, philox_uint32, uniform
 from fastuiat_kernels.random_start import SPEC as _random_start
 from fastuiat_kernels.random_start import random_start
-from fastuiat_kernels.residual_stage import residual_stage
+from fastuiat_kernels.residual_blocks import residual_blocks
 from fastuiat_kernels.sign_step import SPEC as _sign_step
 from fastuiat_kernels.sign_step import sign_step
 from fastuiat_kernels.spec import SIZES, KernelSpec, Pointer, Size, Tolerance, Variant
+from fastuiat_kernels.strided3x3 import pack_strided
 
 SPECS: tuple[KernelSpec, ...] = (
     _sign_step,
@@ -54,9 +55,10 @@ __all__ = [
     "memory_update",
     "noise_key",
     "pack_conv3x3",
+    "pack_strided",
     "philox_uint32",
     "random_start",
-    "residual_stage",
+    "residual_blocks",
     "sign_step",
     "uniform",
 ]

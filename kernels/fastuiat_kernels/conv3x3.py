@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fastuiat_kernels import checks
 from fastuiat_kernels.launch import blocks, takes_kernel, tl, triton, wrap_triton
-from fastuiat_kernels.spec import Inputs, KernelSpec, Pointer, Size, Tolerance, Variant, generator
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _TAPS = 9

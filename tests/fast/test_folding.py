@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastuiat.fast.folding import Folded, Shift, foldable
+from fastuiat.fast.regions import Regions
 from fastuiat.fast.view import TrainingView
 from fastuiat.models import build_model
 from fastuiat.network import frozen
@@ -35,7 +36,7 @@ def test_the_folded_net_is_the_net(arch: str, activation: str) -> None:
     folded = Folded(live, twin)
     unsettle(live)
     twin.load_state_dict(live.state_dict())
-    folded.refresh()
+    folded.refresh(Regions(compiled=False))
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
 
     def answers(net: nn.Module) -> tuple[torch.Tensor, ...]:

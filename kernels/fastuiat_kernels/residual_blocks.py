@@ -1,0 +1,131 @@
+"""The blocks of a frozen ResNet as one operator, with a backward of its own.
+
+    block: h = max(conv(x, w₁) + s₁, 0)        out = max(conv(h, w₂) + s₂ + r, 0)
+
+r is x, or conv1×1(x, v) + t where the block halves the image. Autograd adds a shortcut's gradient
+outside of both convolutions and masks it there; here each of these is a part of the launch that
+makes it: a block is two launches forward and two backward, and so is one that strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward
+from fastuiat_kernels.strided3x3 import strided3x3, strided3x3_backward
+
+LAYERS = {1: 2, 2: 3}
+"""Convolutions of a block by its stride: the shortcut's between the two others."""
+
+
+@torch.library.custom_op("fastuiat::residual_blocks", mutates_args=())
+def _forward(
+    x: Tensor,
+    strides: list[int],
+    weights: list[Tensor],
+    backward_weights: list[Tensor],
+    shifts: list[Tensor],
+) -> list[Tensor]:
+    """h and out of every block."""
+    made: list[Tensor] = []
+    layers = iter(zip(weights, shifts, strict=True))
+    for stride in strides:
+        if stride == 1:
+            inner, residual = _relu(x, *next(layers)), x
+        else:
+            inner, residual = strided3x3(x, *next(layers), *next(layers))
+        x = _relu(inner, *next(layers), residual)
+        made += [inner, x]
+    return made
+
+
+def _relu(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+    out = conv3x3(x, weight, shift, residual=residual, relu=True)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@_forward.register_fake
+def _(x, strides, weights, backward_weights, shifts):  # type: ignore[no-untyped-def]
+    made, layer = [], 0
+    batch, _, height, width = x.shape
+    for stride in strides:
+        layer += LAYERS[stride]
+        height, width = height // stride, width // stride
+        shape = batch, height, width, weights[layer - 1].shape[1]
+        made += [x.new_empty(shape).permute(0, 3, 1, 2) for _ in range(2)]
+    return made
+
+
+@torch.library.custom_op("fastuiat::residual_blocks_backward", mutates_args=())
+def _backward(
+    grad: Tensor, strides: list[int], made: list[Tensor], weights: list[Tensor]
+) -> Tensor:
+    """The gradient of x from that of the last sum, which its ReLU has let through already."""
+    weights = list(weights)
+    for place in reversed(range(len(strides))):
+        before = made[2 * place - 1] if place else None
+        inner = conv3x3_backward(grad, weights.pop(), mask=made[2 * place], masked="product")
+        if strides[place] == 1:
+            grad = conv3x3_backward(inner, weights.pop(), mask=before, residual=grad)
+        else:
+            shortcut, first = weights.pop(), weights.pop()
+            grad = strided3x3_backward(inner, grad, first, shortcut, before)
+    return grad
+
+
+@_backward.register_fake
+def _(grad, strides, made, weights):  # type: ignore[no-untyped-def]
+    batch, _, height, width = grad.shape
+    for stride in strides:
+        height, width = height * stride, width * stride
+    return grad.new_empty((batch, height, width, weights[0].shape[1])).permute(0, 3, 1, 2)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, ctx.strides, _, backward_weights, _ = inputs
+    ctx.layers = len(backward_weights)
+    ctx.save_for_backward(*output, *backward_weights)
+
+
+def _differentiate(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
+    made, weights = ctx.saved_tensors[: -ctx.layers], ctx.saved_tensors[-ctx.layers :]
+    # Outside of the operator, so that a compiler can join it to what made the gradient.
+    grad = torch.where(made[-1] > 0, gradients[-1], 0.0)
+    nothing = [None] * ctx.layers
+    grad = _backward(grad, ctx.strides, list(made), list(weights))
+    return grad, None, nothing, nothing, nothing
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def residual_blocks(
+    x: Tensor,
+    strides: Sequence[int],
+    weights: Sequence[Tensor],
+    backward_weights: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+) -> Tensor:
+    """Blocks of stride 1 or 2, one after another.
+
+    x (B, C, H, W) channels-last. Of a block of stride 1 there are two weights, packed for either
+    direction by `pack_conv3x3`; of one of stride 2 three: that of the first convolution and of the
+    shortcut by `pack_strided`, and that of the second. Shifts are (K,), one for each.
+    Differentiable in x, once, and in nothing else: the weights are frozen. ValueError on other
+    strides or another number of layers.
+    """
+    if not strides or set(strides) - set(LAYERS):
+        raise ValueError(f"strides must be of 1 and 2, at least one, got {list(strides)}")
+    wanted = sum(LAYERS[stride] for stride in strides)
+    if not len(weights) == len(backward_weights) == len(shifts) == wanted:
+        raise ValueError(
+            f"blocks of strides {list(strides)} have {wanted} layers, got {len(weights)} weights, "
+            f"{len(backward_weights)} backward weights and {len(shifts)} shifts"
+        )
+    made = _forward(x, list(strides), list(weights), list(backward_weights), list(shifts))
+    return made[-1]
