@@ -94,7 +94,7 @@ def residual_stage(
     *,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Blocks of two layers, one after another; with `residual` behind one single layer that adds it.
+    """Blocks of two layers, one after another; with `residual` behind a layer that adds it.
 
     x, residual (B, C, H, W) channels-last; a layer's weight packed for either direction by
     `pack_conv3x3`, its shift (C,); as many of each as there are layers, two for each block.
