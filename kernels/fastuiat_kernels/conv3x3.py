@@ -1,14 +1,15 @@
 """A 3×3 convolution of stride 1 with what follows it in a frozen net, in one launch.
 
-    sum = conv(x, w) + shift + residual        out = max(sum, 0)        second = max(scale·sum + b, 0)
-    gradient of x = (conv(g, w') + residual)·[mask > 0]     or     conv(g, w')·[mask > 0] + residual
+    sum = conv(x, w) + shift + residual     out = max(sum, 0)     second = max(scale·sum + b, 0)
+    gradient of x = (conv(g, w') + residual)·[mask > 0]   or   conv(g, w')·[mask > 0] + residual
 
-x (B, C, H, W), out (B, K, H, W), channels-last, bf16 or fp16 with sums in fp32 that are rounded once;
-w (K, C, 3, 3), packed to (9·C, K); w' is w flipped and transposed. Padding is zero.
+x (B, C, H, W), out (B, K, H, W), channels-last, bf16 or fp16 with sums in fp32 that are rounded
+once; w (K, C, 3, 3), packed to (9·C, K); w' is w flipped and transposed. Padding is zero.
 
-An implicit product of matrices: a program takes whole rows of pixels and a block of filters, and goes
-over the nine taps and the channels; what lies beside the image a tensor descriptor fills with zeros.
-Repeatable to the bit: also where the sum is split among programs, whose parts are added in order.
+An implicit product of matrices: a program takes whole rows of pixels and a block of filters, and
+goes over the nine taps and the channels; what lies beside the image a tensor descriptor fills with
+zeros. Repeatable to the bit: also where the sum is split among programs, whose parts are added in
+order.
 """
 
 from __future__ import annotations
@@ -67,11 +68,9 @@ def tile_for(height: int, width: int, channels: int, filters: int) -> Tile | Non
     return tile if fits else Tile(tile.images, tile.rows, tile.filters)
 
 
-def _wide(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _wide(tensor: Tensor) -> Tensor:
     """In fp32 at least: sums are rounded once, at the end."""
-    return tuple(
-        t if t is None or t.dtype == torch.float64 else t.to(torch.float32) for t in tensors
-    )
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 def unpacked(packed: Tensor, channels: int) -> Tensor:
@@ -80,9 +79,8 @@ def unpacked(packed: Tensor, channels: int) -> Tensor:
 
 
 def _product(x: Tensor, packed: Tensor) -> Tensor:
-    x, weight = _wide(x, unpacked(packed, x.shape[1]))  # type: ignore[assignment]
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    return torch.nn.functional.conv2d(x, weight, padding=1)
+    weight = _wide(unpacked(packed, x.shape[1])).contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.conv2d(_wide(x), weight, padding=1)
 
 
 def conv3x3_reference(
@@ -95,14 +93,14 @@ def conv3x3_reference(
     second_shift: Tensor | None = None,
 ) -> list[Tensor]:
     total = _product(x, packed)
-    shift, residual, scale, second_shift = _wide(shift, residual, scale, second_shift)
     if shift is not None:
-        total = total + shift[:, None, None]
+        total = total + _wide(shift)[:, None, None]
     if residual is not None:
-        total = total + residual
+        total = total + _wide(residual)
     outs = [total.relu() if relu else total]
     if scale is not None and second_shift is not None:
-        outs.append((scale[:, None, None] * total + second_shift[:, None, None]).relu())
+        scaled = _wide(scale)[:, None, None] * total + _wide(second_shift)[:, None, None]
+        outs.append(scaled.relu())
     return [out.to(x.dtype).contiguous(memory_format=torch.channels_last) for out in outs]
 
 
@@ -114,13 +112,12 @@ def conv3x3_backward_reference(
     both: bool = True,
 ) -> Tensor:
     total = _product(grad, packed)
-    (residual,) = _wide(residual)
     if residual is not None and both:
-        total = total + residual
+        total = total + _wide(residual)
     if mask is not None:
         total = torch.where(mask > 0, total, 0.0)
     if residual is not None and not both:
-        total = total + residual
+        total = total + _wide(residual)
     return total.to(grad.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -396,7 +393,6 @@ def _conv3x3(
 
 @_conv3x3.register_fake
 def _(x, packed, shift, residual, relu, scale, second_shift):  # type: ignore[no-untyped-def]
-    batch, _, height, width = x.shape
     made = 1 if scale is None else 2
     return [_like(x, packed.shape[1]) for _ in range(made)]
 

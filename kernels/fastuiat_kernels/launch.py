@@ -35,7 +35,20 @@ class Launch:
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
+    """Tensors, numbers, and Triton's tensor descriptors."""
     num_warps: int
+    num_stages: int | None = None
+    """How deep the loop over tiles is pipelined; None: as Triton does it."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        stages = {} if self.num_stages is None else {"num_stages": self.num_stages}
+        return {"num_warps": self.num_warps, **stages}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors among the arguments, those behind descriptors too."""
+        bases = {name: getattr(value, "base", value) for name, value in self.arguments.items()}
+        return {name: base for name, base in bases.items() if isinstance(base, Tensor)}
 
 
 Watcher = Callable[[Launch, Callable[[], None]], None]
@@ -72,11 +85,14 @@ class _Watched:
         self.kernel, self.watcher = kernel, watcher
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, **constants: Any) -> None:
+        def launch(
+            *args: Any, num_warps: int, num_stages: int | None = None, **constants: Any
+        ) -> None:
             arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
+            asked = Launch(self.kernel, grid, arguments, num_warps, num_stages)
             self.watcher(
-                Launch(self.kernel, grid, arguments, num_warps),
-                lambda: _launchable(self.kernel)[grid](*args, num_warps=num_warps, **constants),
+                asked,
+                lambda: _launchable(self.kernel)[grid](*args, **constants, **asked.options),
             )
 
         return launch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -70,6 +70,12 @@ class Tolerance:
 
     rtol: float
     atol: float
+    roundings: int = 0
+    """Beside these, of a result in its own dtype."""
+
+    def of(self, dtype: torch.dtype) -> dict[str, float]:
+        """What `torch.testing.assert_close` is told for a result of this dtype."""
+        return {"rtol": self.rtol + self.roundings * torch.finfo(dtype).eps, "atol": self.atol}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,10 @@ class Variant:
     """Inputs of a loss in which its gradient is a part of the work."""
     mutates: tuple[str, ...] = ()
     """Inputs changed in place: bench and tests hand out copies."""
+    sizes: Mapping[str, Size] = field(default_factory=lambda: SIZES)
+    """What the names of sizes mean; some operations never see images of three channels."""
+    flops: Callable[[Inputs], int] = lambda inputs: 0
+    """Operations of the products of matrices, where there are such."""
     tolerance: Tolerance | None = None
     """None: equal bits (NaNs in the same places)."""
     audit_sizes: tuple[str, ...] = ("cifar10",)

@@ -32,7 +32,7 @@ from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, cloc
 from fastuiat.config import UserError
 from fastuiat.device import resolve_device
 from fastuiat.machine import cache_bytes
-from fastuiat_kernels import SIZES, SPECS, KernelSpec, Variant
+from fastuiat_kernels import SPECS, KernelSpec, Variant
 
 Function = Callable[..., Any]
 MIN_SAMPLE_S = 5e-3
@@ -54,7 +54,7 @@ class KernelCase:
         return f"{self.variant.name}/{self.size}/{dtype_name(self.dtype)}"
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
-        return self.variant.inputs(SIZES[self.size], self.dtype, device)
+        return self.variant.inputs(self.variant.sizes[self.size], self.dtype, device)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,7 +1,8 @@
 """python -m fastuiat_kernels.audit [--target sm_80 …] [--kernel sign_step …] [--json FILE]
 
-Exit code 0 if all is as the specs declare, 1 if a kernel spills, accesses memory more narrowly than
-declared or moves more bytes than its floor, 2 on wrong usage.
+Exit code 0 if all is as the specs declare, 1 if a kernel spills, asks for more shared memory than
+there is, accesses memory more narrowly than declared, moves more bytes than its floor, or multiplies
+matrices otherwise than by the target's instructions out of shared memory; 2 on wrong usage.
 """
 
 from __future__ import annotations
@@ -25,9 +26,26 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _lines(report) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    yield "Machine code. Access: bytes per access of each pointer / declared possible"
+    yield (
+        "Machine code. Programs: that a multiprocessor holds at once. Matrix: instructions that "
+        "multiply matrices. By regs: operands of these that are read to registers first. "
+        "Access: bytes per access of each pointer / declared possible"
+    )
     yield from _table(
-        ("target", "kernel", "of", "dtype", "size", "regs", "local", "shared", "access"),
+        (
+            "target",
+            "kernel",
+            "of",
+            "dtype",
+            "size",
+            "regs",
+            "local",
+            "shared",
+            "programs",
+            "matrix",
+            "by regs",
+            "access",
+        ),
         [
             (
                 row.target,
@@ -38,6 +56,11 @@ def _lines(report) -> Iterator[str]:  # type: ignore[no-untyped-def]
                 str(row.compiled.registers),
                 str(row.compiled.spilled),
                 str(row.compiled.shared),
+                "–" if row.programs is None else str(row.programs),
+                "–"
+                if row.compiled.matrix_instructions is None
+                else str(row.compiled.matrix_instructions),
+                str(row.compiled.operands_by_registers),
                 "not disassembled"
                 if row.compiled.widths is None
                 else " ".join(
@@ -64,18 +87,34 @@ def _lines(report) -> Iterator[str]:  # type: ignore[no-untyped-def]
         ],
     )
     yield ""
-    yield "Lower bound of the time per call: the floor's bytes at the datasheet's bandwidth"
+    yield (
+        "Lower bound of the time per call: the floor's bytes at the datasheet's bandwidth, or the "
+        "products of matrices at its rate, whichever takes longer"
+    )
     yield from _table(
-        ("target", "card", "GB/s", "operation", "dtype", "size", "MB", "bound (µs)"),
+        (
+            "target",
+            "card",
+            "GB/s",
+            "TFLOP/s",
+            "operation",
+            "dtype",
+            "size",
+            "MB",
+            "GFLOP",
+            "bound (µs)",
+        ),
         [
             (
                 row.target,
                 TARGETS[row.target].card,
                 f"{TARGETS[row.target].gigabytes_per_second:g}",
+                f"{TARGETS[row.target].teraflops:g}",
                 row.case.variant,
                 row.case.dtype,
                 row.case.size,
                 f"{row.bytes / 1e6:.2f}",
+                f"{row.flops / 1e9:.2f}",
                 f"{row.bound_us:.2f}",
             )
             for row in report.bounds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.driver import expand_signature
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastuiat_kernels.audit import sass
 from fastuiat_kernels.audit.targets import Target
 from fastuiat_kernels.launch import Launch, watched
-from fastuiat_kernels.spec import SIZES, Variant
+from fastuiat_kernels.spec import Variant
 
 _TYPES = {
     torch.float32: "fp32",
@@ -28,6 +31,9 @@ _TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
+_DESCRIPTOR = "nvTmaDesc"
+_SIZES = {_DESCRIPTOR: 128, "i64": 8, "i1": 1}
+"""Bytes of a kernel's parameter where not 4."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -39,7 +45,13 @@ class Compiled:
     registers: int
     spilled: int
     """Bytes of stack or scratch, spilled registers, and accesses to local memory: 0 is wanted."""
+    threads: int
     shared: int
+    matrix_instructions: int | None
+    """That multiply matrices in the target's own way; None of a kernel without such a product."""
+    operands_by_registers: int
+    """Tiles that a loop with a product takes from shared memory to registers, where the target's
+    matrix instructions would read them there: 0 is wanted."""
     widths: dict[str, int] | None
     """Narrowest global access per pointer argument, in bytes."""
     unattributed: int
@@ -50,7 +62,7 @@ def launches(variant: Variant, dtype: torch.dtype, size: str) -> list[Launch]:
     """The launches that the launcher makes for a sample input; nothing runs."""
     seen: list[Launch] = []
     with watched(lambda launch, run: seen.append(launch)):
-        variant.launcher(**variant.inputs(SIZES[size], dtype, torch.device("cpu")))
+        variant.launcher(**variant.inputs(variant.sizes[size], dtype, torch.device("cpu")))
     return seen
 
 
@@ -76,6 +88,9 @@ class Signature:
             elif isinstance(value, torch.Tensor):
                 types[parameter.name] = "*" + _TYPES[value.dtype]
                 attributes[(i,)] = divisible  # PyTorch's allocator aligns to 512 bytes
+            elif isinstance(value, TensorDescriptor):
+                block = ", ".join(map(str, value.block_shape))
+                types[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
             elif isinstance(value, float):
                 types[parameter.name] = "fp32"
             else:
@@ -84,17 +99,22 @@ class Signature:
                     attributes[(i,)] = divisible
         return cls(types, constants, attributes)
 
-    def pointer_offsets(self, base: int) -> dict[int, str]:
-        """Offset of each pointer parameter in the constant bank, naturally aligned."""
+    def pointer_offsets(self, base: int, descriptors: Sequence[Any] | None) -> dict[int, str]:
+        """Offset of each pointer parameter in the constant bank, naturally aligned.
+
+        `descriptors`: what the compiler says of tensor descriptors, if it kept them whole: else
+        each has become a pointer, by its own name here, and numbers.
+        """
         offsets, offset = {}, base
         for name, kind in self.types.items():
             if kind == "constexpr":
                 continue
-            size = 8 if kind.startswith("*") or kind == "i64" else 4
-            offset = -(-offset // size) * size
-            if kind.startswith("*"):
-                offsets[offset] = name
-            offset += size
+            for part in expand_signature([kind], descriptors, _DESCRIPTOR):
+                size = _SIZES.get(part, 8 if part.startswith("*") else 4)
+                offset = -(-offset // min(size, 64)) * min(size, 64)
+                if part.startswith("*"):
+                    offsets[offset] = name
+                offset += size
         return offsets
 
 
@@ -103,17 +123,34 @@ def compile_launch(launch: Launch, target: Target) -> Compiled:
     compiled = triton.compile(
         ASTSource(launch.kernel, signature.types, signature.constants, signature.attributes),
         target=GPUTarget(target.backend, target.arch, target.warp_size),
-        options={"num_warps": launch.num_warps},
+        options=launch.options,
     )
-    name, shared = launch.kernel.__name__, compiled.metadata.shared
-    if target.backend == "hip":
-        return _read_amd(name, compiled.asm["amdgcn"], shared)
-    return _read_nvidia(
-        name, compiled.asm["cubin"], shared, signature.pointer_offsets(target.parameter_base)
+    by_registers = _operands_by_registers(compiled.asm["ttgir"]) if target.reads_shared else 0
+    read = _read_amd if target.backend == "hip" else _read_nvidia
+    code = read(launch.kernel.__name__, compiled, target, signature)
+    matrix = code.pop("matrix")
+    return Compiled(
+        kernel=launch.kernel.__name__,
+        threads=launch.num_warps * target.warp_size,
+        shared=compiled.metadata.shared,
+        matrix_instructions=matrix if "tt.dot " in compiled.asm["ttir"] else None,
+        operands_by_registers=by_registers,
+        **code,
     )
 
 
-def _read_amd(name: str, assembly: str, shared: int) -> Compiled:
+def _operands_by_registers(ttgir: str) -> int:
+    """Loads from shared memory to registers in loops that hold a product of matrices."""
+    found = 0
+    for loop in re.findall(r"^( +)(\S.*scf\.for.*$(?:\n\1 .*)*)", ttgir, re.MULTILINE):
+        if re.search(r"ttng\.(warp_group_dot|tc_gen5_mma)\b|tt\.dot\b", loop[1]):
+            found += len(re.findall(r"ttg\.local_load\b", loop[1]))
+    return found
+
+
+def _read_amd(name: str, compiled: Any, target: Target, signature: Signature) -> dict[str, Any]:
+    assembly = compiled.asm["amdgcn"]
+
     def metadata(key: str) -> int:
         found = re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)
         if found is None:
@@ -124,7 +161,13 @@ def _read_amd(name: str, assembly: str, shared: int) -> Compiled:
         metadata(key)
         for key in ("private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
     )
-    return Compiled(name, metadata("vgpr_count"), spilled, shared, None, 0)
+    return {
+        "registers": metadata("vgpr_count"),
+        "spilled": spilled,
+        "matrix": len(re.findall(rf"^\s*{target.matrix_instruction}\b", assembly, re.MULTILINE)),
+        "widths": None,
+        "unattributed": 0,
+    }
 
 
 def _tool(tool: str, *arguments: str) -> str:
@@ -132,9 +175,10 @@ def _tool(tool: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _read_nvidia(name: str, cubin: bytes, shared: int, pointers: dict[int, str]) -> Compiled:
+def _read_nvidia(name: str, compiled: Any, target: Target, signature: Signature) -> dict[str, Any]:
+    pointers = signature.pointer_offsets(target.parameter_base, compiled.metadata.tensordesc_meta)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = sass.read(_tool("nvdisasm", "-c", file.name), pointers)
@@ -147,5 +191,11 @@ def _read_nvidia(name: str, cubin: bytes, shared: int, pointers: dict[int, str])
             continue
         (pointer,) = access.pointers
         widths[pointer] = min(access.bytes, widths.get(pointer, access.bytes))
-    spilled = resources["STACK"] + resources["LOCAL"] + code.local_accesses
-    return Compiled(name, resources["REG"], spilled, shared, widths, unattributed)
+    matrix = re.compile(target.matrix_instruction)
+    return {
+        "registers": resources["REG"],
+        "spilled": resources["STACK"] + resources["LOCAL"] + code.local_accesses,
+        "matrix": sum(n for opcode, n in code.opcodes.items() if matrix.fullmatch(opcode)),
+        "widths": widths,
+        "unattributed": unattributed,
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastuiat_kernels import SIZES, SPECS
+from fastuiat_kernels import SPECS
 from fastuiat_kernels.audit import compiling, traffic
 from fastuiat_kernels.audit.targets import TARGETS
 from fastuiat_kernels.spec import Variant
@@ -38,9 +38,26 @@ class CodeRow:
     compiled: compiling.Compiled
     declared: dict[str, int]
 
+    @property
+    def programs(self) -> int | None:
+        """That a multiprocessor holds at once; None where registers are shared out otherwise."""
+        target, compiled = TARGETS[self.target], self.compiled
+        if target.backend != "cuda":
+            return None
+        return target.programs(compiled.registers, compiled.threads, compiled.shared)
+
     def failures(self) -> list[str]:
         where = f"{self.target}, {self.case.variant}, {self.case.dtype}, {self.compiled.kernel}"
-        found = []
+        target, found = TARGETS[self.target], []
+        if self.compiled.shared > target.shared_bytes:
+            found.append(
+                f"{where}: {self.compiled.shared} bytes of shared memory, "
+                f"a program has {target.shared_bytes}"
+            )
+        if self.compiled.matrix_instructions == 0:
+            found.append(f"{where}: its product takes no {target.matrix_instruction}")
+        if self.compiled.operands_by_registers:
+            found.append(f"{where}: operands by registers: {self.compiled.operands_by_registers}")
         if self.compiled.spilled:
             found.append(f"{where}: {self.compiled.spilled} bytes or accesses of local memory")
         if self.compiled.unattributed:
@@ -78,11 +95,13 @@ class TrafficRow:
 
 @dataclass(frozen=True)
 class BoundRow:
-    """Least time of a call if nothing but the bytes mattered. A bound, not a measurement."""
+    """Least time of a call if nothing but its bytes and its products of matrices mattered. A bound,
+    not a measurement."""
 
     target: str
     case: Case
     bytes: int
+    flops: int
     bound_us: float
 
 
@@ -104,7 +123,7 @@ class Report:
             "torch": torch.__version__,
             "triton": triton.__version__,
             "targets": {name: asdict(TARGETS[name]) for name in TARGETS if name in targets},
-            "machine_code": [asdict(row) for row in self.code],
+            "machine_code": [asdict(row) | {"programs": row.programs} for row in self.code],
             "traffic": [asdict(row) for row in self.traffic],
             "bounds": [asdict(row) for row in self.bounds],
             "failures": self.failures(),
@@ -131,7 +150,9 @@ def _code_rows(job: tuple[str, int, tuple[str, ...]]) -> list[CodeRow]:
     case, variant, dtype = _cases(kernels.split(","), "audit_sizes")[number]
     declared = {
         name: pointer.width
-        for name, pointer in variant.pointers(variant.inputs(SIZES[case.size], dtype, CPU)).items()
+        for name, pointer in variant.pointers(
+            variant.inputs(variant.sizes[case.size], dtype, CPU)
+        ).items()
     }
     return [
         CodeRow(target, case, compiling.compile_launch(launch, TARGETS[target]), declared)
@@ -143,17 +164,21 @@ def _code_rows(job: tuple[str, int, tuple[str, ...]]) -> list[CodeRow]:
 def _bounds(kernels: Sequence[str], targets: Sequence[str]) -> list[BoundRow]:
     rows = []
     for case, variant, dtype in _cases(kernels, "audit_sizes"):
-        moved = variant.bytes_moved(variant.inputs(SIZES[case.size], dtype, CPU))
-        for target in targets:
-            microseconds = moved / TARGETS[target].gigabytes_per_second / 1e3
-            rows.append(BoundRow(target, case, moved, microseconds))
+        inputs = variant.inputs(variant.sizes[case.size], dtype, CPU)
+        moved, flops = variant.bytes_moved(inputs), variant.flops(inputs)
+        for name in targets:
+            target = TARGETS[name]
+            microseconds = max(
+                moved / target.gigabytes_per_second / 1e3, flops / target.teraflops / 1e6
+            )
+            rows.append(BoundRow(name, case, moved, flops, microseconds))
     return rows
 
 
 def _traffic_rows(kernels: Sequence[str], counts: dict[str, traffic.Counted]) -> list[TrafficRow]:
     rows = []
     for case, variant, dtype in _cases(kernels, "traffic_sizes"):
-        inputs = variant.inputs(SIZES[case.size], dtype, CPU)
+        inputs = variant.inputs(variant.sizes[case.size], dtype, CPU)
         pointers = variant.pointers(inputs)
         counted = {
             name: distinct if name in pointers and pointers[name].cached else total

@@ -8,6 +8,7 @@ pointer it started from.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
 _GLOBAL = {
     "LDG": "load",
+    "LDGSTS": "load",
     "STG": "store",
     "ATOM": "atomic",
     "ATOMG": "atomic",
@@ -27,7 +29,7 @@ _GLOBAL = {
     "REDG": "atomic",
 }
 _LOCAL = {"LDL", "STL"}
-_NO_RESULT = {"STG", "STS", "STL", "RED", "REDG", "BRA", "EXIT", "BAR", "PLOP3"}
+_NO_RESULT = {"STG", "LDGSTS", "STS", "STL", "RED", "REDG", "BRA", "EXIT", "BAR", "PLOP3"}
 _FROM_MEMORY = {"LDG", "LDS", "LDL", "LDSM", "ATOMG", "ATOM", "ATOMS", "SHFL", "REDUX"}
 
 
@@ -65,6 +67,8 @@ class MachineCode:
     accesses: tuple[Access, ...]
     local_accesses: int
     """Loads and stores of local memory: spilled registers."""
+    opcodes: Counter[str]
+    """How often each is there, without its suffixes."""
 
 
 def access_bytes(opcode: str) -> int:
@@ -106,17 +110,17 @@ def read(text: str, pointers: Mapping[int, str]) -> MachineCode:
                 entry[successor] = merged
                 pending.add(successor)
                 seen.add(successor)
-    accesses, local_accesses = [], 0
+    accesses, opcodes = [], Counter[str]()
     for block, holds in zip(blocks, entry, strict=True):
         for instruction in block.instructions:
             base = instruction.opcode.split(".")[0]
-            local_accesses += base in _LOCAL
+            opcodes[base] += 1
             if base in _GLOBAL:
                 address = _BRACKETS.findall(instruction.operands)[-1]  # a descriptor comes before
                 width = access_bytes(instruction.opcode)
                 accesses.append(Access(_GLOBAL[base], width, _held(address, holds)))
             _step(instruction, holds, pointers)
-    return MachineCode(tuple(accesses), local_accesses)
+    return MachineCode(tuple(accesses), sum(opcodes[base] for base in _LOCAL), opcodes)
 
 
 def _blocks(text: str) -> list[Block]:

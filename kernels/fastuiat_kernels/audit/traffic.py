@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastuiat_kernels import SIZES, SPECS
+from fastuiat_kernels import SPECS
 from fastuiat_kernels.launch import Launch, watched
 from fastuiat_kernels.spec import Variant
 
@@ -77,8 +77,7 @@ def count_launch(launch: Launch, run: Callable[[], None]) -> Counted:
     """Run one launch and count; RuntimeError on an access outside every argument."""
     ranges = {
         name: (value.data_ptr(), value.data_ptr() + value.numel() * value.element_size())
-        for name, value in launch.arguments.items()
-        if isinstance(value, torch.Tensor)
+        for name, value in launch.tensors().items()
     }
     asked = Meter().run(run)
     counted: Counted = {}
@@ -112,7 +111,7 @@ def count_variant(variant: Variant, dtype: torch.dtype, size: str) -> Counted:
             counted[name] = (before[0] + total, before[1] + distinct)
 
     with watched(watcher):
-        variant.launcher(**variant.inputs(SIZES[size], dtype, torch.device("cpu")))
+        variant.launcher(**variant.inputs(variant.sizes[size], dtype, torch.device("cpu")))
     return counted
 
 
