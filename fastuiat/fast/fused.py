@@ -19,7 +19,7 @@ from fastuiat.fast.regions import Regions
 from fastuiat.models.resnet import BasicBlock, ResNet18
 from fastuiat_kernels import pack_conv3x3, pack_strided, residual_blocks
 
-FASTER: frozenset[tuple[str, tuple[int, int]]] = frozenset()
+FASTER = frozenset({("ResNet18", (9, 0))})
 """(net, compute capability) of those that are faster so, by benchmarks/DECISIONS.md."""
 HALVES = (torch.bfloat16, torch.float16)
 _way: ContextVar[bool | None] = ContextVar("fused", default=None)

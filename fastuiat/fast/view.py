@@ -33,6 +33,10 @@ KINDS = (nn.Conv2d, nn.Linear)
 """Layers whose weights are cast."""
 
 
+def folding_pays(device: torch.device, dtype: torch.dtype, regions: Regions) -> bool:
+    return regions.compiled and dtype == torch.bfloat16 and device.type == "cpu"
+
+
 class FrozenNet(nn.Module):
     """The network with weights in the compute dtype that take no gradient.
 
@@ -72,9 +76,8 @@ class FrozenNet(nn.Module):
         self._folded: Folded | Fused | None = None
         if isinstance(live, ResNet18) and fused.wanted(live, device, dtype):
             self._folded = Fused(live, self.net, dtype)
-        elif isinstance(live, Classifier) and device.type == "cpu":
-            if regions.compiled and dtype == torch.bfloat16:
-                self._folded = Folded(live, self.net)
+        elif isinstance(live, Classifier) and folding_pays(device, dtype, regions):
+            self._folded = Folded(live, self.net)
         self._fold_is_due = True
         self.gradient_counts = torch.zeros(2, dtype=torch.int64, device=device)
         regions.kept.append(self.gradient_counts)

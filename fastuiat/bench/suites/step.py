@@ -2,7 +2,9 @@
 
 naive: as such code is usually written (bench/baselines.py). tuned-eager: the method's own step,
 eager. fastuiat: the step that `fastuiat train` runs. convolutions: the convolutions and matrix
-products of that step alone, at PyTorch's own kernels: what is left when all else is free.
+products of that step alone, at PyTorch's own kernels: what is left when all else is free. On
+request, fused and cudnn: the step of fastuiat with the frozen net's blocks by either way, of which
+fast/fused.py says which one it takes.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ from fastuiat.bench.workload import (
     training_step,
 )
 from fastuiat.config import UserError, positive
+from fastuiat.fast.fused import instead
 from fastuiat.models import build_model
 
-Way = Literal["naive", "tuned-eager", "fastuiat", "convolutions"]
-PROVIDERS: tuple[Way, ...] = get_args(Way)
+Way = Literal["naive", "tuned-eager", "fastuiat", "convolutions", "fused", "cudnn"]
+PROVIDERS: tuple[Way, ...] = get_args(Way)[:4]
+"""Those that are measured unless others are asked for."""
 REFERENCE = "fastuiat"
 MOST_KINDS = 4
 """Of a profile, in a line."""
@@ -70,6 +74,8 @@ class StepProviders:
             "tuned-eager": functools.partial(self.ours, "tuned-eager", compiled=False),
             "fastuiat": functools.partial(self.ours, "fastuiat", compiled=self.setting.compiled),
             "convolutions": self.convolutions,
+            "fused": functools.partial(self.by_way, "fused", fused=True),
+            "cudnn": functools.partial(self.by_way, "cudnn", fused=False),
         }
         return [Provider(name, builders[name]) for name in names]
 
@@ -90,11 +96,15 @@ class StepProviders:
             setting.device,
             precision=setting.precision,
             compiled=compiled,
-            replayed=name == REFERENCE,
+            replayed=name != "tuned-eager",
         )
         if self.keep and name == REFERENCE:
             self.step = step
         return step
+
+    def by_way(self, name: str, *, fused: bool) -> Call:
+        with instead(fused):
+            return self.ours(name, compiled=self.setting.compiled)
 
     def convolutions(self) -> Call:
         """Noted in one real eager step: on meta, layouts are not those of the device."""
@@ -159,7 +169,7 @@ def measure(
             config=case.to_json()
             | {
                 "precision": "fp32" if m.name == "naive" else setting.precision,
-                "compile": setting.compiled and m.name == REFERENCE,
+                "compile": setting.compiled and m.name in (REFERENCE, "fused", "cudnn"),
             },
             note=notes[m.name],
             **costs(m, case, ways.flops.get(m.name), forward),
@@ -193,7 +203,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[str]:
     by_name = {r["provider"]: r["ratio_median"] for r in records if r["ratio_median"]}
     said = [
         f"{by_name[name]:.2f} times as fast as {name}"
-        for name in ("naive", "tuned-eager")
+        for name in ("naive", "tuned-eager", "fused", "cudnn")
         if name in by_name
     ]
     if "convolutions" in by_name:
