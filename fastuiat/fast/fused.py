@@ -1,7 +1,8 @@
 """The frozen net's blocks as one operator of `fastuiat_kernels`, where that was measured faster.
 
 A ResNet in eval mode is convolutions with a shift, a shortcut and a ReLU behind each: one launch a
-layer, forward and backward, in place of a convolution of cuDNN and a pass over its result.
+layer, forward and backward, in place of a convolution of cuDNN and a pass over its result. No net is
+fused by default: not before `fastuiat bench step --providers fused cudnn` has a record of it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from fastuiat.fast.regions import Regions
 from fastuiat.models.resnet import BasicBlock, ResNet18
 from fastuiat_kernels import pack_conv3x3, pack_strided, residual_blocks
 
-FASTER = frozenset({("ResNet18", (9, 0))})
-"""(net, compute capability) of those that are faster so, by benchmarks/DECISIONS.md."""
+FASTER: frozenset[tuple[str, tuple[int, int]]] = frozenset()
+"""(net, compute capability) of those of which benchmarks/results has a record that says so."""
+STEM_CHANNELS = 8
+"""Channels that tensor cores take: for three, cuDNN turns the image around and does without them,
+42 µs for what moves 17 MB (128 images, H100)."""
 HALVES = (torch.bfloat16, torch.float16)
 _way: ContextVar[bool | None] = ContextVar("fused", default=None)
 
@@ -99,6 +103,18 @@ class Blocks(nn.Module):
         return residual_blocks(x, self.strides, self.weights, self.backward_weights, self.shifts)
 
 
+class Stem(nn.Module):
+    """The first convolution, of images with empty channels."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = (0, 0, 0, 0, 0, STEM_CHANNELS - x.shape[1])
+        return F.conv2d(F.pad(x, more), F.pad(self.conv.weight, more), padding=1)
+
+
 class Fused:
     """`net`, a copy of `frozen` with its blocks in one; the rest is shared with it.
 
@@ -118,6 +134,8 @@ class Fused:
             layers += [Layer(conv, norm, dtype) for conv, norm in pairs]
             strides.append(block.conv1.stride[0])
         self.layers = nn.ModuleList(layers)
+        assert isinstance(self.net.conv1, nn.Conv2d)
+        self.net.conv1 = Stem(self.net.conv1)
         setattr(self.net, stages[0], Blocks(strides, layers))
         for stage in stages[1:]:
             setattr(self.net, stage, nn.Identity())

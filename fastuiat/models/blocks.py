@@ -11,6 +11,10 @@ from torch.nn import functional as F
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
 
 
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
 class Classifier(nn.Module):
     """A network whose forward gives logits (B, K), or (logits, features (B, D)) on request.
 

@@ -1,4 +1,4 @@
-"""The convolutions of the nets, each by the way that was measured to be faster where it runs."""
+"""3×3 convolutions, as a product of matrices where a CPU is faster at that."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ MATRIX_UNITS = cpu_has("amx_tile")
 """Whether this CPU multiplies bf16 matrices in units of their own."""
 
 
-TENSOR_CORE_CHANNELS = 8
-"""Channels below which cuDNN turns an image around and leaves the tensor cores idle."""
-
-
 class Conv3x3(nn.Conv2d):
     """`nn.Conv2d` with a padding of 1 and no bias, (B, C, H, W) to (B, K, H/stride, W/stride).
 
-    In a compiled bf16 region on a CPU with matrix units, wide layers are products of matrices. On a
-    GPU images get channels of zeros, as many as tensor cores take. The sums are the same, in fp32,
-    in another order.
+    In a compiled bf16 region on a CPU with matrix units, wide layers are products of matrices. The
+    sums are the same, in fp32, in another order.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -33,38 +28,12 @@ class Conv3x3(nn.Conv2d):
         return self.in_channels >= 256 and self.out_channels >= 512
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and self.in_channels < TENSOR_CORE_CHANNELS:
-            return with_empty_channels(x, self.weight, self.stride[0])
         cpu_bf16 = x.device.type == "cpu" and x.dtype == torch.bfloat16
         # Eager, copying the patches costs what the product gains.
         fast = MATRIX_UNITS and cpu_bf16 and torch.compiler.is_compiling()
         if fast and self.is_faster_as_product:
             return product_of_patches(x, self.weight, self.stride[0])
         return super().forward(x)
-
-
-class Conv1x1(nn.Conv2d):
-    """`nn.Conv2d` of one pixel without bias. With a stride, on a GPU, of the pixels that it meets
-    alone: cuDNN's repeatable ways of striding took up to ten times as long."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and self.stride[0] > 1:
-            return of_every(x, self.weight, self.stride[0])
-        return super().forward(x)
-
-
-def with_empty_channels(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """conv2d(x, weight, stride=stride, padding=1) of 3×3 kernels on images of few channels."""
-    more = (0, 0, 0, 0, 0, TENSOR_CORE_CHANNELS - x.shape[1])
-    return F.conv2d(F.pad(x, more), F.pad(weight, more), stride=stride, padding=1)
-
-
-def of_every(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """conv2d(x, weight, stride=stride) of 1×1 kernels."""
-    return F.conv2d(x[:, :, ::stride, ::stride], weight)
 
 
 def product_of_patches(x: Tensor, weight: Tensor, stride: int) -> Tensor:

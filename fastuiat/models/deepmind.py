@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, pooled
-from fastuiat.models.convolution import Conv1x1, Conv3x3
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 from fastuiat.models.registry import register
 from fastuiat.models.wide_resnet import is_wide
 
@@ -64,7 +64,7 @@ class WideBlock(nn.Module):
         self.conv_0 = PaddedConv(inputs, planes, stride)
         self.batchnorm_1 = nn.BatchNorm2d(planes)
         self.conv_1 = Conv3x3(planes, planes)
-        self.shortcut = Conv1x1(inputs, planes, stride) if inputs != planes else None
+        self.shortcut = conv1x1(inputs, planes, stride) if inputs != planes else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.batchnorm_0(x))

@@ -7,8 +7,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, pooled
-from fastuiat.models.convolution import Conv1x1, Conv3x3
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 from fastuiat.models.registry import register
 
 
@@ -46,7 +46,7 @@ class PreActBlock(nn.Module):
         self.raw_shortcut = variant.raw_shortcut
         if stride != 1 or inputs != planes:
             bn = [nn.BatchNorm2d(planes)] if variant.shortcut_bn else []
-            self.shortcut = nn.Sequential(Conv1x1(inputs, planes, stride), *bn)
+            self.shortcut = nn.Sequential(conv1x1(inputs, planes, stride), *bn)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(x))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastuiat.models.blocks import ACTIVATIONS, Classifier, pooled
-from fastuiat.models.convolution import Conv1x1, Conv3x3
+from fastuiat.models.blocks import ACTIVATIONS, Classifier, conv1x1, pooled
+from fastuiat.models.convolution import Conv3x3
 from fastuiat.models.registry import register
 
 
@@ -17,7 +17,7 @@ class WideBlock(nn.Module):
         self.conv1 = Conv3x3(inputs, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = Conv3x3(planes, planes)
-        self.convShortcut = Conv1x1(inputs, planes, stride) if inputs != planes else None
+        self.convShortcut = conv1x1(inputs, planes, stride) if inputs != planes else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(x))
