@@ -49,7 +49,7 @@ def test_a_doctored_result_is_found_and_written(copy, capsys):
 
 def test_a_report_of_a_gpu_is_taken_in_and_shown(copy, tmp_path, capsys):
     """On the pages that say what ran where; what is no report changes nothing."""
-    (recorded,) = (copy / "benchmarks" / "results").glob("gpu-nvidia-h100-*.json")
+    (recorded,) = (copy / "benchmarks" / "results").glob("gpu-nvidia-h100-*-551066ead5.json")
     state = json.loads(recorded.read_text())
     state |= {"device": "NVIDIA H200", "commit": "fedcba9876543210", "time": "2031-02-03T04:05:06"}
     state["stages"]["kernels"] = {"verdict": "passed"}
