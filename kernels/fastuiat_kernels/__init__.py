@@ -11,6 +11,7 @@ from fastuiat_kernels.bank_apply import SPEC as _bank_apply
 from fastuiat_kernels.bank_apply import bank_apply
 from fastuiat_kernels.bank_step import SPEC as _bank_step
 from fastuiat_kernels.bank_step import bank_accumulate, bank_step, bank_update
+from fastuiat_kernels.conv3x3 import SPEC as _conv3x3
 from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward, pack_conv3x3
 from fastuiat_kernels.distill_loss import SPEC as _distill_loss
 from fastuiat_kernels.distill_loss import distill_loss
@@ -33,6 +34,7 @@ SPECS: tuple[KernelSpec, ...] = (
     _bank_step,
     _distill_loss,
     _memory_update,
+    _conv3x3,
 )
 
 __all__ = [

@@ -14,58 +14,28 @@ order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastuiat_kernels import checks
-from fastuiat_kernels.launch import blocks, takes_kernel, tl, triton, wrap_triton
+from fastuiat_kernels.conv3x3_kernel import TAPS, Tile, launch, tile_for
+from fastuiat_kernels.launch import takes_tiles
+from fastuiat_kernels.spec import (
+    SIZES,
+    Inputs,
+    KernelSpec,
+    Pointer,
+    Size,
+    Tolerance,
+    Variant,
+    generator,
+    gradients,
+)
 
 _DTYPES = (torch.bfloat16, torch.float16)
-_TAPS = 9
-_FINISH_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What one program takes, and how; the fastest of those tried on an H100
-    (benchmarks/DECISIONS.md)."""
-
-    images: int
-    rows: int
-    filters: int
-    channels: int = 64
-    """In one step of the sum."""
-    split: int = 1
-    """Programs that share one sum, where the grid would leave the device half empty."""
-    warps: int = 4
-    stages: int = 4
-
-
-_TILES: dict[tuple[int, int], Tile] = {
-    (32, 64): Tile(images=1, rows=8, filters=64),
-    (16, 64): Tile(images=1, rows=8, filters=64),
-    (16, 128): Tile(images=1, rows=8, filters=128, warps=8),
-    (8, 64): Tile(images=2, rows=8, filters=64),
-    (8, 128): Tile(images=1, rows=8, filters=128),
-    (4, 64): Tile(images=8, rows=4, filters=64),
-    (4, 128): Tile(images=4, rows=4, filters=128, channels=128),
-}
-"""By the resolution, and the filters that a program can take: 128 where they divide K."""
-
-
-def tile_for(height: int, width: int, channels: int, filters: int) -> Tile | None:
-    """How the kernel takes a layer; None of one that it does not take."""
-    if height != width or channels % 64 or filters % 64:
-        return None
-    tile = _TILES.get((height, 128)) if filters % 128 == 0 else None
-    tile = tile or _TILES.get((height, 64))
-    if tile is None:
-        return None
-    steps = _TAPS * channels // tile.channels
-    fits = channels % tile.channels == 0 and steps % tile.split == 0
-    return tile if fits else Tile(tile.images, tile.rows, tile.filters)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -121,256 +91,19 @@ def conv3x3_backward_reference(
     return total.to(grad.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@triton.jit
-def _finish(
-    total,
-    offsets,
-    filters,
-    inside,
-    shift_ptr,
-    residual_ptr,
-    mask_ptr,
-    out_ptr,
-    scale_ptr,
-    second_shift_ptr,
-    second_ptr,
-    SHIFT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MASK: tl.constexpr,
-    BOTH: tl.constexpr,
-    RELU: tl.constexpr,
-    SECOND: tl.constexpr,
-):
-    """What follows the product; `filters` is each element's filter, in a shape that broadcasts."""
-    if SHIFT:
-        total += tl.load(shift_ptr + filters)
-    if RESIDUAL:
-        residual = tl.load(residual_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        if BOTH:
-            total += residual
-    if MASK:
-        total = tl.where(tl.load(mask_ptr + offsets, mask=inside, other=0.0) > 0, total, 0.0)
-    if RESIDUAL and not BOTH:
-        total += residual
-    out = total
-    if RELU:
-        out = tl.maximum(out, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
-    if SECOND:
-        scaled = total * tl.load(scale_ptr + filters) + tl.load(second_shift_ptr + filters)
-        scaled = tl.maximum(scaled, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(second_ptr + offsets, scaled.to(second_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _conv3x3_kernel(
-    x_desc,
-    weight_desc,
-    shift_ptr,
-    residual_ptr,
-    mask_ptr,
-    out_ptr,
-    scale_ptr,
-    second_shift_ptr,
-    second_ptr,
-    part_ptr,
-    pixels,
-    row_tiles,
-    channels,
-    filters,
-    SHIFT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MASK: tl.constexpr,
-    BOTH: tl.constexpr,
-    RELU: tl.constexpr,
-    SECOND: tl.constexpr,
-    IMAGES: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEPS: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    PIXELS: tl.constexpr = IMAGES * ROWS * WIDTH
-    tile = tl.program_id(0) // (filters // BLOCK_K)
-    k = (tl.program_id(0) % (filters // BLOCK_K)) * BLOCK_K
-    row = (tile % row_tiles) * ROWS
-    image = (tile // row_tiles) * IMAGES
-    part = tl.program_id(1)
-    in_tap = channels // BLOCK_C
-    # Filters by pixels, not pixels by filters: the tensor cores take their second operand from
-    # shared memory as the descriptor laid it there, where a first one of four dims would go through
-    # registers.
-    total = tl.zeros((BLOCK_K, PIXELS), tl.float32)
-    for step in range(part * STEPS, (part + 1) * STEPS):
-        tap = step // in_tap
-        c = (step % in_tap) * BLOCK_C
-        x = x_desc.load([image, row + tap // 3 - 1, tap % 3 - 1, c]).reshape(PIXELS, BLOCK_C)
-        weight = weight_desc.load([tap * channels + c, k])
-        total = tl.dot(weight.T, x.T, total)
-    total = total.T
-    # Whole rows of one image, or whole images: pixels that follow each other.
-    pixel = (image * row_tiles * ROWS + row) * WIDTH + tl.arange(0, PIXELS)
-    filter = k + tl.arange(0, BLOCK_K)
-    offsets = pixel.to(tl.int64)[:, None] * filters + filter[None, :]
-    inside = (pixel < pixels)[:, None]
-    if SPLIT > 1:
-        own = part_ptr + part.to(tl.int64) * pixels * filters
-        tl.store(own + offsets, total, mask=inside)
-    else:
-        _finish(
-            total,
-            offsets,
-            filter[None, :],
-            inside,
-            shift_ptr,
-            residual_ptr,
-            mask_ptr,
-            out_ptr,
-            scale_ptr,
-            second_shift_ptr,
-            second_ptr,
-            SHIFT,
-            RESIDUAL,
-            MASK,
-            BOTH,
-            RELU,
-            SECOND,
-        )
-
-
-@triton.jit
-def _add_parts_kernel(
-    part_ptr,
-    shift_ptr,
-    residual_ptr,
-    mask_ptr,
-    out_ptr,
-    scale_ptr,
-    second_shift_ptr,
-    second_ptr,
-    n,
-    filters,
-    SHIFT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MASK: tl.constexpr,
-    BOTH: tl.constexpr,
-    RELU: tl.constexpr,
-    SECOND: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < n
-    total = tl.zeros((BLOCK,), tl.float32)
-    for part in tl.static_range(SPLIT):
-        total += tl.load(part_ptr + part * n.to(tl.int64) + offsets, mask=inside, other=0.0)
-    _finish(
-        total,
-        offsets,
-        (offsets % filters).to(tl.int32),
-        inside,
-        shift_ptr,
-        residual_ptr,
-        mask_ptr,
-        out_ptr,
-        scale_ptr,
-        second_shift_ptr,
-        second_ptr,
-        SHIFT,
-        RESIDUAL,
-        MASK,
-        BOTH,
-        RELU,
-        SECOND,
-    )
-
-
-def _launch(
-    x: Tensor,
+def _launch_backward(
+    grad: Tensor,
     packed: Tensor,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    scale: Tensor | None = None,
-    second_shift: Tensor | None = None,
     mask: Tensor | None = None,
+    residual: Tensor | None = None,
     both: bool = True,
-) -> list[Tensor]:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    batch, channels, height, width = x.shape
-    filters = packed.shape[1]
-    tile = tile_for(height, width, channels, filters)
-    assert tile is not None
-    out = x.new_empty((batch, height, width, filters)).permute(0, 3, 1, 2)
-    second = None if scale is None else torch.empty_like(out)
-    pixels, row_tiles = batch * height * width, height // tile.rows
-    flags = {
-        "SHIFT": shift is not None,
-        "RESIDUAL": residual is not None,
-        "MASK": mask is not None,
-        "BOTH": both,
-        "RELU": relu,
-        "SECOND": second is not None,
-    }
-    parts = None
-    if tile.split > 1:
-        parts = x.new_empty((tile.split, pixels, filters), dtype=torch.float32)
-    programs = blocks(batch, tile.images) * row_tiles * (filters // tile.filters)
-    wrap_triton(_conv3x3_kernel)[(programs, tile.split)](
-        TensorDescriptor.from_tensor(
-            x.permute(0, 2, 3, 1), [tile.images, tile.rows, width, tile.channels]
-        ),
-        TensorDescriptor.from_tensor(packed, [tile.channels, tile.filters]),
-        shift,
-        residual,
-        mask,
-        out,
-        scale,
-        second_shift,
-        second,
-        parts,
-        pixels,
-        row_tiles,
-        channels,
-        filters,
-        **flags,
-        IMAGES=tile.images,
-        ROWS=tile.rows,
-        WIDTH=width,
-        BLOCK_K=tile.filters,
-        BLOCK_C=tile.channels,
-        STEPS=_TAPS * channels // tile.channels // tile.split,
-        SPLIT=tile.split,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    if parts is not None:
-        n = pixels * filters
-        wrap_triton(_add_parts_kernel)[(blocks(n, _FINISH_BLOCK),)](
-            parts,
-            shift,
-            residual,
-            mask,
-            out,
-            scale,
-            second_shift,
-            second,
-            n,
-            filters,
-            **flags,
-            SPLIT=tile.split,
-            BLOCK=_FINISH_BLOCK,
-            num_warps=4,
-        )
-    return [out] if second is None else [out, second]
+) -> Tensor:
+    return launch(grad, packed, residual=residual, mask=mask, both=both)[0]
 
 
 def _takes(x: Tensor, packed: Tensor) -> bool:
     return (
-        takes_kernel(x, packed)
+        takes_tiles(x, packed)
         and x.dtype in _DTYPES
         and packed.dtype == x.dtype
         and tile_for(x.shape[2], x.shape[3], x.shape[1], packed.shape[1]) is not None
@@ -387,7 +120,7 @@ def _conv3x3(
     scale: Tensor | None,
     second_shift: Tensor | None,
 ) -> list[Tensor]:
-    way = _launch if _takes(x, packed) else conv3x3_reference
+    way = launch if _takes(x, packed) else conv3x3_reference
     return way(x, packed, shift, residual, relu, scale, second_shift)
 
 
@@ -401,9 +134,8 @@ def _(x, packed, shift, residual, relu, scale, second_shift):  # type: ignore[no
 def _conv3x3_backward(
     grad: Tensor, packed: Tensor, mask: Tensor | None, residual: Tensor | None, both: bool
 ) -> Tensor:
-    if _takes(grad, packed):
-        return _launch(grad, packed, residual=residual, mask=mask, both=both)[0]
-    return conv3x3_backward_reference(grad, packed, mask, residual, both)
+    way = _launch_backward if _takes(grad, packed) else conv3x3_backward_reference
+    return way(grad, packed, mask, residual, both)
 
 
 @_conv3x3_backward.register_fake
@@ -423,16 +155,17 @@ def pack_conv3x3(weight: Tensor, *, backward: bool = False) -> Tensor:
         raise ValueError(f"weight must be (K, C, 3, 3), got {tuple(weight.shape)}")
     if backward:
         weight = weight.flip(2, 3).transpose(0, 1)
-    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
+    # A channels-last weight would come as a view whose rows do not follow each other.
+    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]).contiguous()
 
 
 def _checked(name: str, x: Tensor, packed: Tensor, **same: Tensor | None) -> None:
     checks.floating(**{name: x}, packed=packed)
     if x.ndim != 4:
         raise ValueError(f"{name} must be (B, C, H, W), got {tuple(x.shape)}")
-    if packed.ndim != 2 or packed.shape[0] != _TAPS * x.shape[1]:
+    if packed.ndim != 2 or packed.shape[0] != TAPS * x.shape[1]:
         raise ValueError(
-            f"packed must be ({_TAPS * x.shape[1]}, K) for {x.shape[1]} channels, got "
+            f"packed must be ({TAPS * x.shape[1]}, K) for {x.shape[1]} channels, got "
             f"{tuple(packed.shape)}"
         )
     shape = (x.shape[0], packed.shape[1], *x.shape[2:])
@@ -445,6 +178,7 @@ def _checked(name: str, x: Tensor, packed: Tensor, **same: Tensor | None) -> Non
         for other, tensor in {name: x, **present}.items():
             if not tensor.is_contiguous(memory_format=torch.channels_last):
                 raise ValueError(f"{other} must be channels-last, got strides {tensor.stride()}")
+        checks.contiguous(packed=packed)
 
 
 def _per_filter(packed: Tensor, **vectors: Tensor | None) -> None:
@@ -467,16 +201,21 @@ def conv3x3(
     x (B, C, H, W) channels-last; weight (K, C, 3, 3), or packed; shift (K,), fp32 on a GPU;
     residual (B, K, H, W) in the dtype and layout of x, as what comes back. `second=(scale, shift)`,
     each (K,): max(scale·sum + shift, 0) as well, of the sum before it is rounded. NaN stays NaN.
-    Padding 1, stride 1. By the kernel on a GPU in bf16 or fp16 where 64 divides C and K and the
-    image is 32, 16, 8 or 4 pixels wide and high; else by PyTorch's convolution, with sums in fp32
-    at least. Not differentiable. ValueError on other shapes, devices or layouts.
+    Padding 1, stride 1. By the kernel on a GPU that copies tiles by itself (H100, H200, B200) in
+    bf16 or fp16 where 64 divides C and K and the image is 32, 16, 8 or 4 pixels wide and high; else
+    by PyTorch's convolution, with sums in fp32 at least. Not differentiable. ValueError on other
+    shapes, devices or layouts.
     """
     packed = weight if weight.ndim == 2 else pack_conv3x3(weight)
     scale, second_shift = second or (None, None)
     _checked("x", x, packed, residual=residual)
     _per_filter(packed, shift=shift, scale=scale, second_shift=second_shift)
-    outs = _conv3x3(x, packed, shift, residual, relu, scale, second_shift)
-    return outs[0] if second is None else (outs[0], outs[1])
+    return _given(_conv3x3(x, packed, shift, residual, relu, scale, second_shift))
+
+
+def _given(outs: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    """[out], or [out, second], as `conv3x3` returns it."""
+    return outs[0] if len(outs) == 1 else (outs[0], outs[1])
 
 
 def conv3x3_backward(
@@ -498,3 +237,153 @@ def conv3x3_backward(
         raise ValueError(f"masked must be 'both' or 'product', got {masked!r}")
     _checked("grad", grad, packed, mask=mask, residual=residual)
     return _conv3x3_backward(grad, packed, mask, residual, masked == "both")
+
+
+def _sizes(channels: int, width: int, small: Size) -> dict[str, Size]:
+    """A layer of resnet-18, which has as many filters as channels, for bench and the compiler at
+    the batches of these names; `small` for the interpreter."""
+    batches = {"cifar10": 128, "cifar100": 512, "classes1000": 4096}
+    layers = {
+        name: Size(batch, channels, width, width, SIZES[name].classes, 1)
+        for name, batch in batches.items()
+    }
+    return layers | {"small": small}
+
+
+_SMALL = Size(3, 64, 4, 4, 10, 1)
+_SPLIT = Tile(images=8, rows=4, filters=64, split=2)
+
+
+def _op(
+    scale: Tensor | None = None, second_shift: Tensor | None = None, **inputs: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`conv3x3` by the operator's names."""
+    second = None if scale is None or second_shift is None else (scale, second_shift)
+    return conv3x3(inputs.pop("x"), inputs.pop("packed"), second=second, **inputs)
+
+
+def _inputs(size: Size, dtype: torch.dtype, device: torch.device, *given: str) -> Inputs:
+    """x, packed, and those of the others that are named; the values of a layer behind another."""
+    random, channels = generator(size), size.channels
+    images = [gradients(size, dtype, random, device) for _ in range(2)]
+    weight = torch.randn(channels, channels, 3, 3, generator=random) / (4.5 * channels) ** 0.5
+    vectors = torch.randn(3, channels, generator=random).to(device)
+    return {
+        "x": images[0].relu(),
+        "packed": pack_conv3x3(weight).to(device, dtype),
+        "shift": vectors[0] if "shift" in given else None,
+        "residual": images[1] if "residual" in given else None,
+        "relu": "relu" in given,
+        "scale": vectors[1] if "second" in given else None,
+        "second_shift": vectors[2] if "second" in given else None,
+    }
+
+
+def _backward_inputs(size: Size, dtype: torch.dtype, device: torch.device, both: bool) -> Inputs:
+    inputs = _inputs(size, dtype, device, "residual")
+    mask = gradients(size, dtype, generator(size), device).relu()
+    names = {"grad": inputs["x"] - 0.5, "packed": inputs["packed"], "mask": mask}
+    return names | {"residual": inputs["residual"], "both": both}
+
+
+def _pointers(inputs: Inputs, split: int = 1) -> dict[str, Pointer]:
+    """Without hardware that copies tiles these come by one element."""
+    x = inputs["x"] if "x" in inputs else inputs["grad"]
+    packed, size = inputs["packed"], x.element_size()
+    filters = packed.shape[1]
+    of_out = size * filters * x.numel() // x.shape[1]
+    pointers = {
+        "x_desc": Pointer(size * x.numel(), size, cached=True),
+        "weight_desc": Pointer(size * packed.numel(), size, cached=True),
+        "out_ptr": Pointer(of_out, 16),
+    }
+    for name in ("shift", "scale", "second_shift"):
+        if inputs.get(name) is not None:
+            pointers[f"{name}_ptr"] = Pointer(4 * filters, 4, cached=True)
+    for name in ("residual", "mask"):
+        if inputs.get(name) is not None:
+            pointers[f"{name}_ptr"] = Pointer(of_out, 16)
+    if inputs.get("scale") is not None:
+        pointers["second_ptr"] = Pointer(of_out, 16)
+    if split > 1:
+        pointers["part_ptr"] = Pointer(2 * split * 4 * (of_out // size), 16)
+    return pointers
+
+
+def _out_elements(inputs: Inputs) -> int:
+    x = inputs["x"] if "x" in inputs else inputs["grad"]
+    return x.numel() // x.shape[1] * inputs["packed"].shape[1]
+
+
+def _variant(
+    name: str, *given: str, replaces: int, sizes: dict[str, Size], split: Tile | None = None
+) -> Variant:
+    return Variant(
+        name=name,
+        op=_op,
+        reference=lambda **inputs: _given(conv3x3_reference(**inputs)),
+        launcher=lambda **inputs: _given(launch(**inputs, tile=split)),
+        inputs=lambda *where: _inputs(*where, *given),
+        pointers=functools.partial(_pointers, split=split.split if split else 1),
+        launches=2 if split else 1,
+        replaces=replaces,
+        sizes=sizes,
+        **_SAME,
+    )
+
+
+def _backward_variant(name: str, *, both: bool, replaces: int, sizes: dict[str, Size]) -> Variant:
+    return Variant(
+        name=name,
+        op=lambda both, **inputs: conv3x3_backward(**inputs, masked="both" if both else "product"),
+        reference=conv3x3_backward_reference,
+        launcher=_launch_backward,
+        inputs=functools.partial(_backward_inputs, both=both),
+        pointers=_pointers,
+        launches=1,
+        replaces=replaces,
+        sizes=sizes,
+        **_SAME,
+    )
+
+
+_SAME: dict[str, Any] = {
+    "dtypes": _DTYPES,
+    "elements": _out_elements,
+    "flops": lambda inputs: 2 * inputs["packed"].shape[0] * _out_elements(inputs),
+    "by_tiles": True,
+    "tolerance": Tolerance(rtol=1e-5, atol=1e-4, roundings=1),
+}
+
+SPEC = KernelSpec(
+    "conv3x3",
+    "conv(x, w) + shift + residual, then max(·, 0) and a second max(scale·sum + b, 0); the "
+    "gradient of x, masked",
+    (
+        _variant("conv3x3", "shift", "residual", "relu", replaces=9, sizes=_sizes(64, 32, _SMALL)),
+        _variant("conv3x3, alone", replaces=5, sizes=_sizes(64, 16, Size(1, 64, 8, 8, 10, 1))),
+        _variant(
+            "conv3x3, second",
+            "shift",
+            "residual",
+            "second",
+            replaces=5,
+            sizes=_sizes(128, 16, _SMALL),
+        ),
+        _variant(
+            "conv3x3, split",
+            "shift",
+            "residual",
+            "relu",
+            replaces=9,
+            sizes=_sizes(512, 4, Size(3, 128, 4, 4, 10, 1)),
+            split=_SPLIT,
+        ),
+        _backward_variant(
+            "conv3x3_backward, both", both=True, replaces=9, sizes=_sizes(256, 8, _SMALL)
+        ),
+        _backward_variant(
+            "conv3x3_backward, product", both=False, replaces=9, sizes=_sizes(512, 4, _SMALL)
+        ),
+    ),
+)

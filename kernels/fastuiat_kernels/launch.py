@@ -103,6 +103,17 @@ def takes_kernel(*tensors: Tensor) -> bool:
     return HAVE_TRITON and all(t.is_cuda and t.numel() > 0 for t in tensors)
 
 
+def takes_tiles(*tensors: Tensor) -> bool:
+    """Whether the tensors go to a kernel that reads by tensor descriptors: as `takes_kernel`, on a
+    GPU that copies tiles by itself and holds several (NVIDIA's Hopper and Blackwell for data
+    centres). For others a compiler takes the tiles apart into accesses of one element."""
+    return (
+        takes_kernel(*tensors)
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(tensors[0].device)[0] in (9, 10)
+    )
+
+
 def blocks(size: int, block: int) -> int:
     """How many blocks cover `size`."""
     return -(-size // block)

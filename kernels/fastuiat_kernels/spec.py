@@ -107,6 +107,8 @@ class Variant:
     """Inputs changed in place: bench and tests hand out copies."""
     sizes: Mapping[str, Size] = field(default_factory=lambda: SIZES)
     """What the names of sizes mean; some operations never see images of three channels."""
+    by_tiles: bool = False
+    """Launched only on GPUs that copy the tiles of tensor descriptors by themselves."""
     flops: Callable[[Inputs], int] = lambda inputs: 0
     """Operations of the products of matrices, where there are such."""
     tolerance: Tolerance | None = None

@@ -1,8 +1,8 @@
 """python -m fastuiat_kernels.audit [--target sm_80 …] [--kernel sign_step …] [--json FILE]
 
 Exit code 0 if all is as the specs declare, 1 if a kernel spills, asks for more shared memory than
-there is, accesses memory more narrowly than declared, moves more bytes than its floor, or multiplies
-matrices otherwise than by the target's instructions out of shared memory; 2 on wrong usage.
+there is, accesses memory more narrowly than declared, moves more bytes than its floor, or does not
+multiply matrices by the target's instructions out of shared memory; 2 on wrong usage.
 """
 
 from __future__ import annotations
@@ -23,6 +23,17 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     widths = [max(map(len, column)) for column in columns]
     for row in (header, ["-" * width for width in widths], *rows):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _access(row) -> str:  # type: ignore[no-untyped-def]
+    if row.compiled.widths is None:
+        said = "not disassembled"
+    else:
+        said = " ".join(
+            f"{name.removesuffix('_ptr')} {width}/{row.declared.get(name, '?')}"
+            for name, width in row.compiled.widths.items()
+        )
+    return said if row.launched else f"not launched there: {said}"
 
 
 def _lines(report) -> Iterator[str]:  # type: ignore[no-untyped-def]
@@ -61,12 +72,7 @@ def _lines(report) -> Iterator[str]:  # type: ignore[no-untyped-def]
                 if row.compiled.matrix_instructions is None
                 else str(row.compiled.matrix_instructions),
                 str(row.compiled.operands_by_registers),
-                "not disassembled"
-                if row.compiled.widths is None
-                else " ".join(
-                    f"{name.removesuffix('_ptr')} {width}/{row.declared.get(name, '?')}"
-                    for name, width in row.compiled.widths.items()
-                ),
+                _access(row),
             )
             for row in report.code
         ],

@@ -125,7 +125,7 @@ def compile_launch(launch: Launch, target: Target) -> Compiled:
         target=GPUTarget(target.backend, target.arch, target.warp_size),
         options=launch.options,
     )
-    by_registers = _operands_by_registers(compiled.asm["ttgir"]) if target.reads_shared else 0
+    by_registers = _operands_by_registers(compiled.asm["ttgir"]) if target.copies_tiles else 0
     read = _read_amd if target.backend == "hip" else _read_nvidia
     code = read(launch.kernel.__name__, compiled, target, signature)
     matrix = code.pop("matrix")

@@ -37,6 +37,9 @@ class CodeRow:
     case: Case
     compiled: compiling.Compiled
     declared: dict[str, int]
+    launched: bool = True
+    """False where the operation takes another way on this target: then only how it multiplies
+    matrices is asked for."""
 
     @property
     def programs(self) -> int | None:
@@ -49,15 +52,17 @@ class CodeRow:
     def failures(self) -> list[str]:
         where = f"{self.target}, {self.case.variant}, {self.case.dtype}, {self.compiled.kernel}"
         target, found = TARGETS[self.target], []
+        if self.compiled.matrix_instructions == 0:
+            found.append(f"{where}: its product takes no {target.matrix_instruction}")
+        if not self.launched:
+            return found
+        if self.compiled.operands_by_registers:
+            found.append(f"{where}: operands by registers: {self.compiled.operands_by_registers}")
         if self.compiled.shared > target.shared_bytes:
             found.append(
                 f"{where}: {self.compiled.shared} bytes of shared memory, "
                 f"a program has {target.shared_bytes}"
             )
-        if self.compiled.matrix_instructions == 0:
-            found.append(f"{where}: its product takes no {target.matrix_instruction}")
-        if self.compiled.operands_by_registers:
-            found.append(f"{where}: operands by registers: {self.compiled.operands_by_registers}")
         if self.compiled.spilled:
             found.append(f"{where}: {self.compiled.spilled} bytes or accesses of local memory")
         if self.compiled.unattributed:
@@ -135,7 +140,8 @@ def _variants(kernels: Iterable[str]) -> list[tuple[str, Variant]]:
     return [(spec.name, variant) for spec in chosen for variant in spec.variants]
 
 
-def _cases(kernels: Iterable[str], sizes: str) -> list[tuple[Case, Variant, torch.dtype]]:
+def cases(kernels: Iterable[str], sizes: str) -> list[tuple[Case, Variant, torch.dtype]]:
+    """In every dtype, at the sizes that the variant names for the purpose."""
     return [
         (Case(spec, variant.name, str(dtype).removeprefix("torch."), size), variant, dtype)
         for spec, variant in _variants(kernels)
@@ -144,26 +150,34 @@ def _cases(kernels: Iterable[str], sizes: str) -> list[tuple[Case, Variant, torc
     ]
 
 
-def _code_rows(job: tuple[str, int, tuple[str, ...]]) -> list[CodeRow]:
-    """All kernels of one case on one target; a job is small enough to be sent to a process."""
-    kernels, number, targets = job
-    case, variant, dtype = _cases(kernels.split(","), "audit_sizes")[number]
-    declared = {
-        name: pointer.width
-        for name, pointer in variant.pointers(
-            variant.inputs(variant.sizes[case.size], dtype, CPU)
-        ).items()
-    }
+def code_rows(
+    case: Case, variant: Variant, dtype: torch.dtype, targets: Iterable[str]
+) -> list[CodeRow]:
+    """All kernels of one case, for each target."""
+    inputs = variant.inputs(variant.sizes[case.size], dtype, CPU)
+    declared = {name: pointer.width for name, pointer in variant.pointers(inputs).items()}
     return [
-        CodeRow(target, case, compiling.compile_launch(launch, TARGETS[target]), declared)
+        CodeRow(
+            name,
+            case,
+            compiling.compile_launch(launch, TARGETS[name]),
+            declared,
+            TARGETS[name].copies_tiles or not variant.by_tiles,
+        )
         for launch in compiling.launches(variant, dtype, case.size)
-        for target in targets
+        for name in targets
     ]
+
+
+def _code_rows(job: tuple[str, int, tuple[str, ...]]) -> list[CodeRow]:
+    """A job is small enough to be sent to a process."""
+    kernels, number, targets = job
+    return code_rows(*cases(kernels.split(","), "audit_sizes")[number], targets)
 
 
 def _bounds(kernels: Sequence[str], targets: Sequence[str]) -> list[BoundRow]:
     rows = []
-    for case, variant, dtype in _cases(kernels, "audit_sizes"):
+    for case, variant, dtype in cases(kernels, "audit_sizes"):
         inputs = variant.inputs(variant.sizes[case.size], dtype, CPU)
         moved, flops = variant.bytes_moved(inputs), variant.flops(inputs)
         for name in targets:
@@ -177,7 +191,7 @@ def _bounds(kernels: Sequence[str], targets: Sequence[str]) -> list[BoundRow]:
 
 def _traffic_rows(kernels: Sequence[str], counts: dict[str, traffic.Counted]) -> list[TrafficRow]:
     rows = []
-    for case, variant, dtype in _cases(kernels, "traffic_sizes"):
+    for case, variant, dtype in cases(kernels, "traffic_sizes"):
         inputs = variant.inputs(variant.sizes[case.size], dtype, CPU)
         pointers = variant.pointers(inputs)
         counted = {
@@ -195,7 +209,7 @@ def run(targets: Sequence[str], kernels: Sequence[str]) -> Report:
     """Audit the named kernels for the named targets, on all cores."""
     torch.set_num_threads(1)  # the compiling processes are forked: no thread pool may be alive
     names = ",".join(kernels)
-    jobs = [(names, i, tuple(targets)) for i in range(len(_cases(kernels, "audit_sizes")))]
+    jobs = [(names, i, tuple(targets)) for i in range(len(cases(kernels, "audit_sizes")))]
     with (
         ThreadPoolExecutor(1) as thread,
         multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool,

@@ -17,8 +17,9 @@ class Target:
     """Offset of the first kernel parameter in constant bank 0 (CUDA only)."""
     matrix_instruction: str
     """Which opcodes multiply matrices, as a regular expression."""
-    reads_shared: bool
-    """Whether these take both operands from shared memory."""
+    copies_tiles: bool
+    """Whether it copies the tiles of tensor descriptors by itself, and its matrix instructions take
+    both operands from the shared memory where they arrive."""
     shared_bytes: int
     """Shared memory that one program may have."""
     shared_per_multiprocessor: int
@@ -64,7 +65,7 @@ def _cuda(
         warp_size=32,
         parameter_base=base,
         matrix_instruction=matrix,
-        reads_shared=arch >= 90,
+        copies_tiles=arch >= 90,
         shared_bytes=1024 * kib - _RESERVED,
         shared_per_multiprocessor=1024 * kib,
         warps=warps,
@@ -83,7 +84,7 @@ _MI300X = Target(
     warp_size=64,
     parameter_base=0,
     matrix_instruction=r"v_mfma_\w+",
-    reads_shared=False,
+    copies_tiles=False,
     shared_bytes=65536,
     shared_per_multiprocessor=65536,
     warps=32,

@@ -40,7 +40,7 @@ class Meter:
     def note(self, kind: str, pointers: Any, mask: Any) -> None:
         width = pointers.get_element_ty().primitive_bitwidth
         # The interpreter's masks are of any integer type.
-        there = np.broadcast_to(mask.data.astype(bool), pointers.data.shape)
+        there = np.broadcast_to(np.asarray(mask.data).astype(bool), pointers.data.shape)
         self.asked.append((kind, pointers.data[there].ravel(), max(1, width // 8)))
 
     def run(self, run: Callable[[], None]) -> list[tuple[str, np.ndarray, int]]:
@@ -49,9 +49,9 @@ class Meter:
         load, store = builder.create_masked_load, builder.create_masked_store
         atomic = builder.create_atomic_rmw
 
-        def metered_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
-            note("load", ptrs, mask)
-            return load(self, ptrs, mask, *rest)
+        def metered_load(self: Any, ptrs: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+            note("load", ptrs, mask)  # those by a tensor descriptor come this way too
+            return load(self, ptrs, mask, *rest, **named)
 
         def metered_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
             note("store", ptrs, mask)
