@@ -181,6 +181,7 @@ def test_the_stages_are_the_ones_that_are_promised(tmp_path):
     assert [stage.name for stage in STAGES] == [
         "kernels",
         "cuda",
+        "conv",
         "step",
         "train",
         "table2-resnet-18",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastuiat.bench import suites
+from fastuiat.bench import calls, suites
 from fastuiat.bench.suites import kernels as suite
 from fastuiat.bench.timing import Plan
 from fastuiat.config import UserError
@@ -69,16 +69,20 @@ def test_bytes_of_a_sign_step_by_hand():
 def test_inputs_go_around_beyond_the_cache(monkeypatch):
     case = suite.cases(("sign_step",), ("small",), every_dtype=False)[0]
     moved = case.variant.bytes_moved(case.inputs(CPU))
-    monkeypatch.setattr(suite, "cache_bytes", lambda device: 5 * moved)
-    pool = suite.input_pool(case, CPU)
+
+    def input_pool():
+        return calls.input_pool(lambda: case.inputs(CPU), moved, CPU)
+
+    monkeypatch.setattr(calls, "cache_bytes", lambda device: 5 * moved)
+    pool = input_pool()
     assert len(pool) == 10
     assert len({inputs["grad"].data_ptr() for inputs in pool}) == 10
-    monkeypatch.setattr(suite, "cache_bytes", lambda device: 1)
-    assert len(suite.input_pool(case, CPU)) == 1
-    monkeypatch.setattr(suite, "cache_bytes", lambda device: 1 << 40)
-    monkeypatch.setattr(suite, "POOL_BYTES", 2 * 4 * 3 * SIZES["small"].batch * 768)
-    assert len(suite.input_pool(case, CPU)) == 2
+    monkeypatch.setattr(calls, "cache_bytes", lambda device: 1)
+    assert len(input_pool()) == 1
+    monkeypatch.setattr(calls, "cache_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(calls, "POOL_BYTES", 2 * 4 * 3 * SIZES["small"].batch * 768)
+    assert len(input_pool()) == 2
 
 
 def test_cache_size_is_read_from_the_system():
-    assert 1 << 18 <= suite.cache_bytes(CPU) <= 1 << 31
+    assert 1 << 18 <= calls.cache_bytes(CPU) <= 1 << 31

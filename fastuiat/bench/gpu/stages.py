@@ -188,6 +188,7 @@ def loader(place: Place) -> list[str]:
 
 
 STEP = ("step", "--method", "uiat", "--profile", "--arch")
+WAYS = ("step", "--method", "uiat", "--arch", "resnet-18", "--providers", "fused", "cudnn")
 AUTOATTACK = (
     "autoattack",
     *("--arch", "resnet-18", "--n", "512", "--batch-size", "512"),
@@ -201,6 +202,13 @@ ROUNDS = ("--steps", "12")
 STAGES = (
     tests_in("kernels", "tests/kernels/launched", 0.24, ["hypothesis"]),
     tests_in("cuda", "tests/cuda", 0.36, ["sklearn"]),
+    # Both ways of the frozen blocks: what fast/fused.py leans on.
+    Stage(
+        "conv",
+        0.4,
+        (bench("layers", budget=part(0.01)), bench(*WAYS, budget=part(0.1))),
+        least=150.0,
+    ),
     # A case's budget begins once its first calls are compiled.
     Stage("step", 0.3, (bench(*STEP, "resnet-18", budget=part(0.2)),), least=120.0),
     Stage(

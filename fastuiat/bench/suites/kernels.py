@@ -11,33 +11,27 @@ are on a CPU; `timed` says which, `replay_error` why, and `graph_calls` how many
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
-import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from fastuiat.bench import columns, table
-from fastuiat.bench.call_memory import peak_memory
+from fastuiat.bench.calls import Function, time_ways
 from fastuiat.bench.floors import copy_bandwidth
-from fastuiat.bench.graphs import Graphs, Pool, cuda_graphs, make_pool, replayed
+from fastuiat.bench.graphs import Graphs
 from fastuiat.bench.record import RecordFile, make_record
 from fastuiat.bench.suite import Columns, Measuring, Rate, Record, Records, Suite, Visit, register
-from fastuiat.bench.timing import Call, Clock, Measurement, Plan, Provider, clock_for, interleaved
+from fastuiat.bench.timing import Clock, Measurement, Plan, clock_for
 from fastuiat.config import UserError
 from fastuiat.device import resolve_device
-from fastuiat.machine import cache_bytes
 from fastuiat_kernels import SPECS, KernelSpec, Variant
 
-Function = Callable[..., Any]
 MIN_SAMPLE_S = 5e-3
 """Far above what a clock or a launch queue can blur."""
-POOL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -77,16 +71,6 @@ def cases(names: Sequence[str], sizes: Sequence[str], every_dtype: bool) -> list
     ]
 
 
-def input_pool(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
-    """Copies to go around, so that together they leave nothing of the last call in the cache."""
-    first = case.inputs(device)
-    tensors = [v for v in first.values() if isinstance(v, torch.Tensor)]
-    held = sum(t.numel() * t.element_size() for t in tensors)
-    wanted = math.ceil(2 * cache_bytes(device) / case.variant.bytes_moved(first))
-    copies = max(1, min(wanted, POOL_BYTES // held))
-    return [first, *(case.inputs(device) for _ in range(copies - 1))]
-
-
 def with_gradients(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
     """The function and its gradients in the inputs of these names."""
 
@@ -98,116 +82,23 @@ def with_gradients(function: Callable[..., Any], names: tuple[str, ...]) -> Call
     return run
 
 
-REPLAYS = " replayed"
-"""Behind a provider's name: the same, by replays."""
+def functions(case: KernelCase, device: torch.device) -> dict[str, Callable[[], Function]]:
+    gradients = case.variant.gradients
 
+    def whole(function: Function) -> Function:
+        return with_gradients(function, gradients) if gradients else function
 
-@dataclass
-class Ways:
-    """The providers of a case. With `graphs`, each is there twice: call by call, and by replays."""
-
-    case: KernelCase
-    device: torch.device
-    graphs: Graphs | None
-    calls: dict[str, int] = field(default_factory=dict)
-    """In a replay of each that could be recorded."""
-
-    def providers(self) -> list[Provider]:
-        first = self.case.inputs(self.device)
-        gradients = self.case.variant.gradients
-
-        def whole(function: Function) -> Function:
-            return with_gradients(function, gradients) if gradients else function
-
-        functions: dict[str, Callable[[], Function]] = {
-            "eager": lambda: whole(self.case.variant.reference),
-            "inductor": functools.cache(lambda: whole(compiled(self.case.variant.reference))),
-        }
-        if self.device.type == "cuda":
-            functions["triton"] = lambda: whole(self.case.variant.op)
-        if self.graphs is None:
-            inputs: Sequence[dict[str, Any]] = input_pool(self.case, self.device)
-            return [Provider(n, functools.partial(around, f, inputs)) for n, f in functions.items()]
-        pool = make_pool(first, self.case.variant.bytes_moved(first), self.graphs)
-        before = self.graphs.wash if pool.washed else None
-        return [
-            provider
-            for name, function in functions.items()
-            for provider in (
-                Provider(name, functools.partial(around, function, pool.inputs)),
-                Provider(
-                    name + REPLAYS,
-                    functools.partial(self.replayed, name, function, pool),
-                    before=before,
-                ),
-            )
-        ]
-
-    def replayed(self, name: str, function: Callable[[], Function], pool: Pool) -> Call:
-        assert self.graphs is not None
-        call, self.calls[name] = replayed(function(), pool, self.graphs)
-        return call
+    made: dict[str, Callable[[], Function]] = {
+        "eager": lambda: whole(case.variant.reference),
+        "inductor": functools.cache(lambda: whole(compiled(case.variant.reference))),
+    }
+    if device.type == "cuda":
+        made["triton"] = lambda: whole(case.variant.op)
+    return made
 
 
 def compiled(reference: Function) -> Function:
     return torch.compile(reference, fullgraph=True, dynamic=False)
-
-
-def around(function: Callable[[], Function], pool: Sequence[dict[str, Any]]) -> Call:
-    inputs, call = itertools.cycle(pool), function()
-    return lambda: call(**next(inputs))
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What a provider took, call by call and, where it could be recorded, by replays."""
-
-    called: Measurement
-    replayed: Measurement | None
-    """Of one call."""
-    graph_calls: int | None
-
-    @classmethod
-    def of(cls, called: Measurement, replays: Measurement | None, calls: int | None) -> Timed:
-        if replays is None or calls is None:
-            return cls(called, replays, None)
-        one = dataclasses.replace(
-            replays,
-            samples=[seconds / calls for seconds in replays.samples],
-            repeats=replays.repeats * calls,
-        )
-        return cls(called, one, calls if one.samples else None)
-
-    @property
-    def by_replays(self) -> bool:
-        return self.graph_calls is not None
-
-    @property
-    def best(self) -> Measurement:
-        """By replays if it may be; memory is that of a call."""
-        if self.replayed is None or not self.by_replays:
-            return self.called
-        return dataclasses.replace(
-            self.replayed, name=self.called.name, peak_bytes=self.called.peak_bytes
-        )
-
-    def ratio_to(self, other: Timed) -> float | None:
-        """Of two that were timed alike: by replays if both were."""
-        if self.by_replays and other.by_replays:
-            return self.best.ratio_to(other.best).median
-        if self.called.samples and other.called.samples:
-            return self.called.ratio_to(other.called).median
-        return None
-
-    def fields(self) -> dict[str, Any]:
-        failed = self.replayed.error if self.replayed and not self.by_replays else None
-        return {
-            "timed": "replays" if self.by_replays else "calls",
-            "graph_calls": self.graph_calls,
-            "replay_error": failed,
-            "call_s": self.called.spread.median if self.called.samples else None,
-            "compile_s": self.called.compile_s if self.called.samples else None,
-        }
 
 
 def measure(
@@ -221,25 +112,17 @@ def measure(
     done: Callable[[str], object] = lambda event: None,
 ) -> list[dict[str, Any]]:
     """Records of one case, a provider each. `bandwidth` is that of a copy, bytes per second."""
-    if graphs is None and device.type == "cuda":
-        graphs = cuda_graphs(device)
-    ways = Ways(case, device, graphs)
-    with torch.no_grad():
-        every = interleaved(
-            ways.providers(),
-            clock=clock or clock_for(device),
-            plan=plan,
-            peak=peak_memory(device),
-            done=done,
-        )
-        moved = case.variant.bytes_moved(case.inputs(device))
-    torch.compiler.reset()
-    by_name = {m.name: m for m in every}
-    timed = {
-        name: Timed.of(m, by_name.get(name + REPLAYS), ways.calls.get(name))
-        for name, m in by_name.items()
-        if not name.endswith(REPLAYS)
-    }
+    moved = case.variant.bytes_moved(case.inputs(device))
+    timed = time_ways(
+        functions(case, device),
+        lambda: case.inputs(device),
+        moved,
+        device,
+        plan=plan,
+        clock=clock,
+        graphs=graphs,
+        done=done,
+    )
     config = {"kernel": case.spec.name, "variant": case.variant.name, "size": case.size}
     return [
         make_record(
