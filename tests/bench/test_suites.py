@@ -171,7 +171,7 @@ def test_a_record_has_what_its_suite_needs(tmp_path):
 
 def test_every_suite_says_what_it_is():
     lines = {name: suites.get(name) for name in suites.names()}
-    assert list(lines) == ["step", "kernels", "loader", "table2", "table5", "autoattack"]
+    assert list(lines) == ["step", "kernels", "loader", "table2", "table5", "autoattack", "scaling"]
     for name, suite in lines.items():
         assert suite.name == name and suite.help and suite.title and suite.columns()
         assert suite.Options.__doc__
