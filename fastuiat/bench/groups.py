@@ -60,21 +60,25 @@ class Group:
     def provider(self) -> Provider:
         return Provider(self.name, self.start)
 
+    def command(self) -> list[str]:
+        """By which it is started."""
+        rank = ["-m", "fastuiat.bench.rank", self.task.text()]
+        if self.processes == 1:
+            return [sys.executable, *rank]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
+        return [sys.executable, *launcher, "--nproc-per-node", str(self.processes), *rank]
+
+    def environment(self) -> dict[str, str]:
+        """As `fastuiat train --processes` makes it; a process without a launcher ends with us."""
+        own = {name: value for name, value in os.environ.items() if name != PARENT}
+        own |= {PARENT: str(os.getpid())} if self.processes == 1 else {}
+        return own | {"OMP_NUM_THREADS": str(self.task.threads)}
+
     def start(self) -> Call:
         """Its processes, on their way; each call is a sample."""
-        launcher, own = [sys.executable, "-m", "fastuiat.bench.rank"], {**os.environ}
-        own["OMP_NUM_THREADS"] = str(self.task.threads)
-        own.pop(PARENT, None)
-        if self.processes == 1:
-            own[PARENT] = str(os.getpid())
-        else:
-            launcher[1:2] = [
-                "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", str(self.processes), "--max-restarts", "0", "-m",
-            ]  # fmt: skip
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [*launcher, self.task.text()], env=own, text=True, stdin=subprocess.PIPE,
+            self.command(), env=self.environment(), text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._complaints,
             start_new_session=True,  # Ctrl-C is for who asks, who ends them
         )  # fmt: skip
