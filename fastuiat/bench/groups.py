@@ -119,7 +119,7 @@ class Group:
         assert self._complaints is not None
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").split("\n")
-        said = [" ".join(line.split()) for line in lines if line.strip()]
+        said = [" ".join(line.split()) for line in lines if any(map(str.isalnum, line))]
         return f": {said[-1][:200]}" if said else ""
 
     def end(self) -> None:

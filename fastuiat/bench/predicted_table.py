@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from fastuiat.bench import table
 from fastuiat.bench.columns import Column, Record
-from fastuiat.bench.exchanges import counted
+from fastuiat.bench.exchanges import Exchanged, counted
 from fastuiat.bench.predicted import GPU, IN_A_MACHINE, links, predict, single_card
 from fastuiat.bench.workload import Case
 
@@ -79,6 +80,12 @@ def show(case: Case, ladder: Sequence[dict[str, Any]], source: str, *, weak: boo
     table.show(title, HEADINGS, rows_of(ladder), assumptions(source))
 
 
+@functools.cache
+def exchanged_by(arch: str, batch_size: int) -> Exchanged:
+    """Of UIAT's step, counted once in a process."""
+    return counted(Case(arch=arch, batch_size=batch_size))
+
+
 def page(records: Sequence[Record]) -> str:
     """The Markdown of ON_THE_PAGE, from records that may hold steps of one card; "" where none."""
     heads = ["step, batch", *HEADINGS]
@@ -86,7 +93,8 @@ def page(records: Sequence[Record]) -> str:
     for case, weak in ON_THE_PAGE:
         single = single_card(records, case, "bf16")
         if single is not None:
-            for row in rows_of(predict(case, single, counted(case), weak=weak)):
+            what = exchanged_by(case.arch, case.batch_size)
+            for row in rows_of(predict(case, single, what, weak=weak)):
                 lines.append("| " + " | ".join([named(case, weak), *row]) + " |")
             sources.append(single.source)
     if not sources:

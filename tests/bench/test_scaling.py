@@ -1,4 +1,4 @@
-"""`fastuiat bench scaling`: real ranks, their exchanges counted apart, and the model by hand."""
+"""`fastuiat bench scaling`: real ranks beside a stop-watch, their groups, rows and refusals."""
 
 from __future__ import annotations
 
@@ -11,68 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from fastuiat import build_model
-from fastuiat.bench import groups, predicted, predicted_table, suites
+from fastuiat.bench import groups, suites
 from fastuiat.bench import rank as ranks_program
-from fastuiat.bench.exchanges import Exchanged, Meter, MeteredRanks, counted
+from fastuiat.bench.exchanges import Meter, MeteredRanks
 from fastuiat.bench.groups import Group, RanksClock
-from fastuiat.bench.predicted import SingleCard, exchange_s, predict
 from fastuiat.bench.rank import ANSWER, Task
-from fastuiat.bench.record import config_hash
 from fastuiat.bench.setting import Setting
 from fastuiat.bench.suites import scaling as suite
 from fastuiat.bench.suites.scaling import Part, ScalingOptions, parts_of
 from fastuiat.bench.timing import Plan
-from fastuiat.bench.workload import Case, Phase, training_step
+from fastuiat.bench.workload import Case, Phase
 from fastuiat.cli import main
 from fastuiat.config import UserError
 from fastuiat.distributed import ALONE, Ranks
 
+sys.path.insert(0, str(Path(__file__).parent))
+from scaling_by_hand import B, by_hand, h100_record, metrics_of
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTING = Setting(device=CPU, precision="fp32", compiled=False)
-B, K, PIXELS = 4, 10, 3 * 32 * 32
-
-
-def by_hand(arch: str, metrics: int) -> dict[str, int]:
-    """What a step of UIAT exchanges: fp32 sums, and an index and a row of P for each image."""
-    net = build_model(arch)
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    return {
-        "gradients": 4 * sum(p.numel() for p in net.parameters()),
-        "statistics": 4 * sum(2 * norm.num_features for norm in norms),
-        "z and metrics": 4 * (K * PIXELS + K + metrics),
-        "rows of P": B * (8 + 4 * K),
-        "flag": 8,
-    }
-
-
-def metrics_of(case: Case) -> int:
-    """Of one step of one process, its loss among them."""
-    out = training_step(case, CPU, precision="fp32", compiled=False)()
-    return 1 + len(out.metrics)
-
 
 # --- a real run
-
-
-def h100_record(arch: str, batch_size: int, seconds: float, precision: str = "bf16") -> dict:
-    config = {"arch": arch, "method": "uiat", "batch_size": batch_size, "phase": None}
-    config |= {"settings": {}, "precision": precision, "compile": True}
-    return {
-        "format": "fastuiat-bench-1",
-        "suite": "step",
-        "case": f"{arch}/b{batch_size}/uiat",
-        "provider": "fastuiat",
-        "device": "NVIDIA H100 80GB HBM3",
-        **dict.fromkeys(("median_s", "p20_s", "p80_s"), seconds),
-        "n": 5,
-        "error": None,
-        "config": config,
-        "config_hash": config_hash(config),
-        "time": "2026-01-02T00:00:00+00:00",
-    }
 
 
 @dataclass(frozen=True)
@@ -192,88 +152,6 @@ def test_seconds_and_bytes_inside_exchanges(monkeypatch):
     assert ranks.meter.bytes == {"summed": 20, "gathered": 3 * 64, "flag": 8}
     ranks.meter.begin()
     assert ranks.meter.seconds == 0 and not ranks.meter.bytes
-
-
-# --- what is exchanged, counted without a step
-
-
-@pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
-def test_counted_exchanges_of_uiat(arch):
-    metrics = metrics_of(Case(arch="wrn-10-1", batch_size=B))
-    assert counted(Case(arch=arch, batch_size=B)).bytes == by_hand(arch, metrics)
-
-
-def test_counted_exchanges_follow_the_method():
-    """Natural training has neither z nor P; of a one-off run z moves in its epoch alone."""
-    natural = counted(Case(arch="wrn-10-1", method="natural", batch_size=B))
-    assert natural.gathered == 0 and natural.calls == {"summed": 1, "flag": 1}
-    assert natural.bytes["z and metrics"] < 100
-    oneoff = Case(arch="wrn-10-1", method="uiat-oneoff", batch_size=B, phase=Phase("at", 80, 0.01))
-    assert counted(oneoff).bytes["z and metrics"] > 4 * K * PIXELS
-
-
-# --- the model
-
-
-def test_an_exchange_by_hand():
-    """450 GB/s and 3.4 µs a hop inside, 50 GB/s and 14 µs between, 8.4 µs a call."""
-    inside = 8.4e-6 + 2 * 7 * 3.4e-6 + 1.75 * 800e6 / 450e9
-    assert inside == pytest.approx(3.167e-3, rel=1e-4)
-    assert exchange_s(800e6, 1, 1, ways=2) == pytest.approx(inside)
-    between = 2 * 3 * 14e-6 + 1.5 * 100e6 / 50e9
-    assert exchange_s(800e6, 1, 4, ways=2) == pytest.approx(inside + between)
-    rows = 2 * (8.4e-6 + 7 * 3.4e-6 + 3 * 14e-6) + 0.875 * 8e6 / 450e9 + 0.75 * 1e6 / 50e9
-    assert exchange_s(8e6, 2, 4, ways=1) == pytest.approx(rows)
-
-
-def test_a_card_s_step_between_and_beyond_what_was_measured():
-    single = SingleCard({128: 1.8, 64: 1.0}, "")
-    expected = {0: 0.2, 32: 0.6, 64: 1.0, 96: 1.4, 128: 1.8, 256: 3.4}
-    for batch, seconds in expected.items():
-        assert single.at(batch, 0.2) == pytest.approx(seconds)
-
-
-def test_a_predicted_step_by_hand():
-    """16.75 M parameters: 0.1 ms of traffic at 3,350 GB/s; 8 and 32 cards, strong and weak."""
-    case, single = Case(batch_size=128), SingleCard({128: 0.1281}, "")
-    sizes = {"gradients": 67_000_000, "statistics": 0, "z and metrics": 0, "rows of P": 0}
-    what = Exchanged(sizes, {"summed": 1})
-    strong = predict(case, single, what, weak=False, ladder=(8, 32, 256))
-    compute, exchange = 0.0001 + 0.128 / 8, exchange_s(67e6, 1, 1, ways=2)
-    assert strong[0]["compute_s"] == pytest.approx(compute)
-    assert strong[0]["step_s"] == pytest.approx(compute + exchange)
-    assert strong[0]["efficiency"] == pytest.approx(0.1281 / 8 / (compute + exchange))
-    assert strong[1]["batch_each"] == 4
-    assert strong[1]["exchange_s"] == pytest.approx(exchange_s(67e6, 1, 4, ways=2))
-    assert strong[2]["step_s"] is None and strong[2]["batch_each"] == 0.5
-    weak = predict(case, single, what, weak=True, ladder=(32,))[0]
-    assert weak["compute_s"] == pytest.approx(0.1281) and weak["batch_each"] == 128
-    assert weak["images_per_s"] == pytest.approx(32 * 128 / weak["step_s"])
-
-
-def test_which_records_are_one_card_s_step():
-    mine = h100_record("wrn-10-1", 128, 0.02)
-    others = [
-        mine | {"provider": "convolutions"},
-        mine | {"device": "NVIDIA H200"},
-        mine | {"error": "out of memory", "median_s": None},
-        mine | {"config": mine["config"] | {"precision": "fp32"}},
-        mine | {"suite": "table2", "median_s": 0.5, "time": "2027-01-01T00:00:00+00:00"},
-    ]
-    case = Case(arch="wrn-10-1", batch_size=512)
-    found = predicted.single_card([others[-1], mine, *others], case, "bf16")
-    assert found is not None and found.seconds == {128: 0.02}
-    assert predicted.single_card(others[:-1], case, "bf16") is None
-    newer = mine | {"median_s": 0.01, "time": "2026-02-01T00:00:00+00:00"}
-    more = h100_record("wrn-10-1", 16, 0.004)
-    found = predicted.single_card([newer, mine, more], case, "bf16")
-    assert found is not None and found.seconds == {128: 0.01, 16: 0.004}
-
-
-def test_links_name_their_sources():
-    for link in predicted.links().values():
-        assert link.rate > 0 and "NVIDIA" in link.source and "NCCL" in link.source
-    assert predicted_table.page([]) == ""
 
 
 # --- rows

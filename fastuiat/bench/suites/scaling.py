@@ -62,7 +62,7 @@ class ScalingOptions(Measuring):
     """Record files with steps of one H100, from which to predict where this is none; by default
     those of the repository."""
     predict_only: bool = False
-    """Measure nothing here."""
+    """Measure nothing here, and predict from recorded steps alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -363,7 +363,10 @@ class ScalingSuite(Suite):
         ]
         most = max(r["processes"] for r in records)
         if not on_cards and most * threads > cpus:
-            said.append(f"{most} processes of {threads} share {cpus} cores: more than there are.")
+            said.append(
+                f"{most} processes of {share} have {cpus} cores between them: too few to tell of "
+                "scaling."
+            )
         return said
 
     def remarks(self, records: Sequence[Record]) -> list[str]:
