@@ -116,7 +116,10 @@ def single_card(records: Iterable[Record], case: Case, precision: str) -> Single
                 found[size] = r
     if not found:
         return None
-    said = [f"{r['suite']} {r['case']}, {r['time'][:10]}" for _, r in sorted(found.items())]
+    said = [
+        f"{r['suite']} {r['case']}{', its loader in it' * (r['suite'] != 'step')}, {r['time'][:10]}"
+        for _, r in sorted(found.items())
+    ]
     return SingleCard({b: r["median_s"] for b, r in found.items()}, "; ".join(said))
 
 

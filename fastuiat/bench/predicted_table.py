@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastuiat.bench import table
 from fastuiat.bench.columns import Column, Record
 from fastuiat.bench.exchanges import Exchanged, counted
-from fastuiat.bench.predicted import GPU, IN_A_MACHINE, links, predict, single_card
+from fastuiat.bench.predicted import GPU, IN_A_MACHINE, SingleCard, links, predict, single_card
 from fastuiat.bench.workload import Case
 
 HEADINGS = (
@@ -74,10 +75,51 @@ def assumptions(source: str) -> list[str]:
     ]
 
 
-def show(case: Case, ladder: Sequence[dict[str, Any]], source: str, *, weak: bool) -> None:
-    """On the terminal."""
-    title = f"{named(case, weak)}, predicted for {GPU}"
-    table.show(title, HEADINGS, rows_of(ladder), assumptions(source))
+@dataclass(frozen=True)
+class Prediction:
+    """Of a case: from which measured step, what is exchanged, and the steps of more and more cards.
+
+    `weak`: each card has the case's batch.
+    """
+
+    case: Case
+    weak: bool
+    source: str
+    bytes: dict[str, int]
+    ladder: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, case: Case, single: SingleCard, *, weak: bool) -> Prediction:
+        what = counted(case)
+        ladder = predict(case, single, what, weak=weak)
+        return cls(case, weak, single.source, what.bytes, ladder)
+
+    def fields(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {"from": self.source, "bytes": self.bytes, "ladder": self.ladder}
+
+    @classmethod
+    def told(cls, record: Record) -> Prediction | None:
+        """What a record keeps."""
+        config, told = record["config"], record.get("predicted")
+        if not told:
+            return None
+        case = Case(arch=config["arch"], method=config["method"], batch_size=config["batch_size"])
+        return cls(case, config["weak"], told["from"], told["bytes"], told["ladder"])
+
+    def show(self) -> None:
+        """On the terminal."""
+        sizes = ", ".join(f"{name} {n:,}" for name, n in self.bytes.items())
+        exchanged = f"Exchanged at batch {self.case.batch_size}, bytes: {sizes}."
+        table.show(
+            f"{named(self.case, self.weak)}, predicted for {GPU}",
+            HEADINGS,
+            rows_of(self.ladder),
+            [
+                *assumptions(self.source),
+                f"Exchanged at batch {self.case.batch_size}, bytes: {sizes}.",
+            ],
+        )
 
 
 @functools.cache

@@ -17,10 +17,9 @@ import torch
 
 import fastuiat
 from fastuiat.bench import columns, predicted, predicted_table, table
-from fastuiat.bench.exchanges import counted
 from fastuiat.bench.groups import Group, RanksClock
-from fastuiat.bench.predicted import SingleCard, predict, single_card
-from fastuiat.bench.predicted_table import assumptions, step_column
+from fastuiat.bench.predicted import SingleCard, single_card
+from fastuiat.bench.predicted_table import Prediction, assumptions, step_column
 from fastuiat.bench.rank import Task
 from fastuiat.bench.record import RecordFile, make_record
 from fastuiat.bench.setting import Setting, make_setting
@@ -256,8 +255,7 @@ def add_predictions(options: ScalingOptions, case: Case, records: Records, known
     if predicted.is_h100(first) and first["n"]:
         single = SingleCard({case.batch_size: first["median_s"]}, "this run")
     if single is not None:
-        ladder = predict(case, single, counted(case), weak=options.weak)
-        first["predicted"] = {"from": single.source, "ladder": ladder}
+        first["predicted"] = Prediction.of(case, single, weak=options.weak).fields()
 
 
 @register("scaling")
@@ -325,8 +323,7 @@ class ScalingSuite(Suite):
                 f"no step of {case.arch} by {case.method} on one {predicted.GPU} is on record: "
                 "measure one there with fastuiat bench step --json FILE, and give --recorded FILE"
             )
-        ladder = predict(case, single, counted(case), weak=options.weak)
-        predicted_table.show(case, ladder, single.source, weak=options.weak)
+        Prediction.of(case, single, weak=options.weak).show()
 
     def show(self, records: Sequence[Record]) -> None:
         """What was measured, then what is predicted, never in one table."""
@@ -338,14 +335,13 @@ class ScalingSuite(Suite):
             f"{first['case']} on {first['device']}", list(measured)[1:], rows,
             [*notes, *self.measured_remarks(records)],
         )  # fmt: skip
-        config = first["config"]
-        case = Case(arch=config["arch"], method=config["method"], batch_size=config["batch_size"])
-        if first["predicted"]:
-            told = first["predicted"]
-            predicted_table.show(case, told["ladder"], told["from"], weak=config["weak"])
+        prediction = Prediction.told(first)
+        if prediction is not None:
+            prediction.show()
         else:
+            arch, method = first["config"]["arch"], first["config"]["method"]
             print(
-                f"predicted: nothing, for no step of {case.arch} by {case.method} on one "
+                f"predicted: nothing, for no step of {arch} by {method} on one "
                 f"{predicted.GPU} is on record"
             )
 
