@@ -115,10 +115,7 @@ class Prediction:
             f"{named(self.case, self.weak)}, predicted for {GPU}",
             HEADINGS,
             rows_of(self.ladder),
-            [
-                *assumptions(self.source),
-                f"Exchanged at batch {self.case.batch_size}, bytes: {sizes}.",
-            ],
+            [*assumptions(self.source), exchanged],
         )
 
 
