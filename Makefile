@@ -33,6 +33,7 @@ BUDGET := 300
 bench: .venv/ready
 	$(BIN)/fastuiat bench step --arch resnet-18 --batch-size 128 --method uiat --budget $(BUDGET) --json $(RECORDS)/step.jsonl
 	$(BIN)/fastuiat bench step --arch resnet-18 --batch-size 128 --method trades --budget $(BUDGET) --json $(RECORDS)/step.jsonl
+	$(BIN)/fastuiat bench scaling --arch wrn-10-1 --processes 1 2 --budget $(BUDGET) --json $(RECORDS)/scaling.jsonl
 	$(BIN)/fastuiat bench kernels --json $(RECORDS)/kernels.jsonl
 	$(BIN)/fastuiat bench loader --json $(RECORDS)/loader.jsonl
 	$(BIN)/fastuiat bench table2 --archs wrn-10-1 --budget $(BUDGET) --json $(RECORDS)/table2.jsonl

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastuiat.bench import suites, table
+from fastuiat.bench import predicted_table, suites, table
 from fastuiat.bench.columns import Record
 from fastuiat.bench.compare_tables import software
 from fastuiat.bench.comparison import arrange, device_of, tell_apart
@@ -119,11 +119,19 @@ def validation(results: Path, name: str = "validation") -> str:
     return "\n".join([*lines, "", provenance(document["device"], [record]), ""])
 
 
+def scaling_predicted(results: Path) -> str:
+    """Steps by cards that are not here, each of them predicted from a recorded one."""
+    files = [results / name for name in predicted_table.FILES]
+    records = [record for file in files if file.exists() for record in read_records(file)]
+    return predicted_table.page(records) or f"{NOT_YET}\n"
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,
     f"{EVIDENCE}-validation": validation,
     f"{EVIDENCE}-epochs": lambda results: validation(results, "epochs"),
     "gpu": recorded.table_of,
+    "scaling-predicted": scaling_predicted,
     "cifar10-small": lambda results: table_of(results / "cifar10-small.jsonl", "cifar10-small"),
     "cifar10-small-curves": lambda results: curves_of(
         results / "cifar10-small.jsonl", "cifar10-small"

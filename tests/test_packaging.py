@@ -32,7 +32,7 @@ def test_the_wheel_has_every_file_and_says_what_it_is(distributions):
         said = email.parser.Parser().parsestr(wheel.read(metadata).decode())
     info = metadata.removesuffix("METADATA")
     assert {name for name in names if not name.startswith(info)} == shipped_files()
-    tables = {"fastuiat/bench/rates.toml", "fastuiat/bench/paper_tables.toml"}
+    tables = {f"fastuiat/bench/{name}.toml" for name in ("rates", "links", "paper_tables")}
     assert names >= tables | {f"{package}/py.typed" for package in PACKAGES}
     assert f"{info}licenses/LICENSE" in names
     assert said["Name"] == "fastuiat" and said["Version"] == fastuiat.__version__

@@ -18,6 +18,7 @@ from fastuiat import methods
 from fastuiat.bench.baselines import NaiveStep
 from fastuiat.bench.passes import Op, forward_flops, inventory
 from fastuiat.data import Batch, Order, ResidentLoader
+from fastuiat.distributed import ALONE, Ranks
 from fastuiat.memory import ProbabilityMemory
 from fastuiat.methods import Method
 from fastuiat.models import build_model
@@ -113,13 +114,22 @@ def make_method(case: Case) -> Method:
     )
 
 
-def make_loader(case: Case, device: torch.device) -> ResidentLoader:
-    """Noise as images: no arithmetic here takes longer for some values than for others."""
+def make_loader(case: Case, device: torch.device, ranks: Ranks = ALONE) -> ResidentLoader:
+    """Noise as images: no arithmetic here takes longer for some values than for others.
+
+    Each of several ranks has its part of every batch.
+    """
     random = np.random.default_rng(case.seed)
     count = BATCHES * case.batch_size
     images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = random.integers(0, case.num_classes, count)
-    order = Order(seed=case.seed, train_index=np.arange(count), batch_size=case.batch_size)
+    order = Order(
+        seed=case.seed,
+        train_index=np.arange(count),
+        batch_size=case.batch_size,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
     return ResidentLoader(images, labels, order, device=device, flip=True)
 
 
@@ -150,14 +160,26 @@ def visited_method(case: Case, device: torch.device) -> Method:
     return method.to(device)
 
 
-def make_step(case: Case, device: torch.device, *, precision: str, compiled: bool) -> TrainingStep:
-    """The step of `fastuiat train`, as it stands somewhere in the case's phase."""
+def make_step(
+    case: Case,
+    device: torch.device,
+    *,
+    precision: str,
+    compiled: bool,
+    ranks: Ranks = ALONE,
+    net: nn.Module | None = None,
+) -> TrainingStep:
+    """The step of `fastuiat train`, as it stands somewhere in the case's phase.
+
+    `net` takes the place of the case's.
+    """
     step = TrainingStep(
-        make_net(case, device),
+        make_net(case, device) if net is None else net,
         visited_method(case, device),
         total_steps=ENDLESS,
         precision=precision,
         compile=compiled,
+        ranks=ranks,
     )
     step.view.regions.strict = True  # else a row of compiled steps could be one of eager ones
     return step
@@ -174,9 +196,9 @@ def training_step(
     return lambda: step(next(batches))
 
 
-def meta_batch(case: Case) -> Batch:
+def meta_batch(case: Case, ranks: Ranks = ALONE) -> Batch:
     """The first batch as shapes only; the host still knows its indices."""
-    real = next(make_loader(case, torch.device("cpu")).epoch(case.epoch))
+    real = next(make_loader(case, torch.device("cpu"), ranks).epoch(case.epoch))
     x, y, index = (t.to("meta") for t in (real.x, real.y, real.index))
     return Batch(x, y, index, real.epoch, real.step, real.seed, real.index)
 

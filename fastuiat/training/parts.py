@@ -103,7 +103,8 @@ class Parts:
         foreach_mul_(self._sums, torch.tensor(1 / self.count))
         for parameter, gradient in zip(self._trained, self._sums, strict=False):
             parameter.grad = gradient
-        foreach_copy_(self._statistics(), self._sums[len(self._trained) :])
+        if statistics := self._statistics():  # a net without BatchNorm has none
+            foreach_copy_(statistics, self._sums[len(self._trained) :])
         for module in self.joint:
             module.finish(self.ranks)
         shares = {

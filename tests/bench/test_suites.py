@@ -179,6 +179,7 @@ def test_every_suite_says_what_it_is():
         "table2",
         "table5",
         "autoattack",
+        "scaling",
     ]
     for name, suite in lines.items():
         assert suite.name == name and suite.help and suite.title and suite.columns()
