@@ -1,4 +1,4 @@
-"""The seven operations once more, in NumPy, from their formulas: slow loops, nothing shared."""
+"""The operations once more, in NumPy, from their formulas: slow loops, nothing shared."""
 
 from __future__ import annotations
 
@@ -111,3 +111,26 @@ def memory_update(memory, seen, index, probs, gamma):
             out[b] = F32(gamma) * memory[i].astype(F32) + F32(1 - gamma) * probs[b]
         memory[i], seen[i] = out[b].astype(memory.dtype), True
     return out, memory, seen
+
+
+def conv3x3(x, weight):
+    """The sum over taps and channels, float64: out[y, x] takes w[dy, dx] of x[y + dy − 1, …]."""
+    x, weight = x.astype(float), weight.astype(float)
+    height, width = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    total = 0
+    for dy, dx in np.ndindex(3, 3):
+        seen = padded[:, :, dy : dy + height, dx : dx + width]
+        total = total + np.tensordot(weight[:, :, dy, dx], seen, (1, 1)).transpose(1, 0, 2, 3)
+    return total
+
+
+def conv3x3_gradient(grad, weight):
+    """Of x, from the gradient of conv3x3(x, weight): what each pixel of out took, it gives back."""
+    grad, weight = grad.astype(float), weight.astype(float)
+    height, width = grad.shape[2:]
+    padded = np.zeros((len(grad), weight.shape[1], height + 2, width + 2))
+    for dy, dx in np.ndindex(3, 3):
+        given = np.tensordot(weight[:, :, dy, dx], grad, (0, 1)).transpose(1, 0, 2, 3)
+        padded[:, :, dy : dy + height, dx : dx + width] += given
+    return padded[:, :, 1:-1, 1:-1]

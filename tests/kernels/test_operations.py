@@ -213,9 +213,15 @@ def test_deterministic_algorithms():
 # --- the registered operators ---
 
 
+SEEN_ALREADY = ("random_start, normal, contiguous", "conv3x3, alone", "conv3x3, split", "conv3x3")
+"""Each of whose arguments another variant of the same operator has as well."""
+
+
 def operator_calls():
     """Each registered operator with the arguments of its sample input."""
     for variant in VARIANTS.values():
+        if variant.name in SEEN_ALREADY:
+            continue
         inputs = variant.inputs(SMALL, variant.dtypes[0], CPU)
         name = variant.name.split(",")[0]
         name = "distill_rows" if name == "distill_loss" else name
@@ -286,7 +292,7 @@ def test_readme_tells_the_same(name):
     text = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
     (row,) = [row for row in rows if row[0].strip() == f"`{name.split(',')[0]}`"]
-    assert re.match(rf"\s*{VARIANTS[name].launches}\b", row[-2])
+    assert re.search(rf"\b{VARIANTS[name].launches}\b", row[-2])
     assert re.search(rf"\b{VARIANTS[name].replaces}\b", row[-1])
 
 
@@ -323,32 +329,46 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_cuda_tensors_take_the_kernel(name, pretended_driver):
-    """On CUDA tensors a graph holds the launches, no fallback, and the right writes."""
+def graph_on_a_gpu(op, inputs):
+    """What is traced of a call on CUDA tensors."""
     graphs = []
 
     def keep(graph_module, _):
         graphs.append(graph_module.graph)
         return make_boxed_func(graph_module.forward)
 
-    variant = VARIANTS[name]
-    inputs = variant.inputs(SMALL, variant.dtypes[0], CPU)
     with FakeTensorMode():
         fakes = {
             k: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="cuda")
             for k, v in inputs.items()
             if isinstance(v, torch.Tensor)
         }
-        op = variant.op
-        if len(variant.gradients) > 1:  # as it calls its operator: no backward runs on this device
-            op = functools.partial(torch.ops.fastuiat.distill_rows, with_target=True)
         aot_function(lambda **tensors: op(**(inputs | tensors)), keep)(**fakes)
     (graph,) = graphs
+    return graph
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if not VARIANTS[n].by_tiles])
+def test_cuda_tensors_take_the_kernel(name, pretended_driver):
+    """On CUDA tensors a graph holds the launches, no fallback, and the right writes."""
+    variant = VARIANTS[name]
+    op = variant.op
+    if len(variant.gradients) > 1:  # as it calls its operator: no backward runs on this device
+        op = functools.partial(torch.ops.fastuiat.distill_rows, with_target=True)
+    graph = graph_on_a_gpu(op, variant.inputs(SMALL, variant.dtypes[0], CPU))
     launches = [n for n in graph.nodes if n.target is triton_kernel_wrapper_functional]
     assert len(launches) == variant.launches
     written = {p for node in launches for p in node.kwargs["tensors_to_clone"]}
     assert written == WRITTEN.get(name, {"out_ptr"})
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if VARIANTS[n].by_tiles])
+def test_what_reads_by_tiles_is_one_operator_of_a_graph(name):
+    """It chooses its way when it runs: a graph holds nothing of it but the call."""
+    variant = VARIANTS[name]
+    graph = graph_on_a_gpu(variant.op, variant.inputs(SMALL, variant.dtypes[0], CPU))
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert [c for c in called if "getitem" not in c] == [f"fastuiat.{name.split(',')[0]}.default"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -356,7 +376,7 @@ def test_the_operator_in_a_compiled_graph(name, monkeypatch):
     """The public function in one graph, by way of its operator as on a GPU."""
     for spec in SPECS:
         module = sys.modules[f"fastuiat_kernels.{spec.name}"]
-        monkeypatch.setattr(module, "takes_kernel", lambda *tensors: True)
+        monkeypatch.setattr(module, "takes_kernel", lambda *tensors: True, raising=False)
     variant = VARIANTS[name]
     left = variant.inputs(SMALL, variant.dtypes[0], CPU)
     right = copies(left)
@@ -487,5 +507,8 @@ def test_sizes_serve_bench_on_any_device():
                 assert there[name].stride() == value.stride()
                 assert there[name].dtype == value.dtype
         again = variant.inputs(SIZES["small"], variant.dtypes[0], CPU)
-        for name, value in arrays(here).items():
-            np.testing.assert_array_equal(value, arrays(again)[name])
+        for name, value in here.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(again[name], value, rtol=0, atol=0, equal_nan=True)
+            else:
+                assert again[name] == value

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from fastuiat_kernels import SPECS, Size
+from fastuiat_kernels import SIZES, SPECS, Size
 from fastuiat_kernels.audit.traffic import count_launch
 from fastuiat_kernels.launch import watched
 
@@ -63,7 +63,9 @@ def test_labels_out_of_range_touch_no_memory(label):
 def test_bytes_are_at_the_floor(name):
     """Counted bytes equal what the spec declares: no kernel moves more, no floor is inflated."""
     variant = VARIANTS[name]
-    inputs = variant.inputs(Size(8, 3, 12, 12, 7, 20), variant.dtypes[0], CPU)
+    odd = Size(8, 3, 12, 12, 7, 20)
+    size = odd if variant.sizes is SIZES else variant.sizes["small"]
+    inputs = variant.inputs(size, variant.dtypes[0], CPU)
     floor, counted, launched = variant.pointers(inputs), {}, []
 
     def watcher(launch, run):
@@ -76,3 +78,19 @@ def test_bytes_are_at_the_floor(name):
         variant.launcher(**inputs)
     assert counted == {pointer: declared.bytes for pointer, declared in floor.items()}
     assert len(launched) == variant.launches
+
+
+@pytest.mark.parametrize(("channels", "width", "blocks"), [(64, 4, 1), (128, 8, 1), (192, 4, 3)])
+def test_convolution_reads_each_pixel_for_each_tap_that_meets_it(channels, width, blocks):
+    """What lies beside the image is not read; each block of filters reads the rest once more."""
+    conv = VARIANTS["conv3x3, alone"]
+    inputs = conv.inputs(Size(1, channels, width, width, 10, 1), torch.float16, CPU)
+    counted = {}
+    with watched(lambda launch, run: counted.update(count_launch(launch, run))):
+        conv.launcher(**inputs)
+    meetings = (3 * width - 2) ** 2  # of 9 taps and all pixels: those inside
+    assert counted["x_desc"] == (
+        2 * channels * meetings * blocks,
+        2 * channels * width**2,
+    )
+    assert counted["weight_desc"] == (2 * 9 * channels**2,) * 2

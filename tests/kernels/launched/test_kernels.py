@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -12,16 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._pytree import tree_map
 
-from fastuiat_kernels import SPECS, Size, noise_key
+from fastuiat_kernels import SIZES, Size, noise_key
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import by_the_book
+from launching import CPU, VARIANTS, check, copies, launcher, module, on_device, same_bits
 
-CPU = torch.device("cpu")
-DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
-VARIANTS = {variant.name: variant for spec in SPECS for variant in spec.variants}
+ANY_SIZE = [name for name, variant in VARIANTS.items() if variant.sizes is SIZES]
 # Odd, prime, one of everything, and images of more than one block.
 ODD = Size(7, 5, 3, 11, 13, 61)
 PRIME = Size(13, 3, 17, 19, 2, 13)
@@ -29,62 +25,8 @@ ONE = Size(1, 1, 1, 1, 2, 1)
 WIDE = Size(3, 3, 20, 20, 101, 11)
 
 
-def module(name: str):
-    return importlib.import_module(f"fastuiat_kernels.{name}")
-
-
-def on_device(launch):
-    """The launcher with tensors of the CPU, which it may write into: the work is DEVICE's."""
-
-    def run(*arguments, **keywords):
-        moved = []
-
-        def move(value):
-            if not isinstance(value, torch.Tensor):
-                return value
-            moved.append((value, value.to(DEVICE)))
-            return moved[-1][1]
-
-        result = launch(*map(move, arguments), **{k: move(v) for k, v in keywords.items()})
-        for here, there in moved:
-            here.copy_(there)
-        return tree_map(lambda tensor: tensor.to(CPU), result)
-
-    return run
-
-
-def launcher(name: str, attribute: str = "_launch"):
-    return on_device(getattr(module(name), attribute))
-
-
-def same_bits(a, b):
-    """Equal, NaNs in the same places."""
-    assert a.shape == b.shape and a.dtype == b.dtype
-    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-def copies(inputs):
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-
-
-def check(variant, inputs):
-    """Launcher against reference; in-place arguments too."""
-    left, right = copies(inputs), copies(inputs)
-    expected, actual = variant.reference(**left), on_device(variant.launcher)(**right)
-    if not isinstance(expected, tuple):
-        expected, actual = (expected,), (actual,)
-    for a, b in zip(actual, expected, strict=True):
-        if variant.tolerance is None:
-            same_bits(a, b)
-        else:
-            torch.testing.assert_close(a, b, **vars(variant.tolerance))
-    for name in variant.mutates:
-        same_bits(right[name], left[name])
-    return actual[0], right
-
-
 @pytest.mark.parametrize("size", [ODD, PRIME, ONE, WIDE], ids=["odd", "prime", "one", "wide"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ANY_SIZE)
 def test_kernel_is_its_reference(name, size):
     variant = VARIANTS[name]
     for dtype in variant.dtypes:
