@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +18,9 @@ import numpy as np
 
 from fastuiat.config import UserError
 from fastuiat.data.fingerprint import blocks_of
-from fastuiat.data.on_disk import Images, ImagesOnDisk, Part
+from fastuiat.data.on_disk import Images, ImagesOnDisk, Part, parts_of
 from fastuiat.fast.torch_internals import say_once
-from fastuiat.files import sha256_of, write_atomically, write_json
+from fastuiat.files import locked, sha256_of, write_atomically, write_json
 
 FORMAT_NAMES = (
     "ALLOC_TABLE_TYPE",
@@ -35,15 +33,14 @@ _PAGE = 8 << 20
 """FFCV's own default, in bytes."""
 
 
-def parts_of(images: Images) -> list[Part]:
+def dense_parts(images: Images) -> list[Part]:
     """The arrays, dense; none of them is copied if it is so already, or lies on disk."""
-    parts = [images] if isinstance(images, Part) else list(images)
-    return [p if isinstance(p, ImagesOnDisk) else np.ascontiguousarray(p) for p in parts]
+    return [p if isinstance(p, ImagesOnDisk) else np.ascontiguousarray(p) for p in parts_of(images)]
 
 
 def fingerprint(images: Images, labels: np.ndarray) -> str:
     """sha256 over shape and content of the images and labels int64 (N,), however divided."""
-    parts = parts_of(images)
+    parts = dense_parts(images)
     digest = hashlib.sha256(repr((len(labels), *parts[0].shape[1:])).encode())
     for block in itertools.chain.from_iterable(map(blocks_of, parts)):
         digest.update(block.data)
@@ -66,11 +63,11 @@ def prepare(
     written.
     """
     expected = source or fingerprint(images, labels)
-    parts = parts_of(images)
+    parts = dense_parts(images)
     path = Path(cache_dir) / f"{name}-{expected[:12]}.beton"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             _remove_unfinished(path)
             if not path.exists():
                 _write(path, parts, labels, expected)
@@ -116,21 +113,6 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time, so that two runs that start together write the file once.
-
-    BlockingIOError where another has it, unless it is to `wait`.
-    """
-    # Who may read the lock of another user's file may take it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _remove_unfinished(path: Path) -> None:
     """Remove what killed processes left of .beton files beside `path`, whose lock is held."""
     for left in path.parent.glob(".*"):
@@ -138,7 +120,7 @@ def _remove_unfinished(path: Path) -> None:
         if found is None:
             continue
         lock = left.with_name(f"{found[1]}.lock")
-        ours = contextlib.nullcontext() if found[1] == path.stem else _locked(lock, wait=False)
+        ours = contextlib.nullcontext() if found[1] == path.stem else locked(lock, wait=False)
         with contextlib.suppress(OSError), ours:  # another process writes it, or another user's
             left.unlink()
 

@@ -12,6 +12,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,8 @@ import numpy as np
 from ffcv.fields.decoders import SimpleRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
 
+from fastuiat.data.pictures import pixels_of
+
 LOADER: Any = ffcv.loader.loader
 """Where FFCV's loader looks up its memory manager."""
 _pread = ctypes.CDLL(None, use_errno=True).pread
@@ -29,13 +32,19 @@ _pread.restype = ctypes.c_ssize_t
 
 
 class FileReads:
-    """FFCV's memory manager and its context in one: an open file, and whether a read failed."""
+    """FFCV's memory manager and its context in one: an open file, whether a read failed, and the
+    bytes of each sample."""
 
     state_type = numba.int64[::1]
 
     def __init__(self, reader: Any) -> None:
         descriptor = os.open(reader.file_name, os.O_RDONLY)
-        self.state = np.array([descriptor, 0], dtype=np.int64)
+        sizes = np.zeros(len(reader.metadata), np.int64)
+        if reader.metadata["f0"]["mode"][:1].any():  # raw images tell theirs themselves
+            sizes = sizes[:0]
+        else:
+            sizes[reader.alloc_table["sample_id"].astype(np.int64)] = reader.alloc_table["size"]
+        self.state = np.concatenate([np.array([descriptor, 0]), sizes]).astype(np.int64)
         weakref.finalize(self, os.close, descriptor)
 
     @property
@@ -80,6 +89,39 @@ class ImageReads(SimpleRGBImageDecoder):
 
         decode.is_parallel = True  # type: ignore[attr-defined]  # FFCV reads it
         return decode
+
+
+class JpegReads(SimpleRGBImageDecoder):
+    """JPEGs of one size, read from the file and decoded as the resident loader decodes them."""
+
+    def generate_code(self) -> Callable[..., Any]:
+        def decode(batch_indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
+            places = np.empty(len(batch_indices), np.int64)
+            samples = np.empty(len(batch_indices), np.int64)
+            for i in range(len(batch_indices)):
+                places[i] = metadata[batch_indices[i]]["data_ptr"]
+                samples[i] = batch_indices[i]
+            with numba.objmode():
+                read_jpegs(storage_state, samples, places, destination)
+            return destination[: len(batch_indices)]
+
+        return decode
+
+
+def read_jpegs(
+    state: np.ndarray, samples: np.ndarray, places: np.ndarray, destination: np.ndarray
+) -> None:
+    """Decode so many JPEGs into `destination`; what fails is noted in the state of FileReads."""
+
+    def one(i: int) -> None:
+        size = int(state[2 + samples[i]])
+        destination[i] = pixels_of(os.pread(int(state[0]), size, int(places[i])))
+
+    try:
+        with ThreadPoolExecutor(max(1, Compiler.num_threads)) as threads:
+            list(threads.map(one, range(len(places))))
+    except Exception:  # of whatever kind: FFCV's thread cannot say it
+        state[1] = 1
 
 
 @contextmanager
