@@ -96,32 +96,43 @@ class JpegReads(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., Any]:
         def decode(batch_indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
-            places = np.empty(len(batch_indices), np.int64)
-            samples = np.empty(len(batch_indices), np.int64)
-            for i in range(len(batch_indices)):
-                places[i] = metadata[batch_indices[i]]["data_ptr"]
-                samples[i] = batch_indices[i]
-            with numba.objmode():
-                read_jpegs(storage_state, samples, places, destination)
-            return destination[: len(batch_indices)]
+            count = len(batch_indices)
+            wanted = np.empty((count, 2), np.int64)  # where it lies, and how many bytes
+            for i in range(count):
+                wanted[i, 0] = metadata[batch_indices[i]]["data_ptr"]
+                wanted[i, 1] = storage_state[2 + batch_indices[i]]
+            images = destination[:count]
+            read_jpegs(
+                storage_state.ctypes.data, wanted.ctypes.data, count,
+                images.ctypes.data, images.size,
+            )  # fmt: skip
+            return images
 
         return decode
 
 
-def read_jpegs(
-    state: np.ndarray, samples: np.ndarray, places: np.ndarray, destination: np.ndarray
-) -> None:
-    """Decode so many JPEGs into `destination`; what fails is noted in the state of FileReads."""
+@ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)
+def read_jpegs(state_at: int, wanted_at: int, count: int, images_at: int, size: int) -> None:
+    """Decode so many JPEGs to an address; what fails is noted in the state of FileReads."""
+    state, wanted = _array(state_at, 2, np.int64), _array(wanted_at, 2 * count, np.int64)
+    images = _array(images_at, size, np.uint8).reshape(count, -1)
+    file = int(state[0])
 
     def one(i: int) -> None:
-        size = int(state[2 + samples[i]])
-        destination[i] = pixels_of(os.pread(int(state[0]), size, int(places[i])))
+        place, length = wanted[2 * i : 2 * i + 2].tolist()
+        images[i] = pixels_of(os.pread(file, length, place)).reshape(-1)
 
     try:
         with ThreadPoolExecutor(max(1, Compiler.num_threads)) as threads:
-            list(threads.map(one, range(len(places))))
+            list(threads.map(one, range(count)))
     except Exception:  # of whatever kind: FFCV's thread cannot say it
         state[1] = 1
+
+
+def _array(address: int, length: int, dtype: Any) -> np.ndarray:
+    """The numbers at an address, which stay where they are."""
+    raw = (ctypes.c_byte * (length * np.dtype(dtype).itemsize)).from_address(address)
+    return np.frombuffer(raw, dtype)
 
 
 @contextmanager

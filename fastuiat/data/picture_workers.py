@@ -6,12 +6,13 @@ import collections
 import pickle
 import queue
 import subprocess
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from fastuiat.config import UserError
-from fastuiat.data.pictures import PROGRAM, Answer, Request
+from fastuiat.data.pictures import PROGRAM, Answer, Request, answer
 from fastuiat.machine import cpu
 
 AHEAD = 2
@@ -19,10 +20,13 @@ AHEAD = 2
 
 
 class PictureWorkers:
-    """As many processes as cores; they end with this object, and with this process."""
+    """Processes on all cores, at most so many; they end with this object, and with this process.
 
-    def __init__(self) -> None:
-        count = cpu()["cpus"]
+    Without any the pictures are read here.
+    """
+
+    def __init__(self, most: int) -> None:
+        count = min(cpu()["cpus"], most)
         self._all = [
             subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             for _ in range(count)
@@ -30,7 +34,7 @@ class PictureWorkers:
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for process in self._all:
             self._idle.put(process)
-        self._threads = ThreadPoolExecutor(count)
+        self._threads = ThreadPoolExecutor(max(1, count))
 
     def __enter__(self) -> PictureWorkers:
         return self
@@ -52,22 +56,26 @@ class PictureWorkers:
         coming: collections.deque[Future[Answer]] = collections.deque()
         for request in requests:
             coming.append(self._threads.submit(self._ask, request))
-            if len(coming) >= AHEAD * len(self._all):
+            if len(coming) > AHEAD * len(self._all):
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
     def _ask(self, request: Request) -> Answer:
+        if not self._all:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as `pictures` says
+                return answer(request)
         process = self._idle.get()
         assert process.stdin and process.stdout
         try:
             pickle.dump(tuple(request), process.stdin, protocol=5)
             process.stdin.flush()
-            answer = Answer(*pickle.load(process.stdout))
+            found = Answer(*pickle.load(process.stdout))
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             among = f" among {request.pictures[0]} …" if isinstance(request.pictures, list) else ""
             raise UserError(
                 f"a process that reads pictures ended{among}: is there too little memory?"
             ) from error
         self._idle.put(process)
-        return answer
+        return found

@@ -241,7 +241,7 @@ class _Writer:
             Request(self.pictures.block(i, min(i + CHUNK, total)), self.resolution, self.as_jpeg)
             for i in chunks
         )
-        with PictureWorkers() as workers:
+        with PictureWorkers(len(chunks) if len(chunks) > 1 else 0) as workers:
             for first, answer in zip(chunks, workers.answers(requests), strict=True):
                 broken = self._refused(first, answer)
                 contents = [memoryview(cast(bytes, square)).cast("B") for square in answer.squares]

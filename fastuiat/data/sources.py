@@ -206,7 +206,7 @@ def dataset_info(name: str) -> DatasetInfo:
             raise UserError(f"--dataset {name} names no path: write {kind}:PATH")
         return KINDS[kind](Path(path).expanduser(), name)
     if name not in DATASETS:
-        own = ", ".join(f"{kind}:PATH" for kind in KINDS)
+        own = ", ".join(f"{kind}:PATH" for kind in sorted(KINDS))
         raise UserError(f"unknown data set '{name}': choose from {', '.join(DATASETS)}, {own}")
     return DATASETS[name]
 
