@@ -24,6 +24,8 @@ from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
 from fastuiat.training.step import TrainingStep
 
+CIFAR_SIDE = 32
+"""Pixels."""
 CIFAR_SAMPLES = 50_000
 """P is as large as in a real run, whatever few samples the bench visits."""
 ENDLESS = 1_000_000
@@ -53,6 +55,8 @@ class Case:
     phase: Phase | None = None
     """None: the last epoch."""
     num_classes: int = 10
+    resolution: int = CIFAR_SIDE
+    """Pixels a side."""
     num_samples: int = CIFAR_SAMPLES
     """Rows of P."""
     epochs: int = 100
@@ -67,6 +71,7 @@ class Case:
     @property
     def name(self) -> str:
         parts = [self.arch, f"b{self.batch_size}", self.method]
+        parts += [f"{self.resolution}px"] if self.resolution != CIFAR_SIDE else []
         return "/".join(parts + ([self.phase.name] if self.phase else []))
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +83,7 @@ class Case:
             "epoch": self.epoch,
             "epochs": self.epochs,
             "num_classes": self.num_classes,
+            "resolution": self.resolution,
             "settings": self.settings,
         }
 
@@ -107,6 +113,7 @@ def make_method(case: Case) -> Method:
         case.method,
         num_classes=case.num_classes,
         num_samples=samples_of(case),
+        image_shape=(3, case.resolution, case.resolution),
         epochs=case.epochs,
         seed=case.seed,
         **case.settings,
@@ -117,7 +124,7 @@ def make_loader(case: Case, device: torch.device) -> ResidentLoader:
     """Noise as images: no arithmetic here takes longer for some values than for others."""
     random = np.random.default_rng(case.seed)
     count = BATCHES * case.batch_size
-    images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (count, case.resolution, case.resolution, 3), dtype=np.uint8)
     labels = random.integers(0, case.num_classes, count)
     order = Order(seed=case.seed, train_index=np.arange(count), batch_size=case.batch_size)
     return ResidentLoader(images, labels, order, device=device, flip=True)
@@ -206,6 +213,7 @@ def naive_step(case: Case, device: torch.device) -> NaiveStep:
         phase=case.phase.name if case.phase else None,
         num_classes=case.num_classes,
         num_samples=samples_of(case),
+        resolution=case.resolution,
         device=device,
     )
 
