@@ -107,12 +107,17 @@ def fingerprint_of(
 
 def sample_sum(images: Any, labels: np.ndarray, identity: str) -> str:
     """Of a fixed sample of the images, of the labels, and of what tells their files apart."""
-    rows = np.linspace(0, len(images) - 1, SAMPLE).astype(np.int64)
+    rows = sample_of(len(images))
     digest = hashlib.sha256(repr((tuple(images.shape), identity)).encode())
     for first in range(0, len(rows), _BLOCK // 16):
         digest.update(np.ascontiguousarray(images[rows[first : first + _BLOCK // 16]]).data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def sample_of(count: int) -> np.ndarray:
+    """The numbers of SAMPLE images of so many, evenly spread, the first and the last among them."""
+    return np.linspace(0, count - 1, SAMPLE).astype(np.int64)
 
 
 def _sum_of_labels(labels: np.ndarray) -> str:
@@ -163,7 +168,8 @@ def difference(before: Fingerprint, now: Fingerprint, what: str = "images") -> s
         return f"the number of classes (it was {before.num_classes}, it is {now.num_classes})"
     if before.images != now.images and before.unordered == now.unordered:
         return f"the order of the {what}"
-    changed = [f"the {what}"] if before.images != now.images else []
+    or_times = " or the times of their files" if now.sampled else ""
+    changed = [f"the {what}{or_times}"] if before.images != now.images else []
     changed += [f"the labels of the {what}"] if before.labels != now.labels else []
     return " and ".join(changed) or None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -111,6 +113,7 @@ def prepared(
         if not _is_ready(path, how.store):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
+                _remove_unfinished(path, f"{label}-{split}-{resolution}px-")
                 if not _is_ready(path, how.store):
                     as_jpeg = (how.store or default_store(resolution)) == "jpeg"
                     _Writer(path, pictures, resolution, as_jpeg, how).write(name, split)
@@ -119,6 +122,17 @@ def prepared(
         raise UserError(
             f"cannot prepare {pictures.what} as {path}: {error.strerror or error}"
         ) from error
+
+
+def _remove_unfinished(path: Path, begin: str) -> None:
+    """Remove what killed processes left of other pictures of this name, as they were before."""
+    for left in path.parent.glob(f".{glob.escape(begin)}*"):
+        stem = left.name[1 : len(begin) + 13]
+        if stem == path.stem:
+            continue
+        ours = locked(left.with_name(f"{stem}.lock"), wait=False)
+        with contextlib.suppress(OSError), ours:  # another process writes it, or another user's
+            left.unlink()
 
 
 def default_store(resolution: int) -> str:

@@ -49,7 +49,8 @@ class TrainConfig:
     augment: Literal["crop", "resized-crop", "none"] = "crop"
     """Crop out of a zero border of an eighth of the side, enlarge a random part, or neither."""
     flip: bool | None = None
-    """Mirror every second image, drawn anew each epoch; by default all but svhn and digits."""
+    """--flip or --no-flip: mirror images by chance, anew each epoch; by default all but svhn and
+    digits are."""
     arch: str = "resnet-18"
     """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
     line's dm-prn-18, dm-wrn-D-W."""

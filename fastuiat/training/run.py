@@ -29,7 +29,7 @@ from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
-    begun_with,
+    config_of,
     default_folder,
     holds_run,
     last_checkpoint,
@@ -240,7 +240,8 @@ def say_memories(method: methods.Method, say: Say) -> None:
         for buffer in held:
             size = buffer.nbytes / 1e6
             shape = " × ".join(f"{length:,}" for length in buffer.shape)
-            say(f"{'z' if name == 'z' else 'P'}: {shape}, {size:,.1f} MB in {buffer.dtype}")
+            dtype = str(buffer.dtype).removeprefix("torch.")
+            say(f"{'z' if name == 'z' else 'P'}: {shape} in {dtype}, {size:,.1f} MB")
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -352,7 +353,7 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(begun_with(folder), config)
+    refuse_changes(plain(config_of(folder)), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:

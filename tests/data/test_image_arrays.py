@@ -86,6 +86,10 @@ def test_what_is_refused(tmp_path, arrays, said):
 
 def test_what_is_no_file(tmp_path):
     (tmp_path / "own.npz").write_text("text")
-    for name, said in (("own.npz", "is a text file"), ("no.npz", "does not exist"), (".", "a folder")):
+    for name, said in (
+        ("own.npz", "is a text file"),
+        ("no.npz", "does not exist"),
+        (".", "a folder"),
+    ):
         with pytest.raises(UserError, match=said):
             dataset_info(f"npz:{tmp_path / name}")
