@@ -38,9 +38,7 @@ class PrepareOptions(OutputOptions):
 
 def prepare(argv: list[str]) -> None:
     if argv[:1] != ["prepare"]:
-        raise UserError(
-            "usage: fastuiat data prepare NAME [--data-dir DIR] …, as `fastuiat data prepare --help` has it"
-        )
+        raise UserError("usage: fastuiat data prepare NAME (fastuiat data prepare --help)")
     refuse_second(hyphenated(argv), "--extra-data")
     options = parse(PrepareOptions, argv[1:], prog="fastuiat data prepare")
     from fastuiat import data

@@ -117,11 +117,14 @@ def prepared(
                 if not _is_ready(path, how.store):
                     as_jpeg = (how.store or default_store(resolution)) == "jpeg"
                     _Writer(path, pictures, resolution, as_jpeg, how).write(name, split)
-        return _opened(path)
+        found = _opened(path)
     except OSError as error:
         raise UserError(
             f"cannot prepare {pictures.what} as {path}: {error.strerror or error}"
         ) from error
+    if found.skipped and how.say:
+        how.say(f"{pictures.what}: {found.skipped} pictures that cannot be read are left out")
+    return found
 
 
 def _remove_unfinished(path: Path, begin: str) -> None:

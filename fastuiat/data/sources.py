@@ -261,8 +261,9 @@ def load(
         whole = _as_it_lies(info, folder, split, unchecked)
         assert whole.fingerprint is not None
         as_wanted = tuple(whole.images.shape[1:]) == (resolution, resolution, 3)
-        is_plain = how.store != "jpeg" and (resolution <= RAW_UP_TO or not names_path(name))
-        if as_wanted and is_plain:
+        if as_wanted and resolution <= RAW_UP_TO:
+            if how.store:
+                raise UserError(f"--store does nothing for {name}: its images stay as they lie")
             return whole
         checks = whole.fingerprint.checked
         what = f"{label_of(name)} {split}"
