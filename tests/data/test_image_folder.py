@@ -296,14 +296,14 @@ def test_ffcv_itself_reads_what_is_prepared(flowers, tmp_path):
 def test_a_set_written_as_pictures_gives_its_batches(tmp_path):
     digits = {split: load("digits", tmp_path, split) for split in ("train", "test")}
     for split, part in digits.items():
-        for i in range(0, len(part.labels), 7):
+        for i in range(0, len(part.labels), 12):
             save(
                 tmp_path / "own" / split / str(part.labels[i]) / f"img-{i}.png",
                 Image.fromarray(part.images[i]),
             )
-    rows = np.arange(0, len(digits["train"].labels), 7)
+    rows = np.arange(0, len(digits["train"].labels), 12)
     own = load(f"folder:{tmp_path / 'own'}", tmp_path, "train")
-    order = Order(seed=2, train_index=np.arange(len(rows)), batch_size=64)
+    order = Order(seed=2, train_index=np.arange(len(rows)), batch_size=32)
     expected = make_loader(
         "resident", digits["train"].images[rows], digits["train"].labels[rows], order,
         device="cpu", flip=False, cache_dir=tmp_path, name="digits",
