@@ -267,6 +267,7 @@ def test_a_killed_preparation_goes_on(tmp_path):
     (journal,) = place.glob(".*-journal")
     with open(journal, "ab") as file:
         file.write(b'{"sizes": [3072, 30')  # as a kill leaves it
+    (place / ".own-train-32px-0123456789ab.raw").touch()  # of the folder as it was before
     seen, said = [], []
     how = Preparation(progress=lambda *shown: seen.append(shown), say=said.append)
     load(f"folder:{root}", place, "train", how=how)
