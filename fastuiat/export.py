@@ -50,9 +50,10 @@ class Exported:
     """Of model_info, still to be filled by hand."""
 
 
-def example(count: int) -> Tensor:
-    """(count, 3, 32, 32) in [0, 1)."""
-    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def example(count: int, info: dict[str, Any]) -> Tensor:
+    """(count, 3, R, R) in [0, 1), R being the side of the images that the net was trained on."""
+    side = info.get("resolution", 32)
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def description(info: dict[str, Any]) -> dict[str, str]:
@@ -68,7 +69,7 @@ def safetensors_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
 
 
 def onnx_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
-    """Input x (batch, 3, 32, 32), output logits (batch, K), any batch."""
+    """Input x (batch, 3, R, R), output logits (batch, K), any batch."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -76,7 +77,7 @@ def onnx_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
         raise UserError(f"--format onnx needs onnx and onnxscript: {INSTALL}") from error
     program = torch.onnx.export(
         net,
-        (example(2),),
+        (example(2, info),),
         dynamo=True,
         dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
         input_names=["x"],
@@ -91,9 +92,9 @@ def onnx_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
 
 
 def torch_export_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
-    """A torch.export program of x (batch, 3, 32, 32), any batch."""
+    """A torch.export program of x (batch, 3, R, R), any batch."""
     program = torch.export.export(
-        net, (example(2),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}
+        net, (example(2, info),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}
     )
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # of weights "not on CPU", which these are
@@ -135,7 +136,7 @@ def difference_of(content: bytes, form: str, net: nn.Module, info: dict[str, Any
         read_back = reader(form, draft, net, info)
         if read_back is None:
             return None
-        x = example(3)
+        x = example(3, info)
         expected, found = net(x), read_back(x)
     relative = (found - expected).abs() / expected.abs().clamp(min=1)
     return relative.max().item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -110,6 +110,21 @@ def show_training(console: Console) -> Iterator[TrainingDisplay]:
         yield display
 
 
+def in_lines(say: Callable[[str], object]) -> Callable[[str, int, int], None]:
+    """`progress(name, done, total)` that says a line every minute and one at the end."""
+    pace: dict[str, Pace] = {}
+    said = time.monotonic()
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal said
+        pace.setdefault(name, Pace(done, total)).done = done
+        if done == total or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            say(f"{name:20} {done:>6} of {total}{pace[name].left()}")
+
+    return progress
+
+
 class EvaluationDisplay:
     """`progress(name, done, total)`, as the attacks go: bars on a terminal, elsewhere a line at
     the end of each attack and every minute before."""
@@ -125,23 +140,14 @@ class EvaluationDisplay:
             disable=not console.is_terminal,
         )
         self.tasks: dict[str, Any] = {}
-        self.pace: dict[str, Pace] = {}
-        self.said = time.monotonic()
+        self.lines = in_lines(lambda line: self.console.print(line, highlight=False))
 
     def __call__(self, name: str, done: int, total: int) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.bar.add_task(name, total=total)
-            self.pace[name] = Pace(done, total)
         self.bar.update(self.tasks[name], completed=done, total=total)
-        self.pace[name].done = done
-        if self.console.is_terminal:
-            return
-        now = time.monotonic()
-        if done == total or now - self.said > SECONDS_BETWEEN_LINES:
-            self.said = now
-            self.console.print(
-                f"{name:20} {done:>6} of {total}{self.pace[name].left()}", highlight=False
-            )
+        if not self.console.is_terminal:
+            self.lines(name, done, total)
 
     def say(self, text: str) -> None:
         self.bar.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)

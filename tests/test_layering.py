@@ -44,7 +44,7 @@ LEVELS = [
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY = {
     "config": set(),
-    "data": {"config", "file_kinds", "files", "torch_internals"},
+    "data": {"config", "file_kinds", "files", "machine", "torch_internals"},
     "models": {"config", "file_kinds", "torch_internals"},
     "report": {"config", "files"},
     "evaluation": {

@@ -62,6 +62,7 @@ class NaiveStep:
         phase: str | None = None,
         num_classes: int,
         num_samples: int,
+        resolution: int = 32,
         device: torch.device,
     ) -> None:
         if method not in BASELINES:
@@ -70,7 +71,7 @@ class NaiveStep:
         self.net = net.to(memory_format=torch.contiguous_format)
         self.helper, self.phase = helper, phase
         with device:
-            self.z = 0.001 * torch.randn(num_classes, 3, 32, 32)
+            self.z = 0.001 * torch.randn(num_classes, 3, resolution, resolution)
             self.memory = torch.full((num_samples, num_classes), 1 / num_classes)
         self.optimizer = torch.optim.SGD(
             net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4

@@ -165,11 +165,13 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 @functools.cache
-def held_by_a_step(arch: str, batch_size: int, num_classes: int) -> tuple[int, int]:
+def held_by_a_step(
+    arch: str, batch_size: int, num_classes: int, resolution: int = 32
+) -> tuple[int, int]:
     """(parameters, elements of the distinct inputs of the convolutions in one forward)."""
     with torch.device("meta"):
         net = build_model(arch, num_classes)
-        x = torch.empty(batch_size, 3, 32, 32)
+        x = torch.empty(batch_size, 3, resolution, resolution)
     inputs: dict[int, Tensor] = {}  # holding them keeps their ids apart
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -193,7 +195,10 @@ def work_of(record: Mapping[str, Any]) -> Work | None:
     if config["precision"] not in DTYPES:
         return None
     parameters, elements = held_by_a_step(
-        config["arch"], config["batch_size"], config.get("num_classes", 10)
+        config["arch"],
+        config["batch_size"],
+        config.get("num_classes", 10),
+        config.get("resolution", 32),
     )
     itemsize = DTYPES[config["precision"]].itemsize
     return Work(

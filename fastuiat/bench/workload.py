@@ -25,6 +25,8 @@ from fastuiat.models import build_model
 from fastuiat.targets import OneOffTarget
 from fastuiat.training.step import TrainingStep
 
+CIFAR_SIDE = 32
+"""Pixels."""
 CIFAR_SAMPLES = 50_000
 """P is as large as in a real run, whatever few samples the bench visits."""
 ENDLESS = 1_000_000
@@ -54,6 +56,8 @@ class Case:
     phase: Phase | None = None
     """None: the last epoch."""
     num_classes: int = 10
+    resolution: int = CIFAR_SIDE
+    """Pixels a side."""
     num_samples: int = CIFAR_SAMPLES
     """Rows of P."""
     epochs: int = 100
@@ -68,6 +72,7 @@ class Case:
     @property
     def name(self) -> str:
         parts = [self.arch, f"b{self.batch_size}", self.method]
+        parts += [f"{self.resolution}px"] if self.resolution != CIFAR_SIDE else []
         return "/".join(parts + ([self.phase.name] if self.phase else []))
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +84,7 @@ class Case:
             "epoch": self.epoch,
             "epochs": self.epochs,
             "num_classes": self.num_classes,
+            "resolution": self.resolution,
             "settings": self.settings,
         }
 
@@ -108,6 +114,7 @@ def make_method(case: Case) -> Method:
         case.method,
         num_classes=case.num_classes,
         num_samples=samples_of(case),
+        image_shape=(3, case.resolution, case.resolution),
         epochs=case.epochs,
         seed=case.seed,
         **case.settings,
@@ -121,7 +128,7 @@ def make_loader(case: Case, device: torch.device, ranks: Ranks = ALONE) -> Resid
     """
     random = np.random.default_rng(case.seed)
     count = BATCHES * case.batch_size
-    images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (count, case.resolution, case.resolution, 3), dtype=np.uint8)
     labels = random.integers(0, case.num_classes, count)
     order = Order(
         seed=case.seed,
@@ -230,6 +237,7 @@ def naive_step(case: Case, device: torch.device) -> NaiveStep:
         phase=case.phase.name if case.phase else None,
         num_classes=case.num_classes,
         num_samples=samples_of(case),
+        resolution=case.resolution,
         device=device,
     )
 

@@ -18,6 +18,7 @@ from fastuiat.config import UserError, parse_radius, positive, radius_text, refu
 if TYPE_CHECKING:
     import torch
 
+    from fastuiat.data import ImageSet
     from fastuiat.distributed import Ranks
 
 
@@ -74,6 +75,8 @@ class EvalOptions(PublishedOptions, OutputOptions):
     """By default the run's."""
     unchecked_data: bool = False
     """Use the data set's files also where they are not the published ones."""
+    resolution: int | None = None
+    """Pixels a side that images are resized to; by default those that the run was trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rank_timeout: float = 24.0
     """Hours that the ranks of a torchrun wait for one that hangs."""
@@ -146,7 +149,7 @@ def evaluate_on(
     from fastuiat import data
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
-    from fastuiat.progress import show_evaluation
+    from fastuiat.progress import in_lines, show_evaluation
     from fastuiat.training.checkpoint import open_checkpoint
     from fastuiat.training.folder import stored_config
 
@@ -165,13 +168,20 @@ def evaluate_on(
     data_dir = options.data_dir
     if data_dir is None:
         data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
+    how = data.Preparation(
+        resolution=options.resolution or info.get("resolution"),
+        seed=info.get("split_seed", 0),
+        progress=in_lines(output.say),
+        say=output.say,
+    )
     images = ranks.after_first(
-        lambda: data.load(name, data_dir, "test", unchecked=options.unchecked_data)
+        lambda: data.load(name, data_dir, "test", unchecked=options.unchecked_data, how=how)
     )
     if images.num_classes != info["num_classes"]:
         raise UserError(
             f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
         )
+    refuse_other_order(images, info)
     if images.fingerprint and images.fingerprint.checked == "unchecked":
         output.say(f"{name}'s test files are not the published ones: used as they are")
     with show_evaluation(output.console) as progress:
@@ -194,6 +204,13 @@ def evaluate_on(
     shown = [{k: v for k, v in record.items() if k != "per_sample"} for record in records]
     seed_and_place = f"seed {options.seed}; records: {folder / 'eval'}"
     output.result({"folder": folder / "eval", "records": shown}, table(records), seed_and_place)
+
+
+def refuse_other_order(images: ImageSet, info: dict[str, Any]) -> None:
+    """UserError where the net knows the same classes by other numbers."""
+    known = list(info.get("classes") or [])
+    if known != list(images.classes) and sorted(known) == sorted(images.classes):
+        raise UserError(f"{images.name} has the classes of the net in another order")
 
 
 def negative_radii(argv: list[str]) -> list[str]:

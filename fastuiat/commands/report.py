@@ -136,12 +136,15 @@ def data_dir_of(run: Run, options: ReportOptions) -> Path:
     return options.data_dir or Path(run.config.get("data_dir") or "data")
 
 
-def test_images(run: Run, dataset: str, options: ReportOptions) -> ImageSet:
-    """As the run's own data are used: published, or unchecked where it said so."""
+def test_images(run: Run, info: dict[str, Any], options: ReportOptions) -> ImageSet:
+    """As the run's own data are used: published, or unchecked where it said so; as its net, which
+    `info` is of, knows them."""
     from fastuiat import data
 
     unchecked = run.config.get("unchecked_data") is True
-    return data.load(dataset, data_dir_of(run, options), "test", unchecked=unchecked)
+    how = data.Preparation(resolution=info.get("resolution"), seed=info.get("split_seed", 0))
+    folder = data_dir_of(run, options)
+    return data.load(info["dataset"], folder, "test", unchecked=unchecked, how=how)
 
 
 def losses_of(
@@ -178,7 +181,7 @@ def losses_of(
         )
     try:
         model, info = open_checkpoint(file, weights=weights)
-        images = test_images(run, info["dataset"], options)
+        images = test_images(run, info, options)
     except UserError as error:
         return f"The images of {run.label} cannot be ranked (Figures 1 and 4): {error}"
     assert images.fingerprint is not None
@@ -203,7 +206,7 @@ def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
 
     file = locate(run.folder)
     model, info = open_checkpoint(file)
-    images = test_images(run, info["dataset"], options)
+    images = test_images(run, info, options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
     eps = float(run.settings.get("inverse_eps", 4 / 255))
@@ -214,6 +217,7 @@ def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
 
     return Pictures(
         labels=made.labels.tolist(),
+        classes=info.get("classes") or images.classes,
         x=picture(made.x),
         x_inv=picture(made.x_inv),
         x_universal=picture(made.x_universal),

@@ -50,6 +50,7 @@ def flags_of(method: str) -> Any:
 
 def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
     """`begun` with flags laid over it; an unknown one is answered with those of the method."""
+    argv = flip_said(argv)
     if early(argv, "--inverse-bn") is not None:
         raise UserError("--inverse-bn is --inverse-forward now: eval, train or attached")
     values = {f.name: getattr(begun, f.name) for f in dataclasses.fields(begun)}
@@ -76,6 +77,16 @@ def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
             "(fastuiat train --help)"
         ) from None
     return type(begun)(**{name: getattr(parsed, name) for name in values})
+
+
+def flip_said(argv: list[str]) -> list[str]:
+    """--flip and --no-flip as words with a value: without either the data set decides."""
+    values = {"--flip": "--flip=True", "--no-flip": "--flip=False"}
+    following = [*argv, ""][1:]
+    return [
+        word if word == "--flip" and after in ("True", "False", "None") else values.get(word, word)
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def named_in(argv: list[str]) -> list[str]:

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from fastuiat.config import UserError
-from fastuiat.data import sets  # noqa: F401  (registers them)
+from fastuiat.data import image_arrays, image_folder, sets  # noqa: F401  (registers them)
 from fastuiat.data.ahead import one_ahead
+from fastuiat.data.augmentation import Kind
 from fastuiat.data.batch import Batch
+from fastuiat.data.beton_file import BetonImages
 from fastuiat.data.extra import extra_path, load_extra, refuse_nameless
 from fastuiat.data.fingerprint import (
+    LARGE,
     Fingerprint,
     difference,
     split_json,
@@ -24,6 +27,7 @@ from fastuiat.data.fingerprint import (
 )
 from fastuiat.data.on_disk import Images
 from fastuiat.data.order import Order, validation_split
+from fastuiat.data.preparation import AS_IT_IS, Preparation, refuse_resolution
 from fastuiat.data.resident_loader import ResidentLoader
 from fastuiat.data.sources import (
     DATASETS,
@@ -33,8 +37,11 @@ from fastuiat.data.sources import (
     dataset_info,
     fingerprinted,
     json_of,
+    label_of,
     load,
+    names_path,
     register,
+    resolution_of,
 )
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "ImageSet",
     "Loader",
     "Order",
+    "Preparation",
     "PublishedFile",
     "ResidentLoader",
     "dataset_info",
@@ -54,13 +62,17 @@ __all__ = [
     "fingerprinted",
     "joined",
     "json_of",
+    "label_of",
     "load",
     "load_extra",
     "make_loader",
+    "names_path",
     "one_ahead",
     "prepare",
     "refuse_nameless",
+    "refuse_resolution",
     "register",
+    "resolution_of",
     "split_json",
     "training_difference",
     "validation_split",
@@ -99,11 +111,13 @@ def make_loader(
     cache_dir: str | Path,
     name: str,
     source: str | None = None,
+    augment: Kind = "crop",
 ) -> Loader:
     """The loader `ffcv` or `resident`; `auto` is ffcv where it is installed and can write.
 
     Both give the same batches. The .beton of FFCV goes into `cache_dir`, under `name` and `source`,
-    a sum over images and labels that is made if it is not given.
+    a sum over images and labels that is made if it is not given; images of a prepared one are read
+    from that.
     """
     if kind not in ("auto", "ffcv", "resident"):
         raise UserError(f"unknown loader '{kind}': choose auto, ffcv or resident")
@@ -113,9 +127,12 @@ def make_loader(
 
         if ffcv_loader.available():
             try:
-                path = beton.prepare(images, labels, cache_dir, name, source)
+                if isinstance(images, BetonImages):
+                    path = images.path
+                else:
+                    path = beton.prepare(images, labels, cache_dir, label_of(name), source)
                 return ffcv_loader.FFCVLoader(
-                    path, order, device=device, flip=flip, workers=max(1, workers)
+                    path, order, device=device, flip=flip, workers=max(1, workers), augment=augment
                 )
             except OSError as error:
                 if kind == "ffcv":
@@ -126,7 +143,9 @@ def make_loader(
                 _log.warning("no .beton in %s (%s): using the resident loader", cache_dir, error)
         elif kind == "ffcv":
             raise UserError(f"FFCV is not installed: {_INSTALL}, or choose --loader resident")
-    return ResidentLoader(images, labels, order, device=torch.device(device), flip=flip)
+    return ResidentLoader(
+        images, labels, order, device=torch.device(device), flip=flip, augment=augment
+    )
 
 
 def joined(original: ImageSet, extra: ImageSet | None) -> tuple[Images, np.ndarray, str]:
@@ -150,20 +169,37 @@ def ffcv_available() -> bool:
 
 
 def prepare(
-    name: str, data_dir: Path, extra_data: str | None = None, *, unchecked: bool = False
+    name: str,
+    data_dir: Path,
+    extra_data: str | None = None,
+    *,
+    unchecked: bool = False,
+    how: Preparation = AS_IT_IS,
 ) -> Path:
-    """Write and check the .beton that `train` would read; UserError where FFCV is missing."""
+    """Write and check the .beton that `train` would read; UserError where it needs FFCV, and that
+    is missing.
+
+    Of a user's own pictures, and of images of another resolution than their own, those for testing
+    are prepared too.
+    """
     refuse_nameless(extra_data)
+    train_set = load(name, data_dir, "train", unchecked=unchecked, how=how)
+    if isinstance(train_set.images, BetonImages):
+        load(name, data_dir, "test", unchecked=unchecked, how=how)
+        if extra_data is None:
+            return train_set.images.path
     if not ffcv_available():
         raise UserError(f"FFCV is not installed: {_INSTALL}")
     from fastuiat.data import beton
 
-    train_set = load(name, data_dir, "train", unchecked=unchecked)
-    extra = None if extra_data is None else load_extra(extra_data, name, data_dir)
+    extra = None
+    if extra_data is not None:
+        extra = load_extra(extra_data, name, data_dir, how.resolution)
     images, labels, source = joined(train_set, extra)
     try:
-        path = beton.prepare(images, labels, data_dir, name, source)
+        path = beton.prepare(images, labels, data_dir, label_of(name), source)
     except OSError as error:
         raise UserError(f"cannot write {name}'s .beton in {data_dir}: {error}") from error
-    beton.check(path)
+    if path.stat().st_size <= LARGE:
+        beton.check(path)
     return path

@@ -1,14 +1,13 @@
-"""A batch, and the draws by which stored bytes become one."""
+"""A batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastuiat_kernels import Noise, noise_key, philox_uint32
+from fastuiat_kernels import Noise, noise_key
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -56,31 +55,3 @@ class Batch:
         """The noise of one purpose: a pure function of (seed, epoch, step, stream, index)."""
         key = noise_key(self.seed, self.epoch, self.step, stream)
         return Noise(on_device(key, self.x.device), self.index)
-
-
-class Draws(NamedTuple):
-    """How samples are augmented: shifts int64 in 0 … 2·pad (pad is none), flip bool, of one shape.
-
-    Drawn for a whole epoch at once: the generator is some 280 operators, which for one batch at a
-    time keep the host too busy (benchmarks/DECISIONS.md).
-    """
-
-    shift_y: Tensor
-    shift_x: Tensor
-    flip: Tensor
-
-    def row(self, i: int) -> Draws:
-        return Draws(*(drawn[i] for drawn in self))
-
-
-def draw(seed: int, epoch: int, index: Tensor, *, flip: bool, pad: int = 4) -> Draws:
-    """The draws of an epoch for samples `index` int64 (…), a pure function of (seed, epoch, index).
-
-    `pad` is in pixels. Not of the step: a sample looks the same in any batch of an epoch.
-    """
-    key = on_device(noise_key(seed, epoch, 0, "augment"), index.device)
-    words = philox_uint32(key, index.flatten(), 1)
-    # 32 random bits modulo 9: the bias is below 3e-9.
-    shift_y, shift_x = words[:, 0] % (2 * pad + 1), words[:, 1] % (2 * pad + 1)
-    mirrored = (words[:, 2] & 1).bool() if flip else torch.zeros_like(words[:, 2]).bool()
-    return Draws(*(drawn.view(index.shape) for drawn in (shift_y, shift_x, mirrored)))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -19,10 +18,10 @@ from typing import IO, Any, cast
 import numpy as np
 
 from fastuiat.config import UserError
-from fastuiat.data.fingerprint import blocks_of
-from fastuiat.data.on_disk import Images, ImagesOnDisk, Part
+from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
+from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
 from fastuiat.fast.torch_internals import say_once
-from fastuiat.files import sha256_of, write_atomically, write_json
+from fastuiat.files import locked, sha256_of, write_atomically, write_json
 
 FORMAT_NAMES = (
     "ALLOC_TABLE_TYPE",
@@ -35,15 +34,14 @@ _PAGE = 8 << 20
 """FFCV's own default, in bytes."""
 
 
-def parts_of(images: Images) -> list[Part]:
+def dense_parts(images: Images) -> list[Part]:
     """The arrays, dense; none of them is copied if it is so already, or lies on disk."""
-    parts = [images] if isinstance(images, Part) else list(images)
-    return [p if isinstance(p, ImagesOnDisk) else np.ascontiguousarray(p) for p in parts]
+    return [p if isinstance(p, ImagesOnDisk) else np.ascontiguousarray(p) for p in parts_of(images)]
 
 
 def fingerprint(images: Images, labels: np.ndarray) -> str:
     """sha256 over shape and content of the images and labels int64 (N,), however divided."""
-    parts = parts_of(images)
+    parts = dense_parts(images)
     digest = hashlib.sha256(repr((len(labels), *parts[0].shape[1:])).encode())
     for block in itertools.chain.from_iterable(map(blocks_of, parts)):
         digest.update(block.data)
@@ -66,11 +64,11 @@ def prepare(
     written.
     """
     expected = source or fingerprint(images, labels)
-    parts = parts_of(images)
+    parts = dense_parts(images)
     path = Path(cache_dir) / f"{name}-{expected[:12]}.beton"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             _remove_unfinished(path)
             if not path.exists():
                 _write(path, parts, labels, expected)
@@ -103,8 +101,13 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
 
 
 def _holds(path: Path, parts: list[Part], labels: np.ndarray, own: Any) -> bool:
-    """Whether the file holds these images and labels, whatever the file beside it says."""
+    """Whether the file holds these images and labels, whatever the file beside it says.
+
+    Of a LARGE file a fixed sample of the images is compared, and all the rest.
+    """
     with path.open("rb") as file:
+        if path.stat().st_size > LARGE:
+            return _holds_sample(file, parts, _tables(parts, labels, own))
         try:
             _write_content(_Compared(file), parts, labels, own)
         except _Other:
@@ -112,23 +115,24 @@ def _holds(path: Path, parts: list[Part], labels: np.ndarray, own: Any) -> bool:
         return not file.read(1)
 
 
+def _holds_sample(file: IO[bytes], parts: list[Part], tables: _Tables) -> bool:
+    rows = sample_of(len(tables.places))
+    sample = Joined(parts)[rows]
+    blocks = [(0, tables.before), (tables.end, [tables.allocations])]
+    blocks += [(int(tables.places[row]), [one]) for row, one in zip(rows, sample, strict=True)]
+    for place, wanted in blocks:
+        file.seek(place)
+        out = _Compared(file)
+        try:
+            for block in wanted:
+                out.write(np.ascontiguousarray(block).view(np.uint8))
+        except _Other:
+            return False
+    return True
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time, so that two runs that start together write the file once.
-
-    BlockingIOError where another has it, unless it is to `wait`.
-    """
-    # Who may read the lock of another user's file may take it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_unfinished(path: Path) -> None:
@@ -138,7 +142,7 @@ def _remove_unfinished(path: Path) -> None:
         if found is None:
             continue
         lock = left.with_name(f"{found[1]}.lock")
-        ours = contextlib.nullcontext() if found[1] == path.stem else _locked(lock, wait=False)
+        ours = contextlib.nullcontext() if found[1] == path.stem else locked(lock, wait=False)
         with contextlib.suppress(OSError), ours:  # another process writes it, or another user's
             left.unlink()
 
@@ -262,12 +266,23 @@ def _write_by_ffcv(path: Path, parts: list[Part], labels: np.ndarray) -> None:
         writer.from_indexed_dataset(_Samples(parts, labels))
 
 
-def _write_content(out: _Output, parts: list[Part], labels: np.ndarray, own: Any) -> None:
-    """FFCV's format, version 2: header, fields, metadata, pages of raw images, allocations.
+@dataclass(frozen=True)
+class _Tables:
+    """All that a .beton of raw images holds beside them, and where they lie."""
 
-    FFCV's own writer calls Python for each sample, in processes that share the machine with the
-    training; whole pages at a time are an order faster, and a full disk is an OSError.
-    """
+    before: list[np.ndarray]
+    """Header, fields, metadata."""
+    places: np.ndarray
+    """Of each image, in bytes."""
+    first_page: int
+    per_page: int
+    """Images."""
+    end: int
+    """Of the last page, in bytes."""
+    allocations: np.ndarray
+
+
+def _tables(parts: list[Part], labels: np.ndarray, own: Any) -> _Tables:
     fields = _fields()
     _, height, width, _ = parts[0].shape
     count, size = len(labels), int(parts[0][0].nbytes)
@@ -283,26 +298,37 @@ def _write_content(out: _Output, parts: list[Part], labels: np.ndarray, own: Any
     first_page = -(-begin // _PAGE)
     per_page = _PAGE // size  # an image never straddles two pages
     number = np.arange(count, dtype=np.uint64)
-    pointers = (first_page + number // per_page) * _PAGE + number % per_page * size
+    places = (first_page + number // per_page) * _PAGE + number % per_page * size
     image, label, index = (metadata[name] for name in cast(Any, metadata.dtype.names))
     image["mode"], image["width"], image["height"] = own.IMAGE_MODES["raw"], width, height
-    image["data_ptr"], label[:], index[:] = pointers, labels, number
+    image["data_ptr"], label[:], index[:] = places, labels, number
 
     header = np.zeros(1, own.HeaderType)
     header["version"], header["num_fields"] = own.CURRENT_VERSION, len(fields)
     header["page_size"], header["num_samples"] = _PAGE, count
     end = (first_page + -(-count // per_page)) * _PAGE
     header["alloc_table_ptr"] = end
-    for block in (header, descriptors, metadata):
+    allocations = np.zeros(count, own.ALLOC_TABLE_TYPE)
+    allocations["sample_id"], allocations["ptr"], allocations["size"] = number, places, size
+    before = [header, descriptors, metadata]
+    return _Tables(before, places, first_page, per_page, end, allocations)
+
+
+def _write_content(out: _Output, parts: list[Part], labels: np.ndarray, own: Any) -> None:
+    """FFCV's format, version 2: header, fields, metadata, pages of raw images, allocations.
+
+    FFCV's own writer calls Python for each sample, in processes that share the machine with the
+    training; whole pages at a time are an order faster, and a full disk is an OSError.
+    """
+    tables = _tables(parts, labels, own)
+    for block in tables.before:
         out.write(block.view(np.uint8))
-    for page, images in enumerate(_runs(parts, per_page), start=first_page):
+    for page, images in enumerate(_runs(parts, tables.per_page), start=tables.first_page):
         out.pad_to(page * _PAGE)
         for run in images:
             out.write(run)
-    out.pad_to(end)
-    allocations = np.zeros(count, own.ALLOC_TABLE_TYPE)
-    allocations["sample_id"], allocations["ptr"], allocations["size"] = number, pointers, size
-    out.write(allocations.view(np.uint8))
+    out.pad_to(tables.end)
+    out.write(tables.allocations.view(np.uint8))
 
 
 def _runs(parts: list[Part], length: int) -> Iterator[list[np.ndarray]]:

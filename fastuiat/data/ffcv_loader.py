@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from fastuiat.config import UserError
-from fastuiat.data.batch import Batch, draw, on_device
+from fastuiat.data.augmentation import Augmentation, Kind
+from fastuiat.data.batch import Batch
+from fastuiat.data.beton_file import JPEG, image_kind
 from fastuiat.data.order import Order
 from fastuiat.fast.torch_internals import say_once
-from fastuiat_kernels import augment
 
 
 @contextlib.contextmanager
@@ -52,15 +53,24 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
 
 @contextlib.contextmanager
-def image_decoder() -> Iterator[Any]:
-    """What decodes the images of a loader made meanwhile: reads of the file, or FFCV's own map."""
+def image_decoder(is_jpeg: bool = False) -> Iterator[Any]:
+    """What decodes the images of a loader made meanwhile: reads of the file, or FFCV's own map.
+
+    UserError where images are JPEGs and it cannot be made to read: its own decoder gives other
+    pixels than the resident loader's.
+    """
     with contextlib.ExitStack() as stack:
         try:
-            from fastuiat.data.file_reads import ImageReads, reads_in_place_of_a_map
+            from fastuiat.data.file_reads import ImageReads, JpegReads, reads_in_place_of_a_map
 
             stack.enter_context(reads_in_place_of_a_map())
-            decoder: Any = ImageReads()
+            decoder: Any = JpegReads() if is_jpeg else ImageReads()
         except (ImportError, AttributeError) as error:
+            if is_jpeg:
+                raise UserError(
+                    f"this FFCV cannot be made to read a .beton of JPEGs ({error}): choose "
+                    "--loader resident"
+                ) from error
             from ffcv.fields.decoders import SimpleRGBImageDecoder
 
             say_once(
@@ -95,14 +105,17 @@ class FFCVLoader:
         device: torch.device | str,
         flip: bool,
         workers: int,
-        pad: int = 4,
+        augment: Kind = "crop",
     ) -> None:
         if workers < 1:
             raise UserError(f"the ffcv loader needs at least 1 worker, got {workers}")
-        self.order, self.flip, self.pad = order, flip, pad
+        self.order = order
         self.device = torch.device(device)
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
         self.beton, self.workers = Path(beton), workers
+        resolution, mode = image_kind(self.beton)
+        self.augmentation = Augmentation(kind=augment, flip=flip, resolution=resolution)
+        self._is_jpeg = mode == JPEG
         with torch_threads_kept():
             self._loader = self._make()
         samples: Any = getattr(self._loader, "reader", None)
@@ -116,7 +129,7 @@ class FFCVLoader:
         from ffcv.transforms import ToTensor
 
         most: int = getattr(numba.config, "NUMBA_NUM_THREADS", 1)  # numba raises above it
-        with image_decoder() as decoder:
+        with image_decoder(self._is_jpeg) as decoder:
             return Loader(
                 str(self.beton),
                 batch_size=self.order.batch_size // self.order.world,
@@ -145,8 +158,7 @@ class FFCVLoader:
             return
         on_host, seed = self.order.own(whole), self.order.seed
         order = on_host.numpy()
-        rows = on_device(on_host, self.device)
-        draws = draw(seed, epoch, rows, flip=self.flip, pad=self.pad)
+        draws = self.augmentation.draw(seed, epoch, on_host, self.device)
         # FFCV's thread sets the thread count before it makes its first batch.
         with torch_threads_kept():
             reader = self._reader(order)
@@ -159,7 +171,7 @@ class FFCVLoader:
                 images, y, index = (self._own(tensor) for tensor in fetched)
                 if getattr(getattr(self._loader, "memory_manager", None), "failed", False):
                     raise UserError(f"{self.beton} was cut short or cannot be read")
-                x = augment(images, *draws.row(i), pad=self.pad)
+                x = self.augmentation.apply(images, draws.row(i))
                 yield Batch(
                     x, y.squeeze(1), index.squeeze(1), epoch, start_step + i, seed, host_index,
                     whole[i],

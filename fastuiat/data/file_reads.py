@@ -12,6 +12,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,8 @@ import numpy as np
 from ffcv.fields.decoders import SimpleRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
 
+from fastuiat.data.pictures import pixels_of
+
 LOADER: Any = ffcv.loader.loader
 """Where FFCV's loader looks up its memory manager."""
 _pread = ctypes.CDLL(None, use_errno=True).pread
@@ -29,13 +32,19 @@ _pread.restype = ctypes.c_ssize_t
 
 
 class FileReads:
-    """FFCV's memory manager and its context in one: an open file, and whether a read failed."""
+    """FFCV's memory manager and its context in one: an open file, whether a read failed, and the
+    bytes of each sample."""
 
     state_type = numba.int64[::1]
 
     def __init__(self, reader: Any) -> None:
         descriptor = os.open(reader.file_name, os.O_RDONLY)
-        self.state = np.array([descriptor, 0], dtype=np.int64)
+        sizes = np.zeros(len(reader.metadata), np.int64)
+        if reader.metadata["f0"]["mode"][:1].any():  # raw images tell theirs themselves
+            sizes = sizes[:0]
+        else:
+            sizes[reader.alloc_table["sample_id"].astype(np.int64)] = reader.alloc_table["size"]
+        self.state = np.concatenate([np.array([descriptor, 0]), sizes]).astype(np.int64)
         weakref.finalize(self, os.close, descriptor)
 
     @property
@@ -80,6 +89,50 @@ class ImageReads(SimpleRGBImageDecoder):
 
         decode.is_parallel = True  # type: ignore[attr-defined]  # FFCV reads it
         return decode
+
+
+class JpegReads(SimpleRGBImageDecoder):
+    """JPEGs of one size, read from the file and decoded as the resident loader decodes them."""
+
+    def generate_code(self) -> Callable[..., Any]:
+        def decode(batch_indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
+            count = len(batch_indices)
+            wanted = np.empty((count, 2), np.int64)  # where it lies, and how many bytes
+            for i in range(count):
+                wanted[i, 0] = metadata[batch_indices[i]]["data_ptr"]
+                wanted[i, 1] = storage_state[2 + batch_indices[i]]
+            images = destination[:count]
+            read_jpegs(
+                storage_state.ctypes.data, wanted.ctypes.data, count,
+                images.ctypes.data, images.size,
+            )  # fmt: skip
+            return images
+
+        return decode
+
+
+@ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)
+def read_jpegs(state_at: int, wanted_at: int, count: int, images_at: int, size: int) -> None:
+    """Decode so many JPEGs to an address; what fails is noted in the state of FileReads."""
+    state, wanted = _array(state_at, 2, np.int64), _array(wanted_at, 2 * count, np.int64)
+    images = _array(images_at, size, np.uint8).reshape(count, -1)
+    file = int(state[0])
+
+    def one(i: int) -> None:
+        place, length = wanted[2 * i : 2 * i + 2].tolist()
+        images[i] = pixels_of(os.pread(file, length, place)).reshape(-1)
+
+    try:
+        with ThreadPoolExecutor(max(1, Compiler.num_threads)) as threads:
+            list(threads.map(one, range(count)))
+    except Exception:  # of whatever kind: FFCV's thread cannot say it
+        state[1] = 1
+
+
+def _array(address: int, length: int, dtype: Any) -> np.ndarray:
+    """The numbers at an address, which stay where they are."""
+    raw = (ctypes.c_byte * (length * np.dtype(dtype).itemsize)).from_address(address)
+    return np.frombuffer(raw, dtype)
 
 
 @contextmanager

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fastuiat.data.on_disk import ImagesOnDisk
+from fastuiat.data.on_disk import Images, ImagesOnDisk, parts_of
 
+LARGE = 4 << 30
+"""Bytes above which a set is known by a sample of its images, and size and time of its files."""
+SAMPLE = 4096
+"""Images of it."""
 _BLOCK = 4096
 """Images at a time: 12 MB of CIFAR's, which stay in a cache between the sums made of them."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -37,6 +41,9 @@ class Fingerprint:
     """SHA-256 of the labels alone."""
     unordered: str
     """Of the images whatever their order."""
+    sampled: int | None = None
+    """Images that the sums are made of, of a set that is LARGE: its files' sizes and times go into
+    them too. None: all."""
     checked: str | None = None
     """What was found right: `published content`, `published md5`, or `unchecked` of what is not as
     published and used all the same; None where nothing is published to check by."""
@@ -59,12 +66,25 @@ class Fingerprint:
 
 
 def fingerprint_of(
-    images: Any, labels: np.ndarray, *, name: str, split: str, num_classes: int
+    images: Any, labels: np.ndarray, *, name: str, split: str, num_classes: int, identity: str = ""
 ) -> Fingerprint:
-    """Of images uint8 (N, H, W, C), an array or `on_disk.ImagesOnDisk`, and labels int64 (N,).
+    """Of images uint8 (N, H, W, C) and labels int64 (N,).
 
-    The images are gone through once.
+    The images are gone through once; of a set that is LARGE, some of them, and `identity` tells
+    its files apart.
     """
+    if images.nbytes > LARGE:
+        return Fingerprint(
+            name=name,
+            split=split,
+            n=len(labels),
+            num_classes=num_classes,
+            sha256=sample_sum(images, labels, identity),
+            images=(alone := sample_sum(images, labels[:0], identity)),
+            labels=_sum_of_labels(labels),
+            unordered=alone,
+            sampled=SAMPLE,
+        )
     digest, keys = hashlib.sha256(), []
     for block in blocks_of(images):
         digest.update(block.data)
@@ -80,9 +100,28 @@ def fingerprint_of(
         num_classes=num_classes,
         sha256=digest.hexdigest(),
         images=alone,
-        labels=hashlib.sha256(numbers.data).hexdigest(),
+        labels=_sum_of_labels(numbers),
         unordered=unordered.hexdigest(),
     )
+
+
+def sample_sum(images: Any, labels: np.ndarray, identity: str) -> str:
+    """Of a fixed sample of the images, of the labels, and of what tells their files apart."""
+    rows = sample_of(len(images))
+    digest = hashlib.sha256(repr((tuple(images.shape), identity)).encode())
+    for first in range(0, len(rows), _BLOCK // 16):
+        digest.update(np.ascontiguousarray(images[rows[first : first + _BLOCK // 16]]).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def sample_of(count: int) -> np.ndarray:
+    """The numbers of SAMPLE images of so many, evenly spread, the first and the last among them."""
+    return np.linspace(0, count - 1, SAMPLE).astype(np.int64)
+
+
+def _sum_of_labels(labels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").data).hexdigest()
 
 
 def content_sum(images: np.ndarray, labels: np.ndarray) -> str:
@@ -92,13 +131,14 @@ def content_sum(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def blocks_of(images: Any) -> Iterator[np.ndarray]:
+def blocks_of(images: Images) -> Iterator[np.ndarray]:
     """The images in order, some thousands at a time, dense."""
-    if isinstance(images, ImagesOnDisk):
-        yield from images.blocks()
-        return
-    for first in range(0, len(images), _BLOCK):
-        yield np.ascontiguousarray(images[first : first + _BLOCK])
+    for part in parts_of(images):
+        if isinstance(part, ImagesOnDisk):
+            yield from part.blocks()
+            continue
+        for first in range(0, len(part), _BLOCK):
+            yield np.ascontiguousarray(part[first : first + _BLOCK])
 
 
 def _keys(block: np.ndarray) -> np.ndarray:
@@ -128,7 +168,8 @@ def difference(before: Fingerprint, now: Fingerprint, what: str = "images") -> s
         return f"the number of classes (it was {before.num_classes}, it is {now.num_classes})"
     if before.images != now.images and before.unordered == now.unordered:
         return f"the order of the {what}"
-    changed = [f"the {what}"] if before.images != now.images else []
+    or_times = " or the times of their files" if now.sampled else ""
+    changed = [f"the {what}{or_times}"] if before.images != now.images else []
     changed += [f"the labels of the {what}"] if before.labels != now.labels else []
     return " and ".join(changed) or None
 

@@ -22,6 +22,8 @@ from fastuiat.file_kinds import reason_of
 SMALL = 64 << 20
 """Bytes up to which an array is read whole: 20,000 images of CIFAR's size."""
 _BLOCK = 16 << 20
+MOST_NAMED = 6
+"""Arrays of a foreign file."""
 _LOCAL_HEADER = 30
 """Bytes of a zip member's own header before its name, as the format has it."""
 _BROKEN = (
@@ -141,8 +143,10 @@ class ImagesOnDisk:
         return found
 
     def _into(self, rows: np.ndarray, first: int) -> None:
+        self._read_into(rows, self._offset + first * self._row)
+
+    def _read_into(self, rows: np.ndarray, at: int) -> None:
         rest: memoryview = rows.reshape(-1).view(np.uint8).data
-        at = self._offset + first * self._row
         while rest:  # a read gives 2 GB at most
             count = os.preadv(self._file, [rest], at)
             if count == 0:
@@ -162,8 +166,78 @@ class ImagesOnDisk:
 
 
 Part = np.ndarray | ImagesOnDisk
-Images = Part | Sequence[Part]
+
+
+class Joined:
+    """Images in several parts that stay where they are, in memory or on disk, indexed as one."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = list(parts)
+        self.shape = (sum(map(len, self.parts)), *self.parts[0].shape[1:])
+        self.dtype = self.parts[0].dtype
+        self.nbytes = sum(part.nbytes for part in self.parts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Of int numbers (B,) from 0 on."""
+        first, found = 0, np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for part in self.parts:
+            inside = (rows >= first) & (rows < first + len(part))
+            found[inside] = part[rows[inside] - first]
+            first += len(part)
+        return found
+
+
+Images = Part | Joined | Sequence[Part | Joined]
 """uint8 (N, H, W, 3), in one array or in several that follow each other."""
+
+
+def parts_of(images: Images) -> list[Part]:
+    """The arrays, none of them copied."""
+    if isinstance(images, Part):
+        return [images]
+    nested = images.parts if isinstance(images, Joined) else images
+    return [part for one in nested for part in parts_of(one)]
+
+
+class Npy:
+    """The array of an .npy, not read yet; UserError on what is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self.header = npy_header(file)
+                held = os.fstat(file.fileno()).st_size - self.header.begin
+        except _BROKEN as error:
+            raise UserError(f"{path} is truncated or no .npy ({reason_of(error)})") from error
+        if self.header.dtype.hasobject:
+            raise UserError(f"{path} holds Python objects, which are not read")
+        if held != self.header.promised:
+            raise UserError(
+                f"{path} claims to be {self.header}, {self.header.promised:,} bytes, and has "
+                f"{held:,}"
+            )
+
+    def array(self) -> np.ndarray:
+        """Read whole."""
+        try:
+            return np.load(self.path, allow_pickle=False)
+        except (*_BROKEN, MemoryError) as error:
+            raise UserError(f"{self.path} cannot be read ({reason_of(error)})") from error
+
+    def on_disk(self) -> ImagesOnDisk | np.ndarray:
+        """The array where it lies; read whole if it is small. UserError on Fortran's order."""
+        if self.header.promised <= SMALL or not self.header.shape:
+            return self.array()
+        if self.header.fortran:
+            raise UserError(
+                f"{self.path} is in Fortran's order, image by image it cannot be read: save it "
+                "by np.save(path, np.ascontiguousarray(images))"
+            )
+        return ImagesOnDisk(self.path, self.header.begin, self.header, None)
 
 
 class Npz:
@@ -240,3 +314,16 @@ class Npz:
             raise self.damaged(error) from error
         begin = member.header_offset + _LOCAL_HEADER + sum(lengths) + header.begin
         return ImagesOnDisk(self.path, begin, header, member.CRC)
+
+
+def described(content: Npz) -> str:
+    """What an .npz has, as far as it can be told."""
+    words = []
+    for name in list(content.members)[:MOST_NAMED]:
+        try:
+            words.append(f"{name!r} {content.header(name)}")
+        except UserError:
+            words.append(repr(name))
+    if len(content.members) > MOST_NAMED:
+        words.append("…")
+    return ", ".join(words) or "nothing"

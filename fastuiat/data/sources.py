@@ -1,8 +1,9 @@
-"""Data sets by name, as bytes (N, 32, 32, 3): a file in sets/ that registers one is enough."""
+"""Data sets by name, as bytes (N, R, R, 3): a file in sets/ that registers one is enough."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import tarfile
 import tempfile
@@ -18,20 +19,32 @@ from fastuiat.config import UserError
 from fastuiat.data.download import only_one, remove_unfinished
 from fastuiat.data.fingerprint import Fingerprint, fingerprint_of
 from fastuiat.data.on_disk import ImagesOnDisk
+from fastuiat.data.preparation import (
+    AS_IT_IS,
+    RAW_UP_TO,
+    Pictures,
+    Preparation,
+    prepared,
+    refuse_resolution,
+)
 from fastuiat.data.published import PublishedContent, PublishedFile, what_is_checked
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images uint8 (N, 32, 32, 3), labels int64 (N,) in 0 … num_classes−1."""
+    """images uint8 (N, R, R, 3), labels int64 (N,) in 0 … num_classes−1."""
 
     name: str
     images: Any
-    """An array, or of generated images an `on_disk.ImagesOnDisk`."""
+    """An array, or an `on_disk.ImagesOnDisk`."""
     labels: np.ndarray
     num_classes: int
     fingerprint: Fingerprint | None = None
     """Of the whole part as it was read; it stays that when only some of the images are used."""
+    classes: tuple[str, ...] = ()
+    """Their names, where they are known."""
+    skipped: int = 0
+    """Pictures that could not be read when it was prepared, and were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +52,22 @@ class DatasetInfo:
     """A data set: what is known of it before it is read, and how it is fetched and read.
 
     `read(data_dir, split)` gives images and labels as `checked` wants them, of `train` or `test`;
-    it fetches what is missing.
+    it fetches what is missing. What has `pictures` has no `read`: `pictures(split, seed)` are
+    prepared.
     """
 
     name: str
     num_classes: int
     flip: bool
     """Mirrored in training."""
-    read: Callable[[Path, str], tuple[Any, Any]]
+    read: Callable[[Path, str], tuple[Any, Any]] | None = None
+    pictures: Callable[[str, int], Pictures] | None = None
+    classes: tuple[str, ...] = ()
+    """Their names, in the order of their labels."""
+    resolution: int | None = 32
+    """Pixels a side; None where --resolution must say it."""
+    is_split_by_seed: bool = False
+    """Whether the seed chooses its test images."""
     files: Mapping[str, tuple[PublishedFile, ...]] = field(default_factory=dict)
     """By split; none where the images come with a package."""
     content: Mapping[str, PublishedContent] = field(default_factory=dict)
@@ -56,6 +77,8 @@ class DatasetInfo:
 
 
 DATASETS: dict[str, DatasetInfo] = {}
+KINDS: dict[str, Callable[[Path, str], DatasetInfo]] = {}
+"""By what stands before the colon of `folder:PATH`: gives what is known of a path and its name."""
 
 
 def register(info: DatasetInfo) -> DatasetInfo:
@@ -64,27 +87,35 @@ def register(info: DatasetInfo) -> DatasetInfo:
     return info
 
 
-IMAGES, LABELS = "uint8 (N, 32, 32, 3)", "integers (N,)"
-"""What is wanted of a data set's arrays."""
+def register_kind(kind: str, opened: Callable[[Path, str], DatasetInfo]) -> None:
+    """Make data sets of the user's own known as `kind:PATH`."""
+    KINDS[kind] = opened
 
 
-def checked(name: str, images: Any, labels: Any, num_classes: int, origin: Path) -> ImageSet:
+LABELS = "integers (N,)"
+"""What is wanted of a data set's labels."""
+
+
+def images_wanted(resolution: int = 32) -> str:
+    """And of its images."""
+    return f"uint8 (N, {resolution}, {resolution}, 3)"
+
+
+def checked(
+    name: str, images: Any, labels: Any, num_classes: int, origin: Path, resolution: int = 32
+) -> ImageSet:
     """An ImageSet, or a UserError that names the file and what is wrong with it.
 
     Images that are on disk stay there.
     """
     images = images if isinstance(images, ImagesOnDisk) else np.asarray(images)
     labels = np.asarray(labels)
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+    if images.dtype != np.uint8 or tuple(images.shape[1:]) != (resolution, resolution, 3):
         raise UserError(
-            f"{origin}: images must be {IMAGES}, got {images.dtype} {images.shape}"
-            f"{image_advice(images)}"
+            f"{origin}: images must be {images_wanted(resolution)}, got {images.dtype} "
+            f"{images.shape}{image_advice(images, resolution)}"
         )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{origin}: labels must be {LABELS}, got {labels.dtype} {labels.shape}"
-            f"{label_advice(labels)}"
-        )
+    refuse_labels(labels, origin)
     if len(images) != len(labels):
         raise UserError(f"{origin}: {len(images)} images but {len(labels)} labels")
     if len(labels) == 0:
@@ -97,9 +128,9 @@ def checked(name: str, images: Any, labels: Any, num_classes: int, origin: Path)
     return ImageSet(name, images, labels.astype(np.int64), num_classes)
 
 
-def image_advice(images: Any) -> str:
+def image_advice(images: Any, resolution: int = 32) -> str:
     """How images of another layout become those that are wanted, where it can be told."""
-    if images.shape[1:] == (3, 32, 32):
+    if tuple(images.shape[1:]) == (3, resolution, resolution):
         return ", channels first: .transpose(0, 2, 3, 1) them"
     if images.shape[1:] == (3072,):
         return ", flat: .reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) them if they are CIFAR's rows"
@@ -112,12 +143,23 @@ def image_advice(images: Any) -> str:
     return ""
 
 
-def label_advice(labels: np.ndarray) -> str:
-    if labels.ndim == 2 and labels.shape[1] == 1:
+def refuse_labels(labels: Any, origin: Path) -> None:
+    """UserError on an array of labels, or its header, of another shape or dtype than is wanted."""
+    if len(labels.shape) != 1 or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{origin}: labels must be {LABELS}, got {labels.dtype} {tuple(labels.shape)}"
+            f"{label_advice(labels)}"
+        )
+
+
+def label_advice(labels: Any) -> str:
+    """How labels of a shape and dtype become those that are wanted, where it can be told."""
+    dims = len(labels.shape)
+    if dims == 2 and labels.shape[1] == 1:
         return ": .reshape(-1) them"
-    if labels.ndim == 2:
+    if dims == 2:
         return ", scores of classes: one number each is wanted, as by .argmax(axis=1)"
-    if labels.dtype.kind == "f" and labels.ndim == 1:
+    if labels.dtype.kind == "f" and dims == 1:
         return ": .astype('int64') them, if they are whole numbers"
     return ""
 
@@ -154,24 +196,101 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """UserError with the known names on an unknown one."""
+    """Of a known name, or of `folder:PATH` and `npz:PATH`, which are looked into.
+
+    UserError with the known names on an unknown one, and on a path that holds no such set.
+    """
+    kind, colon, path = name.partition(":")
+    if colon and kind in KINDS:
+        if not path:
+            raise UserError(f"--dataset {name} names no path: write {kind}:PATH")
+        return KINDS[kind](Path(path).expanduser(), name)
     if name not in DATASETS:
-        raise UserError(f"unknown data set '{name}': choose from {', '.join(DATASETS)}")
+        own = ", ".join(f"{kind}:PATH" for kind in sorted(KINDS))
+        raise UserError(f"unknown data set '{name}': choose from {', '.join(DATASETS)}, {own}")
     return DATASETS[name]
 
 
-def load(name: str, data_dir: str | Path, split: str, *, unchecked: bool = False) -> ImageSet:
+def names_path(name: str) -> bool:
+    """Whether a name is of a user's own files, as folder:PATH."""
+    return name.partition(":")[0] in KINDS and ":" in name
+
+
+def label_of(name: str) -> str:
+    """What a data set's files are called by: its name, of folder:/a/flowers `flowers`."""
+    if not names_path(name):
+        return name
+    path = Path(name.partition(":")[2]).expanduser()
+    return re.sub(r"[^\w.-]", "_", path.resolve().name.removesuffix(".npz")) or "images"
+
+
+def resolution_of(info: DatasetInfo, wanted: int | None) -> int:
+    """Pixels a side of a set's images as they are `wanted`; UserError where nothing says them."""
+    if wanted is not None:
+        refuse_resolution(wanted)
+        return wanted
+    if info.resolution is None:
+        raise UserError(
+            f"the images of {info.name} are not squares of a size to train on: give --resolution"
+        )
+    return info.resolution
+
+
+def load(
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    *,
+    unchecked: bool = False,
+    how: Preparation = AS_IT_IS,
+) -> ImageSet:
     """The `train` or `test` part of a data set, downloaded where it is not in data_dir.
 
     Its fingerprint says what was checked. UserError on files that are not the published ones,
-    unless they are to be used `unchecked`.
+    unless they are to be used `unchecked`. What must be resized, or read from pictures, is prepared
+    in data_dir, as `how` has it.
     """
     info = dataset_info(name)
     if split not in ("train", "test"):
         raise UserError(f"unknown split '{split}': choose train or test")
-    folder = Path(data_dir)
+    folder, resolution = Path(data_dir), resolution_of(info, how.resolution)
+    checks = None
+    if info.pictures:
+        pictures = info.pictures(split, how.seed)
+    else:
+        whole = _as_it_lies(info, folder, split, unchecked)
+        assert whole.fingerprint is not None
+        as_wanted = tuple(whole.images.shape[1:]) == (resolution, resolution, 3)
+        if as_wanted and resolution <= RAW_UP_TO:
+            if how.store:
+                raise UserError(f"--store does nothing for {name}: its images stay as they lie")
+            return whole
+        checks = whole.fingerprint.checked
+        what = f"{label_of(name)} {split}"
+        pictures = Pictures(
+            what, whole.images, whole.labels, info.classes, whole.fingerprint.sha256
+        )
+    made = prepared(pictures, folder, label_of(name), split, name, how, resolution)
+    return ImageSet(
+        name,
+        made.images,
+        made.images.labels,
+        info.num_classes,
+        replace(made.fingerprint, name=name, checked=checks),
+        info.classes,
+        made.skipped,
+    )
+
+
+def _as_it_lies(info: DatasetInfo, folder: Path, split: str, unchecked: bool) -> ImageSet:
+    """A split as its files have it, with its fingerprint."""
+    assert info.read is not None
     images, labels = info.read(folder, split)
-    whole = fingerprinted(checked(name, images, labels, info.num_classes, folder / name), split)
+    if names_path(info.name):
+        read = ImageSet(info.name, images, labels, info.num_classes, classes=info.classes)
+        return fingerprinted(read, split)
+    read = checked(info.name, images, labels, info.num_classes, folder / info.name)
+    whole = fingerprinted(replace(read, classes=info.classes), split)
     assert whole.fingerprint is not None
     what = what_is_checked(
         folder,
@@ -185,8 +304,11 @@ def load(name: str, data_dir: str | Path, split: str, *, unchecked: bool = False
     return replace(whole, fingerprint=replace(whole.fingerprint, checked=what))
 
 
-def fingerprinted(images: ImageSet, split: str) -> ImageSet:
-    """With the fingerprint of all that it holds, unless it has one."""
+def fingerprinted(images: ImageSet, split: str, identity: str = "") -> ImageSet:
+    """With the fingerprint of all that it holds, unless it has one.
+
+    `identity` tells the files of a set apart that is too large to be gone through.
+    """
     if images.fingerprint:
         return images
     made = fingerprint_of(
@@ -195,6 +317,7 @@ def fingerprinted(images: ImageSet, split: str) -> ImageSet:
         name=images.name,
         split=split,
         num_classes=images.num_classes,
+        identity=identity,
     )
     return replace(images, fingerprint=made)
 

@@ -23,9 +23,11 @@ Perturb = Callable[[nn.Module, Tensor, Tensor, Noise], Tensor]
 """(model, x, y, noise) to the images that it is tried on."""
 
 
-def pixels(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
+def pixels(images: Any, device: torch.device) -> Tensor:
     """(B, H, W, C), uint8 or fp32 in [0, 1], to fp32 (B, C, H, W) in [0, 1], channels-last."""
-    there = torch.as_tensor(images).to(device)
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.asarray(images))
+    there = images.to(device)
     x = there.to(torch.float32) / 255 if there.dtype == torch.uint8 else there.to(torch.float32)
     return x.contiguous().permute(0, 3, 1, 2)
 

@@ -52,7 +52,8 @@ def record_of(
     """All that is needed to repeat the measurement, and its outcome sample by sample.
 
     Always: `attack` (its name), `accuracy` (a share), `correct`, `n`, `dataset`, `split`, `data`
-    (fingerprint of all its test images, and what of them was checked), `seed`, `batch_size`,
+    (fingerprint of all its test images, and what of them was checked), `classes` (their names,
+    where they are known), `resolution` (pixels a side), `seed`, `batch_size`,
     `seconds`, the machine, `time`, `checkpoint` (what load_checkpoint tells: path, sha256, nest,
     normalisation, notes …), `of_this_run` (whether that lies in the run folder whose eval/ this is)
     and `per_sample`, a character 0 or 1 per sample in the data set's order; `ranks` where several
@@ -75,6 +76,8 @@ def record_of(
         "dataset": evaluation.images.name,
         "split": "test",
         "data": json_of(evaluation.images),
+        **({"classes": list(classes)} if (classes := evaluation.images.classes) else {}),
+        "resolution": evaluation.images.images.shape[1],
         "seed": evaluation.seed,
         "batch_size": evaluation.batch_size,
         "seconds": outcome.seconds,

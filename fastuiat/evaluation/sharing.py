@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from fastuiat.data.fingerprint import blocks_of
 from fastuiat.evaluation.attacks import Attack, Evaluation
 
 
@@ -18,7 +20,7 @@ def refuse_other_work(
     ranks = evaluation.ranks
     if ranks.world == 1:
         return
-    images = (evaluation.images.images, evaluation.images.labels)
+    images = chain(blocks_of(evaluation.images.images), [evaluation.images.labels])
     settings = [attack.described() for attack in attacks]
     ranks.refuse_differences(
         {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat.config import UserError
-from fastuiat.data import Fingerprint, difference
+from fastuiat.data import Fingerprint, difference, names_path
 
 
 def refuse_other_test_set(folder: Path, found: Fingerprint, instead: str) -> None:
@@ -28,7 +28,8 @@ def refuse_other_test_set(folder: Path, found: Fingerprint, instead: str) -> Non
 
 def _difference(record: dict[str, Any], found: Fingerprint) -> str | None:
     """What is another in the record, in words."""
-    if record.get("dataset") != found.name:
+    moved = names_path(str(record.get("dataset"))) and names_path(found.name) and record.get("data")
+    if record.get("dataset") != found.name and not moved:  # its path says nothing of the images
         return f"{record.get('dataset')}, not {found.name}"
     if not record.get("data"):
         return None

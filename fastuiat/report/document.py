@@ -291,7 +291,7 @@ class Report:
                 )
             if pictures.z is not None and len(pictures.z) > len(pictures.x):
                 self.page.figure(
-                    universal_gallery(pictures.z, pictures.eps),
+                    universal_gallery(pictures.z, pictures.eps, pictures.classes),
                     caption=f"{label}: z of every class, magnified {times} times.",
                     name=f"universal-{self.slugs[label]}",
                 )

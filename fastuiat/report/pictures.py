@@ -17,6 +17,8 @@ GAP, GAP_BELOW = 3, 7
 """Pixels between tiles, and beneath them for words, of pictures 32 pixels large."""
 Tile = np.ndarray | None
 """A picture (H, W, C) in [0, 1], or an empty place."""
+LONGEST_NAME, LONGEST_IN_GALLERY = 14, 11
+"""Letters beneath a tile."""
 HEAD = 0.25
 """Inches for the words above the first row."""
 ACROSS = 10
@@ -29,6 +31,8 @@ class Pictures:
 
     labels: Sequence[int]
     """Each image's class."""
+    classes: Sequence[str] = ()
+    """Names of all classes, where they are known."""
     x: np.ndarray
     x_inv: np.ndarray
     x_universal: np.ndarray | None
@@ -39,6 +43,15 @@ class Pictures:
     """All classes' universal perturbations (K, H, W, C)."""
     eps: float
     """Radius of the perturbations, in pixel units."""
+
+
+def name_of(label: int, classes: Sequence[str], longest: int) -> str:
+    """Of a class, as short as a tile is wide; its number where it has no name."""
+    if label >= len(classes):
+        return f"class {label}"
+    name = classes[label].replace("_", " ")
+    plain = "".join(letter if letter.isprintable() else "?" for letter in name).replace("$", r"\$")
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def magnified(perturbation: np.ndarray, eps: float) -> np.ndarray:
@@ -95,7 +108,13 @@ def inverse_pictures(pictures: Pictures) -> list[Figure]:
         for i in rows:
             x, x_inv, label = pictures.x[i], pictures.x_inv[i], pictures.labels[i]
             tiles.append([x, magnified(x_inv - x, pictures.eps), x_inv])
-            words.append([f"{pictures.p[i]:.3f}", f"class {label}", f"{pictures.p_inv[i]:.3f}"])
+            words.append(
+                [
+                    f"{pictures.p[i]:.3f}",
+                    name_of(label, pictures.classes, LONGEST_NAME),
+                    f"{pictures.p_inv[i]:.3f}",
+                ]
+            )
             if pictures.x_universal is not None and pictures.z is not None:
                 assert pictures.p_universal is not None
                 tiles[-1] += [magnified(pictures.z[label], pictures.eps), pictures.x_universal[i]]
@@ -112,7 +131,7 @@ def inverse_pictures(pictures: Pictures) -> list[Figure]:
 
 
 @page_style()
-def universal_gallery(z: np.ndarray, eps: float) -> Figure:
+def universal_gallery(z: np.ndarray, eps: float, classes: Sequence[str] = ()) -> Figure:
     """z of every class, magnified; z (K, H, W, C)."""
     pictures: list[Tile] = [magnified(one, eps) for one in z]
     pictures += [None] * (-len(pictures) % ACROSS)
@@ -120,5 +139,10 @@ def universal_gallery(z: np.ndarray, eps: float) -> Figure:
     figure, axes = mosaic(tiles, 7.2)
     for i in range(len(tiles)):
         labels = range(i * ACROSS, min((i + 1) * ACROSS, len(z)))
-        caption_tiles(axes, i, [str(label) for label in labels], z[0].shape)
+        caption_tiles(
+            axes,
+            i,
+            [name_of(k, classes, LONGEST_IN_GALLERY) if classes else str(k) for k in labels],
+            z[0].shape,
+        )
     return figure

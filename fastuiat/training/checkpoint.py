@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastuiat.config import UserError, legible
-from fastuiat.data import DATASETS, dataset_info
+from fastuiat.data import DATASETS, dataset_info, names_path
 from fastuiat.files import write_atomically
 from fastuiat.models import build_model
 from fastuiat.models.deepmind import NormalisedInside
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "fastuiat-checkpoint-1"
 MOST_CLASSES = 10**6
 """No data set has more, and a net of more is a typing error or a trap."""
+MOST_PIXELS = 1 << 14
+"""A side of an image."""
 DESCRIBED_BY_US = {"arch", "num_classes", "activation"}
 """What `export` writes into a file's metadata, always."""
 MOST_SHOWN = 12
@@ -132,7 +134,10 @@ def refuse_broken(content: dict[str, Any], path: Path) -> None:
         "model": is_state(content.get("model")) and bool(content.get("model")),
         "averaged": content.get("averaged") is None or is_state(content["averaged"]),
         "net": all(isinstance(told.get(name), str) for name in ("arch", "activation", "dataset"))
-        and is_count(told.get("num_classes"), 1, MOST_CLASSES),
+        and is_count(told.get("num_classes"), 1, MOST_CLASSES)
+        and is_count(told.get("resolution", 32), 1, MOST_PIXELS)
+        and isinstance(told.get("classes", []), list)
+        and all(isinstance(name, str) for name in told.get("classes", [])),
         **{name: is_count(content.get(name)) for name in ("epoch", "step")},
         "validated_epoch": is_count(content.get("validated_epoch", 0)),
     }
@@ -249,6 +254,8 @@ def spelt(dataset: str | None) -> str | None:
     """The name of a data set as it is known; UserError on an unknown one."""
     if dataset is None:
         return None
+    if names_path(str(dataset)):
+        return str(dataset)
     told = str(dataset).lower()
     name = next((name for name in DATASETS if name.lower() == told), legible(dataset))
     dataset_info(name)

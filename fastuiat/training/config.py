@@ -19,7 +19,7 @@ from fastuiat.config import (
     refuse_other_types,
     refuse_seed,
 )
-from fastuiat.data import refuse_nameless
+from fastuiat.data import refuse_nameless, refuse_resolution
 
 MOST_WORKERS = 1024
 """Threads, of which each that has no core to itself only slows the others down."""
@@ -38,11 +38,19 @@ class TrainConfig:
     recipe: str | None = None
     """Named settings to begin from (`fastuiat recipes` lists them)."""
     dataset: str = "cifar10"
-    """Data set to train on."""
+    """Data set to train on: a name, folder:PATH of a folder for each class, or npz:PATH."""
     data_dir: Path = Path("data")
     """Folder with the data sets' published files; downloads land there."""
     unchecked_data: bool = False
     """Use a data set's files also where they are not the published ones."""
+    resolution: int | None = None
+    """Pixels a side, a multiple of 8 from 16 to 224: images are resized to it; by default the data
+    set's own, and 32 of folder:PATH."""
+    augment: Literal["crop", "resized-crop", "none"] = "crop"
+    """Crop out of a zero border of an eighth of the side, enlarge a random part, or neither."""
+    flip: bool | None = None
+    """--flip or --no-flip: mirror images by chance, anew each epoch; by default all but svhn and
+    digits are."""
     arch: str = "resnet-18"
     """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
     line's dm-prn-18, dm-wrn-D-W."""
@@ -75,7 +83,8 @@ class TrainConfig:
     workers: int = 1
     """Loader threads."""
     extra_data: str | None = None
-    """Generated images: ddpm1m, or the path of an .npz with `image` and `label`."""
+    """Generated images: ddpm1m, the path of an .npz with `image` and `label` or of the .npy of
+    images beside that of labels, or several with commas between."""
     extra_share: float = 0.7
     """Share of generated images in each batch."""
     helper: Path | None = None
@@ -120,6 +129,8 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None:
                 positive(**{name: value})
         refuse_seed(self.seed)
+        if self.resolution is not None:
+            refuse_resolution(self.resolution)
         if self.workers > MOST_WORKERS:
             raise UserError(f"--workers must be at most {MOST_WORKERS}, got {self.workers}")
         for name in ("val_size", "test_every"):

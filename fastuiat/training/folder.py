@@ -14,6 +14,7 @@ import torch
 
 from fastuiat import machine
 from fastuiat.config import UserError, changed_since, of_this_version
+from fastuiat.data import label_of
 from fastuiat.files import write_json
 from fastuiat.training.checkpoint import read
 from fastuiat.training.config import TrainConfig, plain
@@ -34,7 +35,7 @@ THREADS_ADVICE = (
 def default_folder(config: TrainConfig) -> Path:
     if config.recipe:
         return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
+    return Path("runs") / f"{label_of(config.dataset)}-{config.method}-{config.arch}-s{config.seed}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

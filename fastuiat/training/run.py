@@ -29,7 +29,7 @@ from fastuiat.training import required
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
-    begun_with,
+    config_of,
     default_folder,
     holds_run,
     last_checkpoint,
@@ -117,6 +117,11 @@ def refuse_uneven(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
+def is_mirrored(config: TrainConfig) -> bool:
+    """Whether training images are, as the settings or else the data set have it."""
+    return data.dataset_info(config.dataset).flip if config.flip is None else config.flip
+
+
 def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> data.Loader:
     """What gives the run its batches."""
     return data.make_loader(
@@ -125,7 +130,8 @@ def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> d
         own.labels,
         own.order,
         device=device,
-        flip=data.dataset_info(config.dataset).flip,
+        flip=is_mirrored(config),
+        augment=config.augment,
         workers=config.workers,
         cache_dir=config.data_dir,
         name=config.dataset,
@@ -139,12 +145,14 @@ def assemble(
     precision: str,
     progress: Progress,
     ranks: Ranks = ALONE,
+    say: Say | None = None,
 ) -> Trainer:
     """Build everything a run needs. Nothing is written but a data set's prepared file.
 
     Rank 0 fetches and prepares; the others find what it made.
     """
     info = data.dataset_info(config.dataset)
+    resolution = data.resolution_of(info, config.resolution)
     refuse_uneven(config, ranks)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
@@ -152,18 +160,18 @@ def assemble(
         methods.get(config.method),
         config.settings,
         num_classes=info.num_classes,
-        image_shape=(3, 32, 32),
+        image_shape=(3, resolution, resolution),
         epochs=config.epochs,
         seed=config.seed,
     )
     make_method(num_samples=1)  # refuses its settings before any data is read or fetched
-    own = ranks.after_first(lambda: training_data(config, ranks))
+    own = ranks.after_first(lambda: training_data(config, ranks, say))
     method = make_method(num_samples=len(own.labels))
     loader = ranks.after_first(lambda: loader_of(own, config, device))
     validate = evaluation_on(own.validation, config, device, ranks) if config.val_size else None
     test = None
     if config.test_every:
-        test_set = ranks.after_first(lambda: load_part(config, "test"))
+        test_set = ranks.after_first(lambda: load_part(config, "test", say))
         test = evaluation_on(test_set, config, device, ranks)
     step = TrainingStep(
         net.to(device),
@@ -180,12 +188,7 @@ def assemble(
     return Trainer(
         config,
         step=step,
-        net_info={
-            "arch": config.arch,
-            "activation": config.activation,
-            "num_classes": info.num_classes,
-            "dataset": config.dataset,
-        },
+        net_info=net_info_of(config, info, resolution),
         data=own.known_by,
         loader=loader,
         validate=validate,
@@ -196,9 +199,23 @@ def assemble(
     )
 
 
+def net_info_of(config: TrainConfig, info: data.DatasetInfo, resolution: int) -> dict[str, Any]:
+    """What a checkpoint says of its net and of the images that it knows."""
+    known = {
+        "arch": config.arch,
+        "activation": config.activation,
+        "num_classes": info.num_classes,
+        "dataset": config.dataset,
+        "classes": list(info.classes),
+        "resolution": resolution,
+    }
+    return known | ({"split_seed": config.seed} if info.is_split_by_seed else {})
+
+
 def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
     """UserError on a checkpoint of another run."""
-    if state.get("format") != FORMAT or net_of(state) != trainer.net_info:
+    known = trainer.net_info
+    if state.get("format") != FORMAT or known | net_of(state) != known:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
 
 
@@ -214,6 +231,17 @@ def refuse_unlike_ranks(config: TrainConfig, trainer: Trainer) -> None:
             "fastuiat": machine.versions()["fastuiat"],
         }
     )
+
+
+def say_memories(method: methods.Method, say: Say) -> None:
+    """How large z and P are, of a method that has them."""
+    for name in ("z", "probs"):
+        held = [b for n, b in method.named_buffers() if n.rpartition(".")[2] == name]
+        for buffer in held:
+            size = buffer.nbytes / 1e6
+            shape = " × ".join(f"{length:,}" for length in buffer.shape)
+            dtype = str(buffer.dtype).removeprefix("torch.")
+            say(f"{'z' if name == 'z' else 'P'}: {shape} in {dtype}, {size:,.1f} MB")
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -296,9 +324,10 @@ def train(
     with own_generator(device), shown(progress, say) as (progress, say), ExitStack() as stack:
         for note in notes:
             say(note)
-        trainer = assemble(config, device, precision, progress, ranks)
+        trainer = assemble(config, device, precision, progress, ranks, say)
         refuse_unlike_ranks(config, trainer)
         say_what_is_unchecked(trainer.data, say)
+        say_memories(trainer.method, say)
         with ranks.agreed():
             required.check(config, trainer.net_info["num_classes"])
             if ranks.is_first:
@@ -324,7 +353,7 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(begun_with(folder), config)
+    refuse_changes(plain(config_of(folder)), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
@@ -344,9 +373,10 @@ def resume(
             match_checkpoint(folder, state, say)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
-        trainer = assemble(settled, device, precision, progress, ranks)
+        trainer = assemble(settled, device, precision, progress, ranks, say)
         refuse_unlike_ranks(settled, trainer)
         say_what_is_unchecked(trainer.data, say)
+        say_memories(trainer.method, say)
         if state is not None:
             refuse_foreign(state, last, trainer)
             refuse_other_data(folder, state, trainer.data, say)

@@ -11,6 +11,7 @@ from fastuiat import data
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
 from fastuiat.distributed import ALONE, Ranks
+from fastuiat.progress import in_lines
 from fastuiat.training.config import TrainConfig
 
 Say = Callable[[str], None]
@@ -35,19 +36,31 @@ class TrainingData:
     """The fingerprints that a checkpoint keeps."""
 
 
-def load_part(config: TrainConfig, split: str) -> ImageSet:
-    """The `train` or `test` part of the run's data set."""
-    return data.load(config.dataset, config.data_dir, split, unchecked=config.unchecked_data)
+def load_part(config: TrainConfig, split: str, say: Say | None = None) -> ImageSet:
+    """The `train` or `test` part of the run's data set; `say` hears how its preparation goes."""
+    how = data.Preparation(
+        resolution=config.resolution,
+        seed=config.seed,
+        progress=in_lines(say) if say else None,
+        say=say,
+    )
+    return data.load(
+        config.dataset, config.data_dir, split, unchecked=config.unchecked_data, how=how
+    )
 
 
-def training_data(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingData:
-    train_set = load_part(config, "train")
+def training_data(
+    config: TrainConfig, ranks: Ranks = ALONE, say: Say | None = None
+) -> TrainingData:
+    train_set = load_part(config, "train", say)
     train_index, val_index = data.validation_split(
         len(train_set.labels), config.val_size, config.seed, config.train_size
     )
     extra = None
     if config.extra_data is not None:
-        extra = data.load_extra(config.extra_data, config.dataset, config.data_dir)
+        extra = data.load_extra(
+            config.extra_data, config.dataset, config.data_dir, config.resolution
+        )
     images, labels, source = data.joined(train_set, extra)
     num_extra = 0 if extra is None else len(extra.labels)
     order = data.Order(

@@ -110,6 +110,14 @@ def test_step_is_at_its_floor(method, arch):
         assert counted <= round(floor) - TRAINED.get(method, 1) * first_layer(arch), case.name
 
 
+@pytest.mark.parametrize("method", ["uiat", "mart"])
+def test_larger_images_of_more_classes_take_as_many_passes(method):
+    (case,) = cases(method, "wrn-10-1", resolution=64, num_classes=20, num_samples=100)
+    floor = FLOORS[method][None] * pass_flops(case)
+    assert pass_flops(case) > 3.9 * pass_flops(dataclasses.replace(case, resolution=32))
+    assert total_flops(floor_inventory(case)) == pytest.approx(floor, rel=0.015)
+
+
 @pytest.mark.parametrize("arch", NETS)
 def test_uiat_without_feature_term(arch):
     (case,) = cases("uiat", arch, settings={"beta": 0.0})

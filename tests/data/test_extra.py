@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.io import savemat
 
+from fastuiat import data
 from fastuiat.config import UserError
-from fastuiat.data import extra_path, load_extra
+from fastuiat.data import beton, extra_path, load_extra
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 LABELS = np.array([0, 9, 3, 4, 5, 6], np.int32)
@@ -160,3 +161,108 @@ def test_the_flag_once_and_with_a_name(refusal):
         assert "--extra-data is given twice" in refusal(*words, *respelled)
         assert "--extra-data is given an empty word" in refusal(*words, "--extra-data", "")
         assert "--extra-data is given an empty word" in refusal(*words, "--extra-data=")
+
+
+def pool(n, seed, low=0):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 10 + low
+
+
+def test_parts_of_one_pool(tmp_path):
+    """An .npz, a compressed one, and pairs of .npy in every way that they may be named."""
+    (a, la), (b, lb), (c, lc), (d, ld) = (pool(7, seed) for seed in range(4))
+    np.savez(tmp_path / "a.npz", image=a, label=la)
+    np.savez_compressed(tmp_path / "b.npz", image=b, label=lb)
+    np.save(tmp_path / "c_images.npy", c)
+    np.save(tmp_path / "c_labels.npy", lc)
+    np.save(tmp_path / "x.npy", d)
+    np.save(tmp_path / "y.npy", ld)
+    names = ("a.npz", "b.npz", "c_images.npy", "x.npy", "y.npy")
+    whole = load_extra(",".join(str(tmp_path / name) for name in names), "cifar10", "unused")
+    images, labels = np.concatenate([a, b, c, d]), np.concatenate([la, lb, lc, ld])
+    assert whole.labels.tolist() == labels.tolist() and whole.images.shape == images.shape
+    rows = np.array([27, 0, 7, 6, 20, 14])
+    np.testing.assert_array_equal(whole.images[rows], images[rows])
+    np.savez(tmp_path / "one,two.npz", image=images, label=labels)  # a name with a comma
+    one = load_extra(tmp_path / "one,two.npz", "cifar10", "unused")
+    assert one.fingerprint == whole.fingerprint
+
+
+def test_batches_of_several_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastuiat.data.order.IMAGES_PER_MIXED_EPOCH", 128)
+    parts = [pool(40, seed) for seed in range(2)]
+    for k, (images, labels) in enumerate(parts):
+        np.savez(tmp_path / f"{k}.npz", image=images, label=labels)
+    spec = f"{tmp_path / '0.npz'},{tmp_path / '1.npz'}"
+    original = data.load("digits", tmp_path, "train")
+    images, labels, source = data.joined(original, load_extra(spec, "digits", tmp_path))
+    n = len(original.labels)
+    order = data.Order(
+        seed=0, train_index=np.arange(n), batch_size=64, num_extra=80, first_extra=n,
+        extra_share=0.5,
+    )  # fmt: skip
+    loader = data.make_loader(
+        "resident", images, labels, order, device="cpu", flip=False, augment="none",
+        cache_dir=tmp_path, name="digits", source=source,
+    )  # fmt: skip
+    whole = np.concatenate([original.images, parts[0][0], parts[1][0]])
+    for batch in loader.epoch(1):
+        expected = whole[batch.index.numpy()].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        np.testing.assert_array_equal(batch.x.numpy(), expected)
+        assert (batch.index >= n).sum() == 32
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("a.npz,", "a name is empty"),
+        ("a.npz,a.npz", "names .*a.npz twice"),
+        ("a.npz,none.npz", "none.npz does not exist"),
+        ("soft.npz", "scores of classes: one number each"),
+        ("x.npy", r"one array \(.npy\) alone"),
+        ("x.npy,soft.npy", "scores of classes: one number each"),
+        ("x.npy,few.npy", "7 images but 3 labels"),
+        ("cut.npy,few.npy", "cut.npy claims to be"),
+    ],
+)
+def test_parts_that_are_refused(tmp_path, spec, said):
+    images, labels = pool(7, 0)
+    np.savez(tmp_path / "a.npz", image=images, label=labels)
+    np.savez(tmp_path / "soft.npz", image=images, label=np.eye(10)[labels])
+    for name, array in (("x", images), ("soft", np.eye(10)[labels]), ("few", labels[:3])):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-10])
+    whole = ",".join(str(tmp_path / name) if name else "" for name in spec.split(","))
+    with pytest.raises(UserError, match=said) as raised:
+        load_extra(whole, "cifar10", tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_large_pool_is_known_by_a_sample_and_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastuiat.data.fingerprint.LARGE", 1 << 20)
+    images, labels = pool(5000, 0)
+    np.save(tmp_path / "image.npy", images)
+    np.save(tmp_path / "label.npy", labels)
+    path = tmp_path / "image.npy"
+    os.utime(path, (0, 0))
+    first, again = (load_extra(path, "cifar10", tmp_path).fingerprint for _ in range(2))
+    assert first == again and first.sampled == 4096
+    os.utime(path, (0, 1))
+    touched = load_extra(path, "cifar10", tmp_path).fingerprint
+    assert data.difference(first, touched) == "the images or the times of their files"
+    changed = np.load(path, mmap_mode="r+")
+    changed[0, 0, 0] += 1  # the first is always looked at
+    changed.flush()
+    os.utime(path, (0, 0))
+    assert load_extra(path, "cifar10", tmp_path).fingerprint.images != first.images
+
+
+@pytest.mark.skipif(not data.ffcv_available(), reason="ffcv is not installed")
+def test_a_large_beton_is_compared_by_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastuiat.data.beton.LARGE", 1 << 20)
+    images, labels = pool(3000, 0)
+    path = beton.prepare([images[:10], images[10:]], labels, tmp_path, "pool", "0" * 64)
+    assert beton.prepare(images, labels, tmp_path, "pool", "0" * 64) == path
+    for other_images, other_labels in ((images + 1, labels), (images, labels[::-1])):
+        with pytest.raises(UserError, match="truncated or was changed"):
+            beton.prepare(other_images, other_labels, tmp_path, "pool", "0" * 64)

@@ -78,6 +78,9 @@ def test_a_checkpoint_carries_what_config_json_says(folder):
 
 OTHER = {
     "dataset": "fashion-mnist",
+    "resolution": 64,
+    "augment": "none",
+    "flip": False,
     "arch": "wrn-10-2",
     "activation": "silu",
     "method": "n-fgsm",

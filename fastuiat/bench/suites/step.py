@@ -38,6 +38,7 @@ from fastuiat.bench.timing import (
     release,
 )
 from fastuiat.bench.workload import (
+    CIFAR_SIDE,
     Case,
     Phase,
     floor_inventory,
@@ -48,6 +49,7 @@ from fastuiat.bench.workload import (
     training_step,
 )
 from fastuiat.config import UserError, positive
+from fastuiat.data import refuse_resolution
 from fastuiat.fast.fused import instead
 from fastuiat.models import build_model
 
@@ -232,6 +234,10 @@ class StepOptions(Measuring):
     """Network: resnet-18, prn-18 or wrn-D-W."""
     batch_size: int = 128
     """Images per step."""
+    resolution: int = CIFAR_SIDE
+    """Pixels a side of the images, a multiple of 8 from 16 to 224."""
+    num_classes: int = 10
+    """Classes of the images."""
     method: str = "uiat"
     """Training method."""
     epoch_phase: Literal["all", "before", "at", "after"] = "all"
@@ -247,7 +253,8 @@ class StepOptions(Measuring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(batch_size=self.batch_size)
+        positive(batch_size=self.batch_size, num_classes=self.num_classes)
+        refuse_resolution(self.resolution)
         if self.profile and "fastuiat" not in self.providers:
             raise UserError("--profile is of the fastuiat row: name it in --providers")
 
@@ -256,7 +263,13 @@ def cases(options: StepOptions, device: torch.device) -> list[Case]:
     """One for each phase that is asked for; UserError on an unknown net, method or phase."""
     with torch.device("meta"):
         build_model(options.arch)
-    case = Case(arch=options.arch, method=options.method, batch_size=options.batch_size)
+    case = Case(
+        arch=options.arch,
+        method=options.method,
+        batch_size=options.batch_size,
+        resolution=options.resolution,
+        num_classes=options.num_classes,
+    )
     chosen = [p for p in phases(case) if options.epoch_phase in ("all", p.name)]
     if options.epoch_phase != "all" and not chosen:
         raise UserError(f"--epoch-phase {options.epoch_phase}: {options.method} has no such phase")

@@ -126,6 +126,21 @@ def cifar10_content(names: list[str], sha256: str) -> PublishedContent:
     return PublishedContent(10_000 * len(names), sha256, files)
 
 
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100_CLASSES = tuple(_CIFAR100.split())
+
 CIFAR100_TRAIN, CIFAR100_TEST = (
     PublishedFile(
         f"{SITE}/cifar-100-python.tar.gz",
@@ -143,6 +158,7 @@ register(
     DatasetInfo(
         name="cifar10",
         num_classes=10,
+        classes=CIFAR10_CLASSES,
         flip=True,
         files={"train": (CIFAR10,), "test": (CIFAR10,)},
         ddpm1m=ddpm_images("cifar10"),
@@ -166,6 +182,7 @@ register(
     DatasetInfo(
         name="cifar100",
         num_classes=100,
+        classes=CIFAR100_CLASSES,
         flip=True,
         files={"train": (CIFAR100_TRAIN,), "test": (CIFAR100_TEST,)},
         ddpm1m=ddpm_images("cifar100"),

@@ -9,6 +9,8 @@ import numpy as np
 
 from fastuiat.data.sources import DatasetInfo, register
 
+DIGITS = tuple("0123456789")
+
 
 def read(data_dir: Path, split: str) -> tuple[Any, Any]:
     """scikit-learn's 1797 digits, every fifth one a test image."""
@@ -22,4 +24,4 @@ def read(data_dir: Path, split: str) -> tuple[Any, Any]:
     return images[chosen], digits.target[chosen]
 
 
-register(DatasetInfo(name="digits", num_classes=10, flip=False, read=read))
+register(DatasetInfo(name="digits", num_classes=10, classes=DIGITS, flip=False, read=read))

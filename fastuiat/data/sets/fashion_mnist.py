@@ -80,6 +80,10 @@ CONTENT = {
     ),
 }
 """Of the images as `read` frames them: the files may be packed anew, as Debian's are."""
+CLASSES = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle boot",
+)  # fmt: skip
 LARGEST = 1 << 26
 """Bytes that a file unpacks to; the largest that is published has 47 MB."""
 
@@ -129,6 +133,7 @@ register(
     DatasetInfo(
         name="fashion-mnist",
         num_classes=10,
+        classes=CLASSES,
         flip=True,
         files=FILES,
         content=CONTENT,

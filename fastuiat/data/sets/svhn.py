@@ -66,6 +66,7 @@ register(
     DatasetInfo(
         name="svhn",
         num_classes=10,
+        classes=tuple("0123456789"),
         flip=False,
         files=FILES,
         ddpm1m=ddpm_images("svhn"),
