@@ -42,6 +42,7 @@ from fastuiat.models.nests import (
 )
 from fastuiat.models.normalised import Normalised, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
+from fastuiat.models.registry import on_meta
 
 
 def empty_net(arch: str, num_classes: int, activation: str, weights: Weights) -> nn.Module:
@@ -57,15 +58,6 @@ def empty_net(arch: str, num_classes: int, activation: str, weights: Weights) ->
         if variant != net.variant:
             return PreActResNet18(num_classes, activation, variant)
     return net
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """A net whose tensors take no memory: what it would hold, before a file is believed."""
-    try:
-        with torch.device("meta"):
-            return make()
-    except (NotImplementedError, RuntimeError):  # of a net that computes while it is made
-        return make()
 
 
 @dataclass
@@ -362,11 +354,11 @@ def some(keys: list[str]) -> str:
     return ", ".join(map(legible, keys[:5])) + more
 
 
-def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
-    """Fit a state dict; UserError where it does not."""
+def load_weights(net: nn.Module, weights: Any, path: Path, arch: str, hint: str = "") -> None:
+    """Fit a state dict; UserError where it does not, which ends in the hint."""
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} holds no state dict")
-    refuse_misfit(net, dict(weights), path, arch)
+    refuse_misfit(net, dict(weights), path, arch, hint)
     for key, own in net.state_dict().items():
         kind = weights[key].dtype if key in weights else own.dtype
         if kind.is_complex or own.is_floating_point() > kind.is_floating_point:

@@ -87,6 +87,15 @@ def refuse_huge(name: str, build: Callable[[], nn.Module], numbers: list[int]) -
         raise UserError(f"'{name}' is beyond {MOST_PARAMETERS:,} parameters: choose a smaller net")
 
 
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A net whose tensors take no memory: what it would hold, before a file is believed."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError):  # of a net that computes while it is made
+        return make()
+
+
 def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> nn.Module:
     """A freshly initialised network for (B, 3, H, W) images in [0, 1], channels-last weights.
 

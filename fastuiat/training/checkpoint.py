@@ -22,10 +22,10 @@ from fastuiat.models.interchange import (
     load_published,
     load_weights,
     oddities,
-    on_meta,
     refuse_misfit,
 )
 from fastuiat.models.normalised import constants as checked
+from fastuiat.models.registry import on_meta
 from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
 __all__ = [

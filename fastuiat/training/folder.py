@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -79,15 +80,19 @@ def refuse_folder(folder: Path) -> None:
                 parent.rmdir()
 
 
-def open_folder(folder: Path, config: TrainConfig, device: torch.device, world: int = 1) -> None:
-    """Make the run folder with its settings, for its only writer.
+def open_folder(
+    folder: Path, config: TrainConfig, device: torch.device, world: int = 1, start: Any = None
+) -> None:
+    """Make the run folder with its settings, for its only writer; `start` is what it begins with.
 
     UserError where there is no room, or somebody has made a run there meanwhile.
     """
     refuse_run(folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", {**environment(device), "ranks": world})
+        begun = {"init": dataclasses.asdict(start)} if start else {}
+        known = {**environment(device), "ranks": world, **begun}
+        write_json(folder / "environment.json", known)
         write_json(folder / "config.json", config.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error

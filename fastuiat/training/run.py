@@ -25,7 +25,7 @@ from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
-from fastuiat.training import required
+from fastuiat.training import required, starting
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
@@ -139,15 +139,21 @@ def assemble(
     precision: str,
     progress: Progress,
     ranks: Ranks = ALONE,
+    *,
+    begins: bool = True,
 ) -> Trainer:
     """Build everything a run needs. Nothing is written but a data set's prepared file.
 
-    Rank 0 fetches and prepares; the others find what it made.
+    Rank 0 fetches and prepares; the others find what it made. A run that `begins`, as one does that
+    has no checkpoint yet, takes its weights from where --init says.
     """
     info = data.dataset_info(config.dataset)
     refuse_uneven(config, ranks)
+    starting.refuse_settings(config)
     torch.manual_seed(config.seed)
     net = build_model(config.arch, info.num_classes, config.activation)
+    with ranks.agreed():
+        start = starting.start_of(config, net, info.num_classes) if begins else None
     make_method = functools.partial(
         methods.get(config.method),
         config.settings,
@@ -193,6 +199,8 @@ def assemble(
         folder=Path(config.out or default_folder(config)),
         progress=progress,
         ranks=ranks,
+        start=start,
+        head_first=starting.head_first(config, net, info.num_classes),
     )
 
 
@@ -306,7 +314,8 @@ def train(
                 stack.enter_context(only_writer(folder, advice=elsewhere, say=say))
                 if (folder / "eval").is_dir():  # somebody may be evaluating into it
                     stack.enter_context(only_writer(folder / "eval", advice=elsewhere, say=say))
-                open_folder(folder, config, device, ranks.world)
+                open_folder(folder, config, device, ranks.world, trainer.start)
+        trainer.keep_start(say)
         provide_required(trainer, config, progress, say)
         trainer.train()
     return trainer.folder
@@ -344,7 +353,7 @@ def resume(
             match_checkpoint(folder, state, say)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
-        trainer = assemble(settled, device, precision, progress, ranks)
+        trainer = assemble(settled, device, precision, progress, ranks, begins=state is None)
         refuse_unlike_ranks(settled, trainer)
         say_what_is_unchecked(trainer.data, say)
         if state is not None:
@@ -366,6 +375,7 @@ def resume(
                 offset, note = cut_back(folder, state) if state else (0, None)
                 if note:
                     say(note)
+        trainer.keep_start(say)
         trainer.train(offset)
     return folder
 
