@@ -1,13 +1,21 @@
-"""The head of a net: what of it follows the number of classes."""
+"""What a net would hold, before it takes memory, and what of it is the head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
-from fastuiat.models.registry import on_meta
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A net whose tensors take no memory: what it would hold, before a file is believed."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError):  # of a net that computes while it is made
+        return make()
 
 
 def head_keys(make: Callable[[int], nn.Module], num_classes: int) -> dict[str, int]:

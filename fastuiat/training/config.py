@@ -44,10 +44,10 @@ class TrainConfig:
     unchecked_data: bool = False
     """Use a data set's files also where they are not the published ones."""
     arch: str = "resnet-18"
-    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
-    line's dm-prn-18, dm-wrn-D-W."""
+    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, the DeepMind
+    line's dm-prn-18, dm-wrn-D-W, or timm:NAME, torchvision:NAME."""
     activation: Literal["relu", "silu"] = "relu"
-    """Activation function of the network."""
+    """Activation function of the network; those of timm and torchvision have their own."""
     method: str = "uiat"
     """Training method."""
     epochs: int = 100
@@ -179,6 +179,7 @@ def refuse_idle(config: TrainConfig, named: Collection[str]) -> None:
     settings, sgd = config.settings, config.optimizer
     without_gamma = getattr(settings, "gamma", None) == 0
     idle = {
+        "activation": (":" in config.arch, f"with --arch {config.arch}, which has its own"),
         "extra_share": (config.extra_data is None, "without --extra-data"),
         "workers": (config.loader == "resident", "with --loader resident, which has no threads"),
         "test_every": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -35,7 +36,8 @@ THREADS_ADVICE = (
 def default_folder(config: TrainConfig) -> Path:
     if config.recipe:
         return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
+    name = f"{config.dataset}-{config.method}-{config.arch}-s{config.seed}"
+    return Path("runs") / re.sub("[/:]+", "-", name)  # of another library's nets
 
 
 def environment(device: torch.device) -> dict[str, Any]:

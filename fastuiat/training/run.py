@@ -139,26 +139,27 @@ def assemble(
     precision: str,
     progress: Progress,
     ranks: Ranks = ALONE,
-    *,
-    begins: bool = True,
+    state: dict[str, Any] | None = None,
 ) -> Trainer:
     """Build everything a run needs. Nothing is written but a data set's prepared file.
 
-    Rank 0 fetches and prepares; the others find what it made. A run that `begins`, as one does that
-    has no checkpoint yet, takes its weights from where --init says.
+    Rank 0 fetches and prepares; the others find what it made. `state` is the checkpoint that the
+    run goes on from, which is not loaded here; without one its weights are those of --init.
     """
     info = data.dataset_info(config.dataset)
+    image_shape = (3, 32, 32)
     refuse_uneven(config, ranks)
     starting.refuse_settings(config)
+    net_info = starting.net_info_of(config, info.num_classes, image_shape)
     torch.manual_seed(config.seed)
-    net = build_model(config.arch, info.num_classes, config.activation)
+    net = build_model(net_info["arch"], info.num_classes, net_info["activation"])
     with ranks.agreed():
-        start = starting.start_of(config, net, info.num_classes) if begins else None
+        net, start = starting.begun(config.init, net, net_info, state)
     make_method = functools.partial(
         methods.get(config.method),
         config.settings,
         num_classes=info.num_classes,
-        image_shape=(3, 32, 32),
+        image_shape=image_shape,
         epochs=config.epochs,
         seed=config.seed,
     )
@@ -186,12 +187,7 @@ def assemble(
     return Trainer(
         config,
         step=step,
-        net_info={
-            "arch": config.arch,
-            "activation": config.activation,
-            "num_classes": info.num_classes,
-            "dataset": config.dataset,
-        },
+        net_info=net_info,
         data=own.known_by,
         loader=loader,
         validate=validate,
@@ -200,7 +196,7 @@ def assemble(
         progress=progress,
         ranks=ranks,
         start=start,
-        head_first=starting.head_first(config, net, info.num_classes),
+        head_first=starting.head_first(config.freeze_epochs, net, net_info),
     )
 
 
@@ -353,7 +349,7 @@ def resume(
             match_checkpoint(folder, state, say)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
-        trainer = assemble(settled, device, precision, progress, ranks, begins=state is None)
+        trainer = assemble(settled, device, precision, progress, ranks, state)
         refuse_unlike_ranks(settled, trainer)
         say_what_is_unchecked(trainer.data, say)
         if state is not None:

@@ -16,6 +16,8 @@ from fastuiat.models import build_model
 from fastuiat.models.entries import constants_beside
 from fastuiat.models.heads import head_keys
 from fastuiat.models.interchange import load_published, load_weights, oddities, some
+from fastuiat.models.libraries import OWN, at_size, is_of_library, refuse_images
+from fastuiat.models.normalised import Normalised, behind, inner, like
 from fastuiat.training.checkpoint import content_of, is_own, locate, net_of, refuse_broken
 from fastuiat.training.config import TrainConfig
 
@@ -36,10 +38,11 @@ class Source:
     """A net in a file: its entries by the names of now, and what it is in words."""
 
     state: dict[str, Tensor]
+    arch: str
     words: str
     notes: list[str]
-    hint: str = ""
-    """What a misfit ends in."""
+    constants: tuple[Tensor, Tensor] | None = None
+    """Mean and std (3,) of a normalisation that it stands behind."""
 
 
 def refuse_settings(config: TrainConfig) -> None:
@@ -51,21 +54,36 @@ def refuse_settings(config: TrainConfig) -> None:
         )
 
 
-def source_in(file: Path, config: TrainConfig) -> tuple[Source, str]:
+def net_info_of(
+    config: TrainConfig, num_classes: int, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """What checkpoints say of the run's net.
+
+    UserError on another library's net that does not take images of the shape.
+    """
+    arch = at_size(config.arch, image_shape[-1])
+    activation: str = OWN if is_of_library(arch) else config.activation
+    if is_of_library(arch):
+        make = partial(build_model, arch, num_classes)
+        refuse_images(make, arch, num_classes, image_shape)
+    return {
+        "arch": arch,
+        "activation": activation,
+        "num_classes": num_classes,
+        "dataset": config.dataset,
+    }
+
+
+def source_in(file: Path, net_info: dict[str, Any]) -> tuple[Source, str]:
     """(the net of a checkpoint or of a published file, SHA-256)."""
     content, sha256, described, _ = content_of(file)
     if is_own(content):
         refuse_broken(content, file)
-        return own_source(content, config), sha256
+        return own_source(content, net_info), sha256
     net, info = load_published(
-        content, file, config.arch,
-        activation=config.activation, dataset=config.dataset, is_ours=True,
+        content, file, net_info["arch"],
+        activation=net_info["activation"], dataset=net_info["dataset"], is_ours=True,
     )  # fmt: skip
-    if info["normalisation"] and not info["arch"].startswith("dm-"):
-        raise UserError(
-            f"--init {file} holds a normalisation of its own, and the nets of a run take pixels in "
-            "[0, 1]: no weights behind it can be taken"
-        )
     notes = info["notes"]
     if info["normalisation"] is None and "arch" not in described:
         beside = constants_beside(content)
@@ -74,57 +92,74 @@ def source_in(file: Path, config: TrainConfig) -> tuple[Source, str]:
             f"normalised ones{f' ({beside})' if beside else ''}, its first layer sees others"
         )
     nest = "" if info["nest"] is None else f"{info['nest']}, "
-    return Source(net.state_dict(), f"{nest}the {info['weights']} weights", notes), sha256
+    words = f"{nest}the {info['weights']} weights"
+    return behind_what(net.state_dict(), info["arch"], words, notes), sha256
 
 
-def own_source(content: dict[str, Any], config: TrainConfig) -> Source:
+def own_source(content: dict[str, Any], net_info: dict[str, Any]) -> Source:
     """The averaged net of a run's checkpoint, where there is one, else its raw one."""
     net = net_of(content)
     averaged = content.get("averaged")
     words = f"the {'averaged' if averaged else 'raw'} weights, {net['dataset']} epoch "
     notes = [
-        f"they are of a net with {name} {net[name]}, the run's has {getattr(config, name)}"
+        f"they are of a net with {name} {net[name]}, the run's has {net_info[name]}"
         for name in ("arch", "activation")
-        if net[name] != getattr(config, name)
+        if net[name] != net_info[name]
     ]
-    hint = "" if net["arch"] == config.arch else f"; it is of a {net['arch']}"
     state = averaged or content["model"]
-    return Source(dict(state), f"{words}{content['epoch']}", notes, hint)
+    return behind_what(dict(state), net["arch"], f"{words}{content['epoch']}", notes)
 
 
-def start_of(config: TrainConfig, net: nn.Module, num_classes: int) -> Start | None:
-    """Give the net what `--init` has; its head stays as it is where that is of other classes.
+def behind_what(state: dict[str, Tensor], arch: str, words: str, notes: list[str]) -> Source:
+    """The source, of the net itself where that stands behind a normalisation."""
+    own = inner(state)
+    if own is None:
+        return Source(state, arch, words, notes)
+    constants = state["mean"].flatten(), state["std"].flatten()
+    return Source(own, arch, f"{words}, behind their normalisation", notes, constants)
 
-    UserError on a file that is no net of this kind: which entries, at most five.
+
+def begun(
+    init: Path | None, net: nn.Module, net_info: dict[str, Any], state: dict[str, Any] | None
+) -> tuple[nn.Module, Start | None]:
+    """(the net with the weights of `init`, what is said of them).
+
+    Its head stays as it is where that of the file is of other classes, and a normalisation that
+    stands in the file stands before it from then on: also where it goes on from a checkpoint's
+    `state`, which is still to be loaded. UserError on a file that is no net of this kind: which
+    entries, at most five.
     """
-    if config.init is None:
-        return None
-    file = locate(config.init)
-    source, sha256 = source_in(file, config)
-    own = net.state_dict()
-    head = head_of(config, num_classes)
+    if state is not None:
+        return like(net, state["model"]), None
+    if init is None:
+        return net, None
+    file = locate(init)
+    source, sha256 = source_in(file, net_info)
+    own, head = net.state_dict(), head_of(net_info)
     theirs = {key: source.state[key].shape for key in head if key in source.state}
     fits = theirs == {key: own[key].shape for key in head}
     given = source.state
     if not fits:
         given = {k: v for k, v in given.items() if k not in head} | {k: own[k] for k in head}
-    load_weights(net, given, file, config.arch, source.hint)
+    hint = "" if source.arch == net_info["arch"] else f"; it is of a {source.arch}"
+    load_weights(net, given, file, net_info["arch"], hint)
     if broken := oddities(net):
         raise UserError(f"--init {file} cannot be trained from: {broken[0]}")
-    counted = len(own) if fits else len(own) - len(head)
-    new = "nothing is new"
+    counted, new = len(own), "nothing is new"
     if not fits:
         counts = {shape[head[key]] for key, shape in theirs.items() if len(shape) > head[key]}
         instead = f" in place of {counts.pop()}" if len(counts) == 1 else ""
-        new = f"new: {some(list(head))}, of {num_classes} classes{instead}"
+        counted = len(own) - len(head)
+        new = f"new: {some(list(head))}, of {net_info['num_classes']} classes{instead}"
     taken = f"{counted} of {len(own)} entries taken from {file} ({source.words}); {new}"
-    return Start(str(file), sha256, taken, source.notes)
+    start = Start(str(file), sha256, taken, source.notes)
+    return (net if source.constants is None else behind(net, *source.constants)), start
 
 
-def head_of(config: TrainConfig, num_classes: int) -> dict[str, int]:
+def head_of(net_info: dict[str, Any]) -> dict[str, int]:
     """`head_keys` of the run's net."""
-    make = partial(build_model, config.arch, activation=config.activation)
-    return head_keys(make, num_classes)
+    make = partial(build_model, net_info["arch"], activation=net_info["activation"])
+    return head_keys(make, net_info["num_classes"])
 
 
 class HeadFirst:
@@ -153,11 +188,12 @@ class HeadFirst:
             fill_momenta(optimizer)
 
 
-def head_first(config: TrainConfig, net: nn.Module, num_classes: int) -> HeadFirst | None:
+def head_first(epochs: int, net: nn.Module, net_info: dict[str, Any]) -> HeadFirst | None:
     """What --freeze-epochs asks for."""
-    if not config.freeze_epochs:
+    if not epochs:
         return None
-    return HeadFirst(net, head_of(config, num_classes), config.freeze_epochs)
+    front = "net." if isinstance(net, Normalised) else ""
+    return HeadFirst(net, [front + key for key in head_of(net_info)], epochs)
 
 
 def fill_momenta(optimizer: torch.optim.Optimizer) -> None:

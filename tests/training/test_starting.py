@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import fastuiat
@@ -21,7 +22,7 @@ from fastuiat.training.averaging import Averaged
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.optim import make_optimizer
-from fastuiat.training.starting import HeadFirst, start_of
+from fastuiat.training.starting import HeadFirst, begun
 
 sys.path.insert(0, str(Path(__file__).parent))
 from library_steps import images, method_of
@@ -43,15 +44,15 @@ def content_of(model: dict, averaged: dict | None = None, classes: int = 10) -> 
     return {"net": net, "model": model, "averaged": averaged, "epoch": 3, "step": 9}
 
 
-def started(init: Path, arch: str = "wrn-10-1", **settings: Any) -> tuple[dict, dict, str, list]:
+def started(init: Path, arch: str = "wrn-10-1") -> tuple[dict, dict, str, list]:
     """(the entries before and after, what is said) of a run's net that begins with a file."""
     torch.manual_seed(7)
     net = fastuiat.build_model(arch, 10)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    config = TrainConfig(dataset="digits", arch=arch, init=init, **settings)
-    start = start_of(config, net, 10)
+    info = {"arch": arch, "activation": "relu", "num_classes": 10, "dataset": "digits"}
+    begins, start = begun(init, net, info, None)
     assert start is not None
-    return before, net.state_dict(), start.taken, start.notes
+    return before, begins.state_dict(), start.taken, start.notes
 
 
 def same(a: dict, b: dict) -> set[str]:
@@ -121,9 +122,6 @@ def test_what_cannot_begin_a_run(tmp_path, refusal, small_run):
     torch.save(state | {"fc.bias": bad["fc.bias"]}, tmp_path / "bare.pt")
     own = content_of(state | {"conv1.weight": bad["conv1.weight"]})
     save_checkpoint(tmp_path / "own.pt", own)
-    normaliser = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.2)}
-    inside = {f"net.{key}": value for key, value in state.items()}
-    torch.save(normaliser | inside, tmp_path / "normalised.pt")
     (tmp_path / "page.pt").write_text("<!doctype html><html></html>")
     (tmp_path / "empty").mkdir()
     for words, said in {
@@ -132,13 +130,50 @@ def test_what_cannot_begin_a_run(tmp_path, refusal, small_run):
         "--init page.pt": "web page",
         "--init bare.pt": "not finite: fc.bias",
         "--init own.pt": "not finite: conv1.weight",
-        "--init normalised.pt": "holds a normalisation of its own",
         "--freeze-epochs 1": "add --init",
         "--init own.pt --freeze-epochs 3 --epochs 2": "must be from 0 to the run's 2 epochs",
         "--init own.pt --freeze-epochs -1": "--freeze-epochs must be from 0",
     }.items():
         assert said in refusal("train", *small_run, "--method", "natural", *words.split())
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arch", ["wrn-10-1", "timm:test_resnet"])
+def test_a_normalisation_in_the_file_stands_before_the_net_from_then_on(
+    arch, tmp_path, monkeypatch, small_run, capsys
+):
+    """In the run, its checkpoint, one that goes on from it, and one that begins with it."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    theirs = fastuiat.build_model(arch, 7).eval()
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    inside = {f"net.{key}": value for key, value in theirs.state_dict().items()}
+    torch.save({"mean": mean, "std": std, **inside}, "theirs.pt")
+    words = "--method uiat --steps 1 --train-size 32 --batch-size 16 --epochs 1 --val-size 0 "
+    words += f"--freeze-epochs 1 --max-lr 1e-30 --arch {arch}"
+    flags = [*small_run, *words.split()]
+    main(["train", *flags, "--init", "theirs.pt", "--max-steps", "1", "--out", "a"])
+    assert "behind their normalisation" in capsys.readouterr().out
+    config = json.loads(Path("a/config.json").read_text())
+    Path("a/config.json").write_text(json.dumps(config | {"max_steps": None}))
+    last = torch.load("a/checkpoints/last.pt", weights_only=True)
+    last["settings"]["max_steps"] = None
+    torch.save(last, "a/checkpoints/last.pt")
+    main(["train", "--resume", "a"])
+    main(["train", *flags, "--init", "a", "--out", "b"])
+    x = torch.rand(4, 3, 32, 32)
+    normalised = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    for run in ("a", "b"):
+        net, info = fastuiat.load_checkpoint(run)
+        assert info["step"] == 2 and info["normalisation"]["mean"] == pytest.approx(mean.tolist())
+        theirs = fastuiat.build_model(arch, 10).eval()
+        state = {k.removeprefix("net."): v for k, v in net.state_dict().items()}
+        theirs.load_state_dict({k: state[k] for k in theirs.state_dict()})
+        same_body = same({k: v for k, v in theirs.state_dict().items()}, {
+            k: inside[f"net.{k}"] for k in theirs.state_dict()})  # fmt: skip
+        assert same_body == set(theirs.state_dict()) - HEAD, "the head alone learned"
+        with torch.no_grad():
+            assert torch.allclose(net(x), theirs(normalised), atol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -197,15 +232,16 @@ def kill_at(process: subprocess.Popen[bytes], log: Path, lines: int) -> None:
 def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
     tmp_path, monkeypatch, small_run, capsys
 ):
-    """The file that it began with is gone by then; its record stays."""
+    """Of another library's net; the file that it began with is gone by then, its record stays."""
     monkeypatch.chdir(tmp_path)
-    torch.save(net_of(0, num_classes=7).state_dict(), "net.pt")
+    theirs = timm.create_model("test_vit", num_classes=7, img_size=32)
+    torch.save(theirs.state_dict(), "net.pt")
     words = "--method sat --steps 1 --train-size 64 --batch-size 16 --epochs 4 --freeze-epochs 2 "
     words += "--weight-averaging 0.9 --log-every 1 --checkpoint-minutes 0.0001 --init net.pt"
-    flags = [*small_run, *words.split()]
+    flags = [*small_run, "--arch", "timm:test_vit", *words.split()]
     main(["train", *flags, "--out", "whole"])
     said = capsys.readouterr().out
-    assert "--init: 44 of 46 entries taken from net.pt" in said
+    assert "--init: 78 of 80 entries taken from net.pt" in said
     begun = json.loads(Path("whole/environment.json").read_text())["init"]
     assert begun["taken"] in said and begun["path"] == "net.pt" and len(begun["sha256"]) == 64
     log = tmp_path / "broken" / "metrics.jsonl"
@@ -219,7 +255,21 @@ def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
     momenta = [end["optimizer"]["state"] for end in ends]
     assert all(same(momenta[0][i], momenta[1][i]) == {"momentum_buffer"} for i in momenta[0])
     assert ends[0]["step"] == ends[1]["step"] == 16
-    assert fastuiat.load_checkpoint("broken")[1]["num_classes"] == 10
+
+    net, info = fastuiat.load_checkpoint("broken")
+    assert (info["arch"], info["num_classes"]) == ("timm:test_vit", 10)
+    main(["eval", "broken", "--attacks", "clean", "--n", "8"])
+    for form, suffix in (("safetensors", "safetensors"), ("torch-export", "pt2")):
+        main(["export", "broken", "--format", form, "--out", f"net.{suffix}"])
+    elsewhere = timm.create_model("test_vit", num_classes=10, img_size=32).eval()
+    elsewhere.load_state_dict(safetensors.torch.load_file("net.safetensors"))
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(elsewhere(x), net(x))
+        assert torch.allclose(torch.export.load("net.pt2").module()(x), net(x), atol=1e-6)
+    again, info = fastuiat.load_checkpoint("net.safetensors")
+    assert same(again.state_dict(), net.state_dict()) == set(net.state_dict())
+    assert info["arch"] == "timm:test_vit"
 
 
 def test_a_run_that_is_killed_before_its_first_step_has_kept_its_start(tmp_path):
