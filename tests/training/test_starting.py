@@ -18,11 +18,14 @@ import torch
 import fastuiat
 from fastuiat.cli import main
 from fastuiat.config import UserError
+from fastuiat.training import run
 from fastuiat.training.averaging import Averaged
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.config import TrainConfig
+from fastuiat.training.folder import config_of
 from fastuiat.training.optim import make_optimizer
 from fastuiat.training.starting import HeadFirst, begun
+from fastuiat.training.trainer import Interrupted, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from library_steps import images, method_of
@@ -163,8 +166,8 @@ def test_a_normalisation_in_the_file_stands_before_the_net_from_then_on(
     main(["train", *flags, "--init", "a", "--out", "b"])
     x = torch.rand(4, 3, 32, 32)
     normalised = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    for run in ("a", "b"):
-        net, info = fastuiat.load_checkpoint(run)
+    for name in ("a", "b"):
+        net, info = fastuiat.load_checkpoint(name)
         assert info["step"] == 2 and info["normalisation"]["mean"] == pytest.approx(mean.tolist())
         theirs = fastuiat.build_model(arch, 10).eval()
         state = {k.removeprefix("net."): v for k, v in net.state_dict().items()}
@@ -228,6 +231,21 @@ def kill_at(process: subprocess.Popen[bytes], log: Path, lines: int) -> None:
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
 
 
+class StopsAt:
+    """Progress that has the process stopped at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def advance(self, done: int) -> None:
+        if done == self.at:
+            signal.raise_signal(signal.SIGTERM)
+
+    def begin(self, *_: Any) -> None: ...
+    def step(self, *_: Any) -> None: ...
+    def epoch(self, *_: Any) -> None: ...
+
+
 @pytest.mark.slow
 def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
     tmp_path, monkeypatch, small_run, capsys
@@ -247,7 +265,8 @@ def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
     log = tmp_path / "broken" / "metrics.jsonl"
     kill_at(launch(tmp_path, *flags, "--out", "broken"), log, 3)
     Path("net.pt").rename("gone.pt")
-    kill_at(launch(tmp_path, "--resume", "broken"), log, 12)
+    with pytest.raises(Interrupted):
+        run.resume(config_of(Path("broken")), Path("broken"), progress=StopsAt(12), say=print)
     main(["train", "--resume", "broken"])
     ends = [torch.load(f"{r}/checkpoints/last.pt", weights_only=True) for r in ("whole", "broken")]
     for part in ("model", "averaged", "method"):
@@ -280,9 +299,6 @@ def test_a_run_that_is_killed_before_its_first_step_has_kept_its_start(tmp_path)
         loader="resident", precision="fp32", compile=False, init=tmp_path / "net.pt",
         out=tmp_path / "run",
     )  # fmt: skip
-    from fastuiat.training import run
-    from fastuiat.training.folder import config_of
-    from fastuiat.training.trainer import Trainer
 
     class Killed(BaseException):
         pass
