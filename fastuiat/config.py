@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,6 +22,11 @@ def legible(text: object, most: int = 80) -> str:
     """A name out of a stranger's file as it can be shown: short, without control characters."""
     plain = "".join(c if c.isprintable() else "?" for c in str(text)[: most + 1])
     return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+    """The names most like one that nothing has, in words."""
+    return ", ".join(difflib.get_close_matches(name, list(known), n=most, cutoff=0.0))
 
 
 def parse_radius(value: str | float) -> float:

@@ -188,6 +188,18 @@ def fitting(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def places_of(cls: Any, path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Where each setting stands in a settings class that may nest others, by its own name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for f in dataclasses.fields(cls):
+        nested = None if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if dataclasses.is_dataclass(nested):
+            found |= places_of(nested, (*path, f.name))
+        else:
+            found[f.name] = path
+    return found
+
+
 def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     """A layer in a run of another length: its T and T' scaled along where kept, else unset."""
     settings = {
@@ -202,10 +214,13 @@ CHOOSING = ("dataset", "method", "extra_data")
 """Settings of a run that choose layers."""
 
 
-def layers_of(recipe: str | None, chosen: dict[str, Any], epochs: int | None) -> list[Layer]:
+def layers_of(
+    recipe: str | None, chosen: dict[str, Any], epochs: int | None, file: Layer | None = None
+) -> list[Layer]:
     """All that is laid over each other, lowest first: `chosen` are the user's CHOOSING ones.
 
-    T and T' of a layer belong to its own length: `epochs` is the user's.
+    T and T' of a layer belong to its own length: `epochs` is the user's. Those of `file`, the
+    settings out of a file, are scaled along as a recipe's are.
     """
     own = get(recipe) if recipe else Layer("")
     base = DEFAULTS | {"extra_data": None} | own.run | chosen
@@ -218,18 +233,29 @@ def layers_of(recipe: str | None, chosen: dict[str, Any], epochs: int | None) ->
         layers += [extra_layer(base["dataset"]), extra_method_layer(method)]
     layers.append(own)
     begun = next(layer.run["epochs"] for layer in reversed(layers) if "epochs" in layer.run)
-    if epochs is not None and epochs != begun:
-        layers = [at_length(layer, begun, epochs, keep=layer is own) for layer in layers]
+    length = begun if file is None else file.run.get("epochs", begun)
+    wanted = length if epochs is None else epochs
+    if wanted != begun:
+        layers = [at_length(layer, begun, wanted, keep=layer is own) for layer in layers]
+    if file is not None:
+        layers.append(file if wanted == length else at_length(file, length, wanted, keep=True))
     return layers
 
 
-def resolve(recipe: str | None, overrides: dict[str, Any]) -> tuple[TrainConfig, dict[str, str]]:
-    """`config(recipe, **overrides)`, and the origin of each setting by the name of its flag."""
-    chosen = {name: overrides[name] for name in CHOOSING if name in overrides}
+def resolve(
+    recipe: str | None, overrides: dict[str, Any], file: Layer | None = None
+) -> tuple[TrainConfig, dict[str, str]]:
+    """`config(recipe, **overrides)`, and the origin of each setting by the name of its flag.
+
+    `file` are settings out of a file, which lie between the two. Those of a method that
+    `overrides` replace by another are left out where that one has none of the name.
+    """
+    named = (file.run if file else {}) | overrides
+    chosen = {name: named[name] for name in CHOOSING if name in named}
     run: dict[str, Any] = {"recipe": recipe}
     settings: dict[str, Any] = {}
     sources = {"recipe": FLAG} if recipe else {}
-    for layer in layers_of(recipe, chosen, overrides.get("epochs")):
+    for layer in layers_of(recipe, chosen, overrides.get("epochs"), file):
         run, settings = run | layer.run, merged(settings, layer.settings)
         sources |= layer.sources()
     names = [f.name for f in dataclasses.fields(OptimizerConfig) if f.name in run]

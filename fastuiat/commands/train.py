@@ -21,18 +21,6 @@ RANK_TIMEOUT = 30.0
 """Minutes; compiling a large net takes some, and not the same on every rank."""
 
 
-def method_flags(cls: Any) -> list[str]:
-    """The flags of a settings class, its nested ones included."""
-    flags: list[str] = []
-    for field in dataclasses.fields(cls):
-        nested = field.default_factory
-        if nested is not dataclasses.MISSING and dataclasses.is_dataclass(nested):
-            flags += method_flags(nested)
-        else:
-            flags.append("--" + field.name.replace("_", "-"))
-    return flags
-
-
 def flags_of(method: str) -> Any:
     """TrainConfig with the settings of one method, which is what `train` parses."""
     from fastuiat import methods
@@ -50,6 +38,8 @@ def flags_of(method: str) -> Any:
 
 def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
     """`begun` with flags laid over it; an unknown one is answered with those of the method."""
+    from fastuiat import recipes
+
     argv = flip_said(argv)
     if early(argv, "--inverse-bn") is not None:
         raise UserError("--inverse-bn is --inverse-forward now: eval, train or attached")
@@ -63,6 +53,8 @@ def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
             default=default,
             description="Train a robust classifier. `--resume RUN` goes on with a run, with the "
             "settings it has; `--resume-or-start` begins the run of --out or goes on with it. "
+            "`--config FILE` takes settings from JSON or TOML, such as a run's config.json, and "
+            "flags lie on top. "
             "`--processes N` trains on N processes of this machine, `--rank-timeout` being the "
             "minutes that they wait for one that hangs. `--quiet` prints the run folder alone, "
             "`--json` one JSON document on stdout.",
@@ -71,7 +63,8 @@ def parse_over(begun: TrainConfig, argv: list[str]) -> TrainConfig:
         unknown = re.match(r"Unrecognized options: (--[\w-]+)", str(error))
         if not unknown:
             raise
-        known = ", ".join(method_flags(type(begun.settings))) or "none"
+        names = recipes.places_of(begun.settings)
+        known = ", ".join("--" + name.replace("_", "-") for name in names) or "none"
         raise UserError(
             f"no flag {unknown[1]} with --method {begun.method}, whose settings are: {known} "
             "(fastuiat train --help)"
@@ -98,12 +91,19 @@ def named_in(argv: list[str]) -> list[str]:
 def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
     """The settings that the flags of `train` make, and where each comes from.
 
-    Recipe, data set, method, extra data and length choose what the others are laid over.
+    Recipe, data set, method, extra data and length choose what the others are laid over; a file
+    of settings lies between those and the flags.
     """
     from fastuiat import recipes
+    from fastuiat.commands.settings_file import layer_of
     from fastuiat.training.config import refuse_idle
 
-    refuse_second(argv, "--extra-data")
+    for flag in ("--extra-data", "--config"):
+        refuse_second(argv, flag)
+    path, argv = taken_out(argv, "--config")
+    recipe, file = early(argv, "--recipe"), None
+    if path is not None:
+        recipe, file = layer_of(Path(path), recipe, early(argv, "--method"))
     chosen: dict[str, Any] = {}
     for flag in ("dataset", "method", "extra_data"):
         if value := early(argv, "--" + flag.replace("_", "-")):
@@ -111,7 +111,7 @@ def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
     epochs = early(argv, "--epochs")
     if epochs and epochs.isdecimal():  # the parser refuses any other
         chosen["epochs"] = int(epochs)
-    begun, sources = recipes.resolve(early(argv, "--recipe"), chosen)
+    begun, sources = recipes.resolve(recipe, chosen, file)
     config, named = parse_over(begun, argv), named_in(argv)
     refuse_idle(config, named)
     return config, sources | dict.fromkeys(named, recipes.FLAG)
@@ -130,9 +130,18 @@ def resumed_settings(folder: Path, argv: list[str]) -> TrainConfig:
     return parse_over(stored, argv)
 
 
+def taken_out(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """(the value of a flag that is none of the settings, the other words)."""
+    value = early(argv, flag)
+    if value is None:
+        return None, argv
+    at = next(i for i, word in enumerate(argv) if word.split("=")[0] == flag)
+    return value, argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+
+
 def minutes_in(argv: list[str]) -> tuple[float, list[str]]:
     """(minutes of `--rank-timeout`, the other words)."""
-    value = early(argv, "--rank-timeout")
+    value, argv = taken_out(argv, "--rank-timeout")
     if value is None:
         return RANK_TIMEOUT, argv
     try:
@@ -141,8 +150,7 @@ def minutes_in(argv: list[str]) -> tuple[float, list[str]]:
         minutes = math.nan
     if not 0 < minutes < math.inf:
         raise UserError(f"--rank-timeout needs minutes above 0, got '{value}'")
-    at = next(i for i, w in enumerate(argv) if w.split("=")[0] == "--rank-timeout")
-    return minutes, argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+    return minutes, argv
 
 
 def train(argv: list[str]) -> None:
@@ -155,12 +163,12 @@ def train(argv: list[str]) -> None:
     minutes, argv = minutes_in(argv)
     begin_or_go_on = "--resume-or-start" in argv
     argv = [word for word in argv if word != "--resume-or-start"]
-    run = early(argv, "--resume")
+    run, argv = taken_out(argv, "--resume")
     if run is not None and begin_or_go_on:
         raise UserError("--resume-or-start goes with --out, not with --resume")
     if run is not None:
-        at = next(i for i, w in enumerate(argv) if w.startswith("--resume"))
-        argv = argv[:at] + argv[at + (1 if "=" in argv[at] else 2) :]
+        if early(argv, "--config") is not None:
+            raise UserError("--resume keeps the run's settings: leave --config out")
         config = resumed_settings(Path(run), argv)
     else:
         config, _ = settings_in(argv)

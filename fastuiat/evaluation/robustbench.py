@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastuiat.config import UserError, radius_text
 from fastuiat.models.deepmind import DeepMindPreActResNet18, DeepMindWideResNet, NormalisedInside
 from fastuiat.models.layouts import ROBUST_RESNET, renamed
+from fastuiat.models.libraries import OWN
 from fastuiat.models.normalised import Normalised
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18
 from fastuiat.models.resnet import ResNet18
@@ -90,8 +91,9 @@ def zoo_class(net: nn.Module, info: dict[str, Any]) -> ZooClass:
     if isinstance(net, Normalised) and (entry := normalised_class(net, info)):
         return entry
     front = "a normalisation in front of " if isinstance(net, Normalised) else ""
+    activation = "" if info["activation"] == OWN else f" with {info['activation']}"
     raise UserError(
-        f"RobustBench has no class for {front}a {arch} with {info['activation']}: "
+        f"RobustBench has no class for {front}a {arch}{activation}: "
         "use --format safetensors, onnx or torch-export"
     )
 

@@ -18,7 +18,7 @@ from fastuiat.fast.regions import GradientsInHand, Regions, trainable, with_grad
 from fastuiat.fast.synced import is_synced
 from fastuiat.fast.torch_internals import foreach_copy_
 from fastuiat.models import Classifier
-from fastuiat.models.normalised import Normalised
+from fastuiat.models.normalised import NormalisedClassifier
 from fastuiat.models.resnet import ResNet18
 from fastuiat.network import (
     BatchNormMode,
@@ -55,7 +55,7 @@ class FrozenNet(nn.Module):
         self.net = copy.deepcopy(live)
         self._casts: list[tuple[Tensor, Tensor]] = []
         self._pairs = list(zip(live.modules(), self.net.modules(), strict=True))
-        self.own = isinstance(live, Classifier | Normalised)
+        self.own = isinstance(live, Classifier | NormalisedClassifier)
         for owner, twin in self._pairs:
             # Of a class derived from these, other people's may do arithmetic on its weights.
             plain = isinstance(owner, KINDS) if self.own else type(owner) in KINDS

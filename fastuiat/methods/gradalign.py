@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastuiat.config import not_negative
 from fastuiat.gradients import input_gradient, leaf
@@ -67,6 +68,11 @@ class GradAlign(SingleStepMethod):
     def mu(self) -> float:
         set_to = self.config.mu
         return alignment_weight(self.config.attack.eps) if set_to is None else set_to
+
+    def of_objective(self, model: Model, *inputs: Any) -> Any:
+        # PyTorch's fast attention cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().of_objective(model, *inputs)
 
     def inputs(self, model: Model, batch: TrainingBatch) -> tuple[Any, ...]:
         x, y, eps = batch.x.detach(), batch.y, self.config.attack.eps

@@ -39,9 +39,13 @@ class SingleStepMethod(Method):
         """What `objective` is called with after the net, x̂ first."""
         raise TypeError(f"{type(self).__name__} has no attack")
 
+    def of_objective(self, model: Model, *inputs: Any) -> Any:
+        """What `objective` gives of the model, in its training region."""
+        return training_region(model, self.objective)(*inputs)
+
     def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
         inputs = self.inputs(model, batch)
-        loss, logits = training_region(model, self.objective)(*inputs)
+        loss, logits = self.of_objective(model, *inputs)
         return StepOutput(loss, {"robust_accuracy": accuracy(logits, batch.y)})
 
 

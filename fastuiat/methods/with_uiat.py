@@ -14,7 +14,7 @@ from fastuiat.methods.gradalign import GradAlign
 from fastuiat.methods.n_fgsm import NFGSM
 from fastuiat.methods.rs_fgsm import RSFGSM, SingleStepMethod
 from fastuiat.methods.uiat import metrics_of
-from fastuiat.network import Model, TrainingBatch, training_region
+from fastuiat.network import Model, TrainingBatch
 from fastuiat.targets import (
     InverseConfig,
     OneOffTarget,
@@ -67,7 +67,7 @@ def with_uiat(base: type[SingleStepMethod]) -> type[SingleStepMethod]:
         def loss(self, model: Model, batch: TrainingBatch) -> StepOutput:
             inputs = self.inputs(model, batch)
             pull = self.target(model, batch, inputs[0])
-            loss, logits, p = training_region(model, self.objective)(pull, self.config.lam, *inputs)
+            loss, logits, p = self.of_objective(model, pull, self.config.lam, *inputs)
             self.target.remember(batch, p)
             return StepOutput(loss, metrics_of(logits, p, batch.y))
 

@@ -30,7 +30,9 @@ from fastuiat.models.entries import (
     normaliser_names,
     repeated,
 )
+from fastuiat.models.heads import head_keys, on_meta
 from fastuiat.models.layouts import ours, recognise
+from fastuiat.models.libraries import OWN, is_of_library
 from fastuiat.models.nests import (
     Choice,
     Nest,
@@ -40,7 +42,7 @@ from fastuiat.models.nests import (
     tensors_in,
     unnamed_averages,
 )
-from fastuiat.models.normalised import Normalised, constants
+from fastuiat.models.normalised import behind, constants
 from fastuiat.models.preact_resnet import VARIANTS, PreActResNet18, Variant
 
 
@@ -57,15 +59,6 @@ def empty_net(arch: str, num_classes: int, activation: str, weights: Weights) ->
         if variant != net.variant:
             return PreActResNet18(num_classes, activation, variant)
     return net
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """A net whose tensors take no memory: what it would hold, before a file is believed."""
-    try:
-        with torch.device("meta"):
-            return make()
-    except (NotImplementedError, RuntimeError):  # of a net that computes while it is made
-        return make()
 
 
 @dataclass
@@ -199,7 +192,8 @@ def with_buffers(choice: Choice, said: Said) -> Weights:
 
 def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict[str, Any]]:
     """(net, what it is) of one net's entries and of what else stood among them."""
-    weights = ours(weights)
+    is_theirs = is_of_library(said.arch or "")
+    weights = weights if is_theirs else ours(weights)
     layout = recognise(weights)
     if said.arch is None:
         looks = f"; it looks like {layout}" if layout else ""
@@ -208,12 +202,14 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     if layout and f"dm-{arch}" in layout.archs:
         arch = f"dm-{arch}"
     activation = said.activation or ("silu" if arch.startswith("dm-") else "relu")
-    if said.activation is None and said.told not in (None, activation):
+    activation = OWN if is_theirs else activation
+    if not is_theirs and said.activation is None and said.told not in (None, activation):
         said.notes.append(
             f"settings in the file name the activation {said.told}, and {activation} was taken: "
             f"give --activation {said.told} where the net has it"
         )
-    num_classes = (layout.num_classes if layout else 0) or 10  # an unknown head fits none anyway
+    told = classes_in(arch, weights) if is_theirs else layout and layout.num_classes
+    num_classes = told or 10  # an unknown head fits none anyway
     make = partial(empty_net, arch, num_classes, activation, weights)
     blank = on_meta(make)
     inside = isinstance(blank, NormalisedInside)
@@ -221,7 +217,7 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     all_of_it = rest | weights
     names = normaliser_names(all_of_it, own)
     hint = layout.hint(arch) if layout else ""
-    is_known = layout is None or not hint
+    is_known = is_theirs or not hint
     weights = sorted_out(weights, rest, own, names, said, copies_may_go=is_known)
     placeholders = {k: v for k, v in blank.state_dict().items() if inside and k in ("mean", "std")}
     refuse_misfit(blank, weights | placeholders, said.path, arch, hint)
@@ -235,12 +231,20 @@ def fitted(weights: Weights, rest: Weights, said: Said) -> tuple[nn.Module, dict
     load_weights(net, weights, said.path, arch)
     said.notes += oddities(net)
     arch = named(net, arch, said)
-    return net if inside or given is None else Normalised(net, given.mean, given.std), {
+    return net if inside or given is None else behind(net, given.mean, given.std), {
         "arch": arch,
         "num_classes": num_classes,
         "activation": activation,
         "normalisation": given.described() if given else None,
     }
+
+
+def classes_in(arch: str, weights: Weights) -> int:
+    """The number of classes of another library's net, by its head; 0 where there is none."""
+    for key, dimension in head_keys(partial(build_model, arch), 10).items():
+        if key in weights and weights[key].ndim > dimension:
+            return weights[key].shape[dimension]
+    return 0
 
 
 def sorted_out(
@@ -362,11 +366,11 @@ def some(keys: list[str]) -> str:
     return ", ".join(map(legible, keys[:5])) + more
 
 
-def load_weights(net: nn.Module, weights: Any, path: Path, arch: str) -> None:
-    """Fit a state dict; UserError where it does not."""
+def load_weights(net: nn.Module, weights: Any, path: Path, arch: str, hint: str = "") -> None:
+    """Fit a state dict; UserError where it does not, which ends in the hint."""
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} holds no state dict")
-    refuse_misfit(net, dict(weights), path, arch)
+    refuse_misfit(net, dict(weights), path, arch, hint)
     for key, own in net.state_dict().items():
         kind = weights[key].dtype if key in weights else own.dtype
         if kind.is_complex or own.is_floating_point() > kind.is_floating_point:

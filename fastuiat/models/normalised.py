@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.models.blocks import Classifier
 
 
 def constants(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -42,5 +43,33 @@ class Normalised(nn.Module):
         self.register_buffer("std", std.float().view(1, 3, 1, 1))
         self.net = net
 
+    def normalise(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(self.normalise(x))
+
+
+class NormalisedClassifier(Normalised):
+    """The same of a net that hands out its features."""
+
     def forward(self, x: Tensor, return_features: bool = False) -> Any:
-        return self.net(((x - self.mean) / self.std).to(x.dtype), return_features)
+        return self.net(self.normalise(x), return_features)
+
+
+def behind(net: nn.Module, mean: Tensor, std: Tensor) -> Normalised:
+    """The net behind a normalisation, which hands out what the net does."""
+    kind = NormalisedClassifier if isinstance(net, Classifier) else Normalised
+    return kind(net, mean, std)
+
+
+def inner(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The entries of the net behind a normalisation, under its own names; None without one."""
+    own = {key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")}
+    is_behind = bool(own) and state.keys() == {"mean", "std", *(f"net.{key}" for key in own)}
+    return own if is_behind else None
+
+
+def like(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The net, behind a normalisation still to be loaded where a state dict has one."""
+    return net if inner(state) is None else behind(net, torch.zeros(3), torch.ones(3))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastuiat.config import UserError, legible
+from fastuiat.models import libraries
 from fastuiat.models.blocks import ACTIVATIONS
 
 PUBLISHED = 120
@@ -69,7 +70,8 @@ def register(
 def known() -> str:
     """All names, in words, patterns last."""
     families = sorted(REGISTRY.values(), key=lambda family: (bool(family.numbers), family.name))
-    return ", ".join(family.shown for family in families)
+    theirs = (f"{library}:NAME" for library in libraries.LIBRARIES)
+    return ", ".join([*(family.shown for family in families), *theirs])
 
 
 def refuse_huge(name: str, build: Callable[[], nn.Module], numbers: list[int]) -> None:
@@ -93,12 +95,16 @@ def build_model(name: str, num_classes: int = 10, activation: str = "relu") -> n
     prn-18-v1 is prn-18 with the shortcut on a block's raw input and no BatchNorm before the
     pooling, as RS-FGSM, N-FGSM and GradAlign train it (RobustBench's PreActBlock); prn-18-v1-bn has
     that BatchNorm. The dm- nets are those of Rebuffi et al. (2021) and normalise their input.
-    UserError on an unknown name, an illegal depth or width, or an unknown activation.
+    `timm:NAME` and `torchvision:NAME` are those libraries' nets, with random weights and the
+    activation that they have. UserError on an unknown name, an illegal depth or width, or an
+    unknown activation.
 
     >>> import torch, fastuiat
     >>> fastuiat.build_model("wrn-10-1", num_classes=100)(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 100])
     """
+    if libraries.is_of_library(name):
+        return libraries.build(name, num_classes)
     if activation not in ACTIVATIONS:
         raise UserError(f"unknown activation '{activation}': choose from {', '.join(ACTIVATIONS)}")
     for family in REGISTRY.values():

@@ -18,13 +18,15 @@ from fastuiat.files import write_atomically
 from fastuiat.models import build_model
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.models.entries import Constants
+from fastuiat.models.heads import on_meta
 from fastuiat.models.interchange import (
     load_published,
     load_weights,
     oddities,
-    on_meta,
     refuse_misfit,
 )
+from fastuiat.models.libraries import OWN, is_of_library
+from fastuiat.models.normalised import Normalised, like
 from fastuiat.models.normalised import constants as checked
 from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
@@ -182,7 +184,8 @@ def load_own(
     """(net, info) of a run's checkpoint; UserError where it is another than what is said of it."""
     refuse_broken(content, file)
     net_info = net_of(content)
-    if arch and arch != net_info["arch"]:
+    sizeless = net_info["arch"].partition("@")[0]  # of a net that is made for one size of images
+    if arch and arch not in (net_info["arch"], sizeless):
         raise UserError(f"{file} is of a {legible(net_info['arch'])}, not of a {arch}")
     if activation and activation != net_info["activation"]:
         raise UserError(f"{file} is of a net with {net_info['activation']}, not {activation}")
@@ -192,14 +195,18 @@ def load_own(
     is_averaged = weights == "averaged" and has_two
     state = content["averaged"] if is_averaged else content["model"]
     settings = net_info["arch"], net_info["num_classes"], net_info["activation"]
-    refuse_misfit(on_meta(lambda: build_model(*settings)), state, file, settings[0])
-    net = build_model(*settings)
+
+    def made() -> nn.Module:
+        return like(build_model(*settings), state)
+
+    refuse_misfit(on_meta(made), state, file, settings[0])
+    net = made()
     load_weights(net, state, file, settings[0])
     found = which_of_run(file, which)
     found["chosen"] += ["raw"] if has_two and not is_averaged else []
     found["notes"] += oddities(net)
     constants = None
-    if isinstance(net, NormalisedInside):
+    if isinstance(net, NormalisedInside | Normalised):
         constants = Constants(net.mean, net.std, "the checkpoint").described()
     return net, {
         **net_info,
@@ -220,12 +227,15 @@ def in_one_line(info: dict[str, Any], is_said: bool) -> str:
         mean, std = (" ".join(f"{v:.4g}" for v in constants[k]) for k in ("mean", "std"))
         normalised = f"normalised by mean {mean}, std {std} (from {constants['from']})"
     nest = "" if info["nest"] is None or "step" in info else f"{legible(info['nest'])}, "
+    activation = f"{info['activation']}{'' if is_said else ' (by default)'} and "
+    if info["activation"] == OWN:
+        activation = ""
     left = ", ".join(info["left_out"][:MOST_SHOWN])
     if (more := len(info["left_out"]) - MOST_SHOWN) > 0:
         left += f" and {more} more"
     return (
         f"taken: {nest}the {info['weights']} weights of {info['path']} as a {info['arch']} with "
-        f"{info['activation']}{'' if is_said else ' (by default)'} and {info['num_classes']} "
+        f"{activation}{info['num_classes']} "
         f"classes, {normalised}" + (f"; left out: {left}" if left else "")
     )
 
@@ -303,6 +313,8 @@ def open_checkpoint(
         )  # fmt: skip
         is_said = True
     else:
+        if activation not in (None, OWN) and is_of_library(arch or ""):
+            raise UserError(f"{arch} has its own activation: leave --activation out")
         activation = activation or described.get("activation")
         if not (arch or described.get("arch")) and hints:
             raise UserError(f"{file} is a bare state dict: name its net with --arch; {hints[0]}")

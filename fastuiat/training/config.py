@@ -52,10 +52,10 @@ class TrainConfig:
     """--flip or --no-flip: mirror images by chance, anew each epoch; by default all but svhn and
     digits are."""
     arch: str = "resnet-18"
-    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, or the DeepMind
-    line's dm-prn-18, dm-wrn-D-W."""
+    """Network: resnet-18, prn-18, prn-18-v1 (the single-step methods'), wrn-D-W, the DeepMind
+    line's dm-prn-18, dm-wrn-D-W, or timm:NAME, torchvision:NAME."""
     activation: Literal["relu", "silu"] = "relu"
-    """Activation function of the network."""
+    """Activation function of the network; those of timm and torchvision have their own."""
     method: str = "uiat"
     """Training method."""
     epochs: int = 100
@@ -90,6 +90,11 @@ class TrainConfig:
     helper: Path | None = None
     """Run or checkpoint (its last) of the net that a method such as hat needs beside its own; by
     default one is trained first, with this run's settings, and kept in the run folder."""
+    init: Path | None = None
+    """Run, checkpoint or published file to take weights from in place of random ones: of a run its
+    best, averaged where it averages. The head is new where the numbers of classes differ."""
+    freeze_epochs: int = 0
+    """Train the head alone in so many first epochs, and hold what --init gave below it."""
     weight_averaging: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     val_size: int = 1024
@@ -110,7 +115,7 @@ class TrainConfig:
     """The settings of the method; by default its own."""
 
     def __post_init__(self) -> None:
-        for name in ("data_dir", "out", "helper"):
+        for name in ("data_dir", "out", "helper", "init"):
             if isinstance(path := getattr(self, name), str) and path:
                 object.__setattr__(self, name, Path(path))
         refuse_other_types(type(self), vars(self))
@@ -136,6 +141,11 @@ class TrainConfig:
         for name in ("val_size", "test_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative or infinite")
+        if not 0 <= self.freeze_epochs <= self.epochs:
+            raise UserError(
+                f"--freeze-epochs must be from 0 to the run's {self.epochs} epochs, got "
+                f"{self.freeze_epochs}"
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"--batch-size {self.batch_size} does not divide into --accumulate "
@@ -180,6 +190,7 @@ def refuse_idle(config: TrainConfig, named: Collection[str]) -> None:
     settings, sgd = config.settings, config.optimizer
     without_gamma = getattr(settings, "gamma", None) == 0
     idle = {
+        "activation": (":" in config.arch, f"with --arch {config.arch}, which has its own"),
         "extra_share": (config.extra_data is None, "without --extra-data"),
         "workers": (config.loader == "resident", "with --loader resident, which has no threads"),
         "test_every": (

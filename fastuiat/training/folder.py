@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -35,7 +37,8 @@ THREADS_ADVICE = (
 def default_folder(config: TrainConfig) -> Path:
     if config.recipe:
         return Path("runs") / f"{config.recipe.replace('/', '-')}-s{config.seed}"
-    return Path("runs") / f"{label_of(config.dataset)}-{config.method}-{config.arch}-s{config.seed}"
+    name = f"{label_of(config.dataset)}-{config.method}-{config.arch}-s{config.seed}"
+    return Path("runs") / re.sub("[/:]+", "-", name)  # of another library's nets
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -80,15 +83,19 @@ def refuse_folder(folder: Path) -> None:
                 parent.rmdir()
 
 
-def open_folder(folder: Path, config: TrainConfig, device: torch.device, world: int = 1) -> None:
-    """Make the run folder with its settings, for its only writer.
+def open_folder(
+    folder: Path, config: TrainConfig, device: torch.device, world: int = 1, start: Any = None
+) -> None:
+    """Make the run folder with its settings, for its only writer; `start` is what it begins with.
 
     UserError where there is no room, or somebody has made a run there meanwhile.
     """
     refuse_run(folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", {**environment(device), "ranks": world})
+        begun = {"init": dataclasses.asdict(start)} if start else {}
+        known = {**environment(device), "ranks": world, **begun}
+        write_json(folder / "environment.json", known)
         write_json(folder / "config.json", config.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error

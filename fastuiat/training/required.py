@@ -19,6 +19,7 @@ from fastuiat.distributed import ALONE, Ranks
 from fastuiat.files import write_atomically
 from fastuiat.methods import Method
 from fastuiat.models.interchange import oddities
+from fastuiat.models.libraries import is_of_library
 from fastuiat.training.checkpoint import locate, open_checkpoint
 from fastuiat.training.config import TrainConfig
 
@@ -35,7 +36,7 @@ def fitting(path: Path, config: TrainConfig, num_classes: int) -> tuple[nn.Modul
     dataset = info.get("dataset")
     if dataset is None:  # a bare state dict says neither its data set nor its activation
         dataset = config.dataset
-        if not info["arch"].startswith("dm-"):
+        if not info["arch"].startswith("dm-") and not is_of_library(config.arch):
             net, info = open_checkpoint(
                 path, config.arch, which=WHICH, activation=config.activation
             )

@@ -25,7 +25,7 @@ from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
-from fastuiat.training import required
+from fastuiat.training import required, starting
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
@@ -146,21 +146,28 @@ def assemble(
     progress: Progress,
     ranks: Ranks = ALONE,
     say: Say | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Trainer:
     """Build everything a run needs. Nothing is written but a data set's prepared file.
 
-    Rank 0 fetches and prepares; the others find what it made.
+    Rank 0 fetches and prepares; the others find what it made. `state` is the checkpoint that the
+    run goes on from, which is not loaded here; without one its weights are those of --init.
     """
     info = data.dataset_info(config.dataset)
     resolution = data.resolution_of(info, config.resolution)
+    image_shape = (3, resolution, resolution)
     refuse_uneven(config, ranks)
+    starting.refuse_settings(config)
+    net_info = net_info_of(config, info, image_shape)
     torch.manual_seed(config.seed)
-    net = build_model(config.arch, info.num_classes, config.activation)
+    net = build_model(net_info["arch"], info.num_classes, net_info["activation"])
+    with ranks.agreed():
+        net, start = starting.begun(config.init, net, net_info, state)
     make_method = functools.partial(
         methods.get(config.method),
         config.settings,
         num_classes=info.num_classes,
-        image_shape=(3, resolution, resolution),
+        image_shape=image_shape,
         epochs=config.epochs,
         seed=config.seed,
     )
@@ -188,7 +195,7 @@ def assemble(
     return Trainer(
         config,
         step=step,
-        net_info=net_info_of(config, info, resolution),
+        net_info=net_info,
         data=own.known_by,
         loader=loader,
         validate=validate,
@@ -196,19 +203,17 @@ def assemble(
         folder=Path(config.out or default_folder(config)),
         progress=progress,
         ranks=ranks,
+        start=start,
+        head_first=starting.head_first(config.freeze_epochs, net, net_info),
     )
 
 
-def net_info_of(config: TrainConfig, info: data.DatasetInfo, resolution: int) -> dict[str, Any]:
+def net_info_of(
+    config: TrainConfig, info: data.DatasetInfo, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """What a checkpoint says of its net and of the images that it knows."""
-    known = {
-        "arch": config.arch,
-        "activation": config.activation,
-        "num_classes": info.num_classes,
-        "dataset": config.dataset,
-        "classes": list(info.classes),
-        "resolution": resolution,
-    }
+    known = starting.net_info_of(config, info.num_classes, image_shape)
+    known |= {"classes": list(info.classes), "resolution": image_shape[-1]}
     return known | ({"split_seed": config.seed} if info.is_split_by_seed else {})
 
 
@@ -335,7 +340,8 @@ def train(
                 stack.enter_context(only_writer(folder, advice=elsewhere, say=say))
                 if (folder / "eval").is_dir():  # somebody may be evaluating into it
                     stack.enter_context(only_writer(folder / "eval", advice=elsewhere, say=say))
-                open_folder(folder, config, device, ranks.world)
+                open_folder(folder, config, device, ranks.world, trainer.start)
+        trainer.keep_start(say)
         provide_required(trainer, config, progress, say)
         trainer.train()
     return trainer.folder
@@ -373,7 +379,7 @@ def resume(
             match_checkpoint(folder, state, say)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
-        trainer = assemble(settled, device, precision, progress, ranks, say)
+        trainer = assemble(settled, device, precision, progress, ranks, say, state)
         refuse_unlike_ranks(settled, trainer)
         say_what_is_unchecked(trainer.data, say)
         say_memories(trainer.method, say)
@@ -396,6 +402,7 @@ def resume(
                 offset, note = cut_back(folder, state) if state else (0, None)
                 if note:
                     say(note)
+        trainer.keep_start(say)
         trainer.train(offset)
     return folder
 

@@ -24,6 +24,7 @@ from fastuiat.training.clock import StepClock, peak_memory_mib
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.finite import listed, non_finite, sums_of, tensors_of
 from fastuiat.training.metrics import MetricsLog
+from fastuiat.training.starting import HeadFirst, Start
 from fastuiat.training.step import TrainingStep
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -64,7 +65,10 @@ class Trainer:
         folder: Path,
         progress: Progress,
         ranks: Ranks = ALONE,
+        start: Start | None = None,
+        head_first: HeadFirst | None = None,
     ) -> None:
+        self.start, self.head_first = start, head_first
         self.config, self.folder, self.progress = config, folder, progress
         self.ranks = ranks
         self.training_step, self.net_info, self.loader = step, net_info, loader
@@ -136,6 +140,14 @@ class Trainer:
         self.validated_epoch = state["validated_epoch"]
         int(state["metrics_offset"])  # of whoever cuts the log back
 
+    def keep_start(self, say: Callable[[str], object]) -> None:
+        """Say what the run begins with, and save it: where that lies may change or go."""
+        if self.start is None:
+            return
+        for line in (self.start.taken, *self.start.notes):
+            say(f"--init: {line}")
+        self.save()
+
     @repeatable()
     def train(self, metrics_offset: int = 0) -> None:
         """Run to the last step. Interrupted on Ctrl-C or SIGTERM, after a checkpoint; in a thread
@@ -166,6 +178,8 @@ class Trainer:
     def run_epoch(self, epoch: int, start: int) -> None:
         if start == 0 and epoch > 1 and self.validated_epoch < epoch - 1:
             self.end_epoch(epoch - 1)  # stopped between an epoch's last step and its validation
+        if self.head_first:
+            self.head_first.begin(epoch, self.training_step.optimizer)
         self.epoch_began = self.clock.mark()
         batches = one_ahead(self.loader.epoch(epoch, start), self.device)
         try:

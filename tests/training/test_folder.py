@@ -94,6 +94,8 @@ OTHER = {
     "extra_data": "more.npz",
     "extra_share": 0.5,
     "helper": "runs/other",
+    "init": "runs/first",
+    "freeze_epochs": 1,
     "weight_averaging": 0.5,
     "val_size": 17,
     "train_size": None,
