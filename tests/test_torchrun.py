@@ -25,7 +25,7 @@ def started(monkeypatch, **changes: str) -> None:
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    for name in STARTED:
+    for name in (*STARTED, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -71,3 +71,28 @@ def test_other_ranks_wait_to_be_ended(monkeypatch):
     monkeypatch.setattr(torchrun, "PATIENCE", 0.01)
     wait_for_the_first(2)  # nobody ends it: it speaks itself
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_who_is_started_again_leaves_as_it_has_left(monkeypatch, tmp_path):
+    folder = tmp_path / "big_x2k"
+    folder.mkdir()
+    torchrun.leave_for_good(2)  # of no launch
+    assert torchrun.left_for_good() is None
+    started(monkeypatch, TORCHELASTIC_RUN_ID="big")
+    torchrun.leave_for_good(2)  # torchrun keeps no logs
+    assert torchrun.left_for_good() is None
+    for attempt, rank in enumerate(["1", "0"]):
+        monkeypatch.setenv(
+            "TORCHELASTIC_ERROR_FILE", str(folder / f"attempt_{attempt}" / rank / "error.json")
+        )
+        if attempt == 0:
+            torchrun.leave_for_good(143)
+        assert torchrun.left_for_good() == 143
+    assert len(list(folder.iterdir())) == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")  # machines have left the launch
+    assert torchrun.left_for_good() is None
+    started(
+        monkeypatch, TORCHELASTIC_RUN_ID="big",
+        TORCHELASTIC_ERROR_FILE=str(tmp_path / "big_3zq" / "attempt_0" / "1" / "error.json"),
+    )  # fmt: skip
+    assert torchrun.left_for_good() is None  # a later launch
