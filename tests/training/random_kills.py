@@ -51,7 +51,7 @@ def launched(kind: str, folder: Path) -> list[subprocess.Popen[str]]:
 
 
 def whole_state(run: Path) -> object:
-    """All that a checkpoint holds but the length of the log, and all that the log holds but times."""
+    """What the checkpoint holds but the length of the log, and what the log holds but times."""
     state = torch.load(run / "checkpoints" / "last.pt")
     del state["metrics_offset"]
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -106,11 +106,6 @@ def one_run(draw: random.Random, folder: Path, kills: int) -> Counter[str]:
             killed[f"{victim} of {kind}"] += 1
             print(f"  killed {victim} of {kind} {moment}", flush=True)
             restarts = 0 if victim.startswith("launcher") else restarts - 1
-        ended_by_itself = killed.total() >= kills and not (killed and restarts == 0)
-        if not ended_by_itself and kind == "two launchers":
-            time.sleep(5)
-            for launcher in launchers:  # torchrun waits long for a machine that is gone
-                launcher.terminate()
         below = [rank for launcher in launchers for rank in ranks_below(launcher)]
         complaints = [launcher.communicate()[1] for launcher in launchers]
         gone(below)
