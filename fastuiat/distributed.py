@@ -172,10 +172,11 @@ class Ranks:
         everyone = self.of_all({name: str(value) for name, value in seen.items()})
         for rank, theirs in enumerate(everyone):
             for name, value in everyone[0].items():
-                if theirs[name] != value:
+                own = theirs.get(name, "none")
+                if own != value:
                     raise UserError(
-                        f"rank {rank} has another {name} than rank 0 ({theirs[name]}, not {value}):"
-                        " all ranks need the same"
+                        f"rank {rank} has another {name} than rank 0 ({own}, not {value}): all"
+                        " ranks need the same"
                     )
 
 

@@ -65,13 +65,14 @@ LEFT = "fastuiat-left"
 """In torchrun's folder of a launch: how its ranks have left, those started again not to begin."""
 
 
-def folder_of_launch() -> Path | None:
-    """What torchrun makes on each machine, anew in every launch; None where it makes none.
+def folder_of_attempt() -> Path | None:
+    """What torchrun makes on each machine whenever it starts the ranks, in a folder that it makes
+    for each launch; None where it makes none.
 
-    The variable names FOLDER/attempt_0/RANK/error.json.
+    The variable names LAUNCH/attempt_0/RANK/error.json.
     """
     told = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
-    return told.parents[2] if is_started_by_torchrun() and len(told.parents) > 2 else None
+    return told.parents[1] if is_started_by_torchrun() and len(told.parents) > 2 else None
 
 
 def leave_for_good(code: int) -> None:
@@ -79,26 +80,29 @@ def leave_for_good(code: int) -> None:
 
     To be called before this rank ends, and with it the others.
     """
-    folder = folder_of_launch()
-    if folder is None:
+    attempt = folder_of_attempt()
+    if attempt is None:
         return
-    unfinished = folder / f"{LEFT}-{os.getpid()}"
-    with contextlib.suppress(OSError):  # a full disk: they will find out for themselves
-        unfinished.write_text(f"{code} {place().world}")
-        unfinished.replace(folder / LEFT)
+    for folder in (attempt, attempt.parent):
+        unfinished = folder / f"{LEFT}-{os.getpid()}"
+        with contextlib.suppress(OSError):  # a full disk: they will find out for themselves
+            unfinished.write_text(f"{code} {place().world}")
+            unfinished.replace(folder / LEFT)
 
 
 def left_for_good() -> int | None:
-    """The code with which the ranks of this launch have left; None where they have not.
+    """The code with which the ranks of this launch have left before; None where they have not.
 
-    Where machines have come or gone since, there is something to start again.
+    Nor where they are about to, the first one having something to say; nor where machines have come
+    or gone since, for then there is something to start again.
     """
-    folder = folder_of_launch()
+    attempt = folder_of_attempt()
+    if attempt is None or (attempt / LEFT).exists():
+        return None
     try:
-        told = (folder / LEFT).read_text() if folder else ""
+        code, _, world = (attempt.parent / LEFT).read_text().partition(" ")
     except OSError:
         return None
-    code, _, world = told.partition(" ")
     return int(code) if world == str(place().world) else None
 
 

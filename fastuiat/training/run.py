@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 
-from fastuiat import data, machine, methods
+from fastuiat import data, methods
 from fastuiat.config import UserError
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.distributed import ALONE, Ranks
@@ -26,8 +25,14 @@ from fastuiat.evaluation import attacks
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
 from fastuiat.training import required
+from fastuiat.training.agreement import (
+    refuse_uneven,
+    refuse_unlike_data,
+    refuse_unlike_ranks,
+    refuse_unseen,
+)
 from fastuiat.training.checkpoint import FORMAT, net_of, read
-from fastuiat.training.config import TrainConfig, plain
+from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import (
     begun_with,
     default_folder,
@@ -39,6 +44,7 @@ from fastuiat.training.folder import (
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
+    remove_empty,
     threads_in,
 )
 from fastuiat.training.metrics import cut_back
@@ -106,15 +112,6 @@ def evaluation_on(
         return shares
 
     return evaluate
-
-
-def refuse_uneven(config: TrainConfig, ranks: Ranks) -> None:
-    """UserError where a batch cannot be cut into parts of one size."""
-    if config.batch_size % (ranks.world * config.accumulate):
-        raise UserError(
-            f"--batch-size {config.batch_size} does not divide by {ranks.world} ranks of "
-            f"{config.accumulate} parts"
-        )
 
 
 def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> data.Loader:
@@ -202,20 +199,6 @@ def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
 
 
-def refuse_unlike_ranks(config: TrainConfig, trainer: Trainer) -> None:
-    """UserError, before the first step, where a rank would train something else than rank 0."""
-    machine_own = {"workers", "loader", "data_dir"}
-    settings = {k: v for k, v in plain(config).items() if k not in machine_own}
-    trainer.ranks.refuse_differences(
-        {
-            "setting": json.dumps(settings, sort_keys=True),
-            "data": json.dumps(trainer.data, sort_keys=True),
-            "PyTorch": torch.__version__,
-            "fastuiat": machine.versions()["fastuiat"],
-        }
-    )
-
-
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
     """Give the method the nets it requires, training them in folders of their own first."""
     required.provide(
@@ -290,6 +273,7 @@ def train(
     """
     config, device, precision, notes = settle(config)
     folder = Path(config.out or default_folder(config))
+    refuse_unlike_ranks(config, ranks)
     with ranks.agreed():
         if ranks.is_first:
             refuse_folder(folder)
@@ -297,15 +281,20 @@ def train(
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress, ranks)
-        refuse_unlike_ranks(config, trainer)
+        refuse_unlike_data(trainer.data, ranks)
         say_what_is_unchecked(trainer.data, say)
         with ranks.agreed():
             required.check(config, trainer.net_info["num_classes"])
             if ranks.is_first:
                 elsewhere = "choose another --out"
+                if not folder.exists():
+                    stack.callback(remove_empty, folder)  # a refusal leaves no trace
                 stack.enter_context(only_writer(folder, advice=elsewhere, say=say))
                 if (folder / "eval").is_dir():  # somebody may be evaluating into it
                     stack.enter_context(only_writer(folder / "eval", advice=elsewhere, say=say))
+        refuse_unseen(folder, ranks)
+        with ranks.agreed():
+            if ranks.is_first:
                 open_folder(folder, config, device, ranks.world)
         provide_required(trainer, config, progress, say)
         trainer.train()
@@ -324,7 +313,9 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(begun_with(folder), config)
+    refuse_unlike_ranks(config, ranks)
+    with ranks.agreed():
+        refuse_changes(begun_with(folder), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
@@ -342,10 +333,11 @@ def resume(
             stack.enter_context(threads_of(folder, say))
             state = read(last) if last.exists() else None
             match_checkpoint(folder, state, say)
+        refuse_unseen(folder, ranks)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
         trainer = assemble(settled, device, precision, progress, ranks)
-        refuse_unlike_ranks(settled, trainer)
+        refuse_unlike_data(trainer.data, ranks)
         say_what_is_unchecked(trainer.data, say)
         if state is not None:
             refuse_foreign(state, last, trainer)
