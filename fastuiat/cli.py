@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
@@ -20,7 +21,14 @@ from fastuiat.commands.recipes import recipes, reproduce
 from fastuiat.commands.report import report
 from fastuiat.commands.train import train
 from fastuiat.config import UserError, printable
-from fastuiat.torchrun import RankFailed, is_first_rank, wait_for_the_first
+from fastuiat.torchrun import (
+    RankFailed,
+    is_first_rank,
+    leave_for_good,
+    left_for_good,
+    place,
+    wait_for_the_first,
+)
 
 USAGE = """usage: fastuiat COMMAND [--help]
 
@@ -63,9 +71,39 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+BY_ALL_RANKS = ("train", "eval")
+BY_ONE_PROCESS = {
+    "bench": "it measures a machine from one process",
+    "reproduce": "it starts its own processes, as many as --jobs says",
+}
+"""Commands that several ranks would make nonsense of. All others are done by rank 0."""
+
+
+def is_mine(command: str) -> bool:
+    """Whether this rank takes part in a command; UserError where no rank may."""
+    world = place().world
+    if world == 1 or command in BY_ALL_RANKS:
+        return True
+    if command in BY_ONE_PROCESS:
+        raise UserError(
+            f"{command} cannot be {world} ranks of torchrun: {BY_ONE_PROCESS[command]}; start it "
+            "without torchrun"
+        )
+    return is_first_rank()
+
+
+def end(code: int, line: str) -> NoReturn:
+    """Say in one line, of all ranks once, why the command has ended, and exit."""
+    wait_for_the_first(code)
+    print(f"fastuiat: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a user's error is one line on stderr and exit code 2."""
     end_with_parent()
+    if (code := left_for_good()) is not None:
+        sys.exit(code)
     argv = sys.argv[1:] if argv is None else argv
     if not is_first_rank():
         sys.stdout = io.StringIO()  # one rank speaks for all
@@ -77,32 +115,35 @@ def main(argv: list[str] | None = None) -> None:
         if argv[0] not in COMMANDS:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")
         refuse_empty(argv)
-        settle_process(argv[0])
-        COMMANDS[argv[0]](argv[1:])
+        if is_mine(argv[0]):
+            settle_process(argv[0])
+            COMMANDS[argv[0]](argv[1:])
     except UserError as error:
-        wait_for_the_first(2)
-        print(f"fastuiat: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
+        leave_for_good(2)
+        end(2, printable(" ".join(str(error).split())))
     except RankFailed as error:
-        wait_for_the_first(1)
-        print(f"fastuiat: {error}", file=sys.stderr)
-        sys.exit(1)
+        if error.asked_to_end and not is_first_rank():
+            sys.exit(1)  # rank 0 says it
+        end(1, str(error))
     except KeyboardInterrupt:
+        leave_for_good(130)
         sys.exit(130)
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        wait_for_the_first(2)
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"fastuiat: {place}{error.strerror}; nothing written before is lost", file=sys.stderr)
-        sys.exit(2)
+        leave_for_good(2)
+        where = f"{error.filename}: " if error.filename else ""
+        end(2, f"{where}{error.strerror}; nothing written before is lost")
     except Exception as error:
         from fastuiat.training.trainer import Interrupted
 
         if not isinstance(error, Interrupted):
             raise
+        code = 128 + error.signum
+        leave_for_good(code)
+        wait_for_the_first(code, patience=1.0)  # its launcher may have been asked as well
         if is_first_rank():
             print(f"fastuiat: stopped by {error}, checkpoint saved", file=sys.stderr)
-        sys.exit(128 + error.signum)
+        sys.exit(code)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastuiat.config import UserError
+from fastuiat.presence import Presence
 from fastuiat.torchrun import RankFailed, place
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ PATIENCE = 24 * 3600.0
 """Seconds that ranks wait for each other by default. A rank that is killed is noticed at once; one
 batch of an attack may take hours on a CPU."""
 LONGEST = 365 * 24 * 3600.0
+BEHIND_HOSTS = 60.0
+"""Seconds that devices wait longer than hosts: NCCL ends the process without a word of ours."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Ranks:
     world: int = 1
     hosts: Any = None
     """The group by which the ranks' hosts speak, where their devices have one of their own."""
+    presence: Presence | None = None
+    """What is known of the others where an exchange fails."""
+
+    def __deepcopy__(self, memo: object) -> Ranks:
+        """The same, in a copied net too: a group has no copy."""
+        return self
 
     @property
     def is_first(self) -> bool:
@@ -74,31 +83,44 @@ class Ranks:
             return [value]
         everyone: list[Any] = [None] * self.world
         with self._exchange():
-            group_store().add(f"exchanges of rank {self.rank}", 1)
-            dist.all_gather_object(everyone, value)
+            dist.all_gather_object(everyone, value, group=self.hosts)
         return everyone
+
+    def at_step(self, step: int) -> None:
+        """What a failure of the exchanges from here on is said to be at; steps count from 1."""
+        if self.presence:
+            self.presence.step = step
 
     @contextlib.contextmanager
     def _exchange(self) -> Iterator[None]:
         """What PyTorch raises where a rank is gone, in one line with its number."""
+        if self.presence:
+            self.presence.exchanges += 1
         try:
             yield
         except RuntimeError as error:
-            # gloo's begin with a place in its source and end with advice
-            text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
-            raise RankFailed(
-                f"{self._absent()} has ended or hangs, and the others with it: {text}"
-            ) from error
+            raise self._failed(error) from error
 
-    def _absent(self) -> str:
-        """Who has come to fewer exchanges of plain values than this rank."""
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """The same of exchanges inside, which compiled code or a backward makes by itself."""
         try:
-            names = (f"exchanges of rank {rank}" for rank in range(self.world))
-            counts = [group_store().add(name, 0) for name in names]
-        except RuntimeError:  # of the process that is gone
-            counts = [0] * self.world
-        late = [f"rank {r}" for r, count in enumerate(counts) if count < counts[self.rank]]
-        return " or ".join(late) or "a rank"
+            yield
+        except RuntimeError as error:
+            if isinstance(error, RankFailed) or not is_of_an_exchange(error):
+                raise
+            raise self._failed(error) from error
+
+    def _failed(self, error: RuntimeError) -> RankFailed:
+        # gloo's begin with a place in its source and end with advice
+        text = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
+        if self.presence is None:
+            return RankFailed(f"a rank has ended or hangs, and the others end with it ({text})")
+        who, where = self.presence.absent(), self.presence.where()
+        return RankFailed(
+            f"{who} has ended or hangs: it did not come to {where}, and the others end with it"
+            f" ({text})"
+        )
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
@@ -150,20 +172,20 @@ class Ranks:
         everyone = self.of_all({name: str(value) for name, value in seen.items()})
         for rank, theirs in enumerate(everyone):
             for name, value in everyone[0].items():
-                if theirs[name] != value:
+                own = theirs.get(name, "none")
+                if own != value:
                     raise UserError(
-                        f"rank {rank} has another {name} than rank 0 ({theirs[name]}, not {value}):"
-                        " all ranks need the same"
+                        f"rank {rank} has another {name} than rank 0 ({own}, not {value}): all"
+                        " ranks need the same"
                     )
 
 
 ALONE = Ranks()
 
 
-def group_store() -> dist.Store:
-    """What all ranks read and write, also without each other."""
-    assert dist.group.WORLD is not None
-    return dist.group.WORLD.get_group_store()
+def is_of_an_exchange(error: RuntimeError) -> bool:
+    """Whether NCCL or gloo, which has no type of its own, has raised it."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def in_words(error: Exception, rank: int) -> Exception:
@@ -220,20 +242,23 @@ def process_group(device: torch.device, *, patience: float = PATIENCE) -> Iterat
                 f"that each needs one of: torchrun --nproc-per-node {cards}, or --device cpu"
             )
         torch.cuda.set_device(here.local_rank)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    store, timeout = meet(device.type), timedelta(seconds=min(patience, LONGEST))
+    backend, later = ("nccl", BEHIND_HOSTS) if device.type == "cuda" else ("gloo", 0.0)
+    store, seconds = meet(device.type), min(patience, LONGEST)
     dist.init_process_group(
-        backend, store=store, rank=here.rank, world_size=here.world, timeout=timeout
-    )
+        backend, store=store, rank=here.rank, world_size=here.world,
+        timeout=timedelta(seconds=seconds + later),
+    )  # fmt: skip
+    presence = Presence(store, here.rank, here.world)
     try:
-        seconds = timedelta(seconds=patience)
-        hosts = dist.new_group(backend="gloo", timeout=seconds) if device.type == "cuda" else None
-        yield Ranks(here.rank, here.world, hosts)
+        timeout = timedelta(seconds=seconds)
+        hosts = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else None
+        yield Ranks(here.rank, here.world, hosts, presence)
     except RankFailed:
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()  # an exchange that no one ends would hold the group open
         raise
     finally:
+        presence.close()
         dist.destroy_process_group()
 
 

@@ -143,3 +143,14 @@ class ProbabilityMemory(Joint):
             self.probs[everyone] = ranks.gathered(self.probs[index])
             self.seen[everyone] = True
         self._written.clear()
+
+
+def sizes_in_words(method: nn.Module) -> list[str]:
+    """A line for each z and P that a method holds."""
+    lines = []
+    for name, letter in (("z", "z"), ("probs", "P")):
+        for buffer in (b for n, b in method.named_buffers() if n.rpartition(".")[2] == name):
+            shape = " × ".join(f"{length:,}" for length in buffer.shape)
+            dtype = str(buffer.dtype).removeprefix("torch.")
+            lines.append(f"{letter}: {shape} in {dtype}, {buffer.nbytes / 1e6:,.1f} MB")
+    return lines

@@ -13,7 +13,16 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # Lowest first. A part may import any part of a lower level, and its own.
 LEVELS = [
-    {"config", "files", "file_kinds", "convolutions", "machine", "torch_internals", "torchrun"},
+    {
+        "config",
+        "files",
+        "file_kinds",
+        "convolutions",
+        "machine",
+        "torch_internals",
+        "torchrun",
+        "presence",
+    },
     {"distributed"},
     {
         "device",

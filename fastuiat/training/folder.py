@@ -79,8 +79,13 @@ def refuse_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose --out") from error
     finally:
         for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+            remove_empty(parent)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove it unless there is something in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def open_folder(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,14 +17,21 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 
-from fastuiat import data, machine, methods
+from fastuiat import data, methods
 from fastuiat.config import UserError
 from fastuiat.device import missing_for_compilation, resolve_device, resolve_precision
 from fastuiat.distributed import ALONE, Ranks
 from fastuiat.evaluation import attacks
+from fastuiat.memory import sizes_in_words
 from fastuiat.models import build_model
 from fastuiat.progress import show_training
 from fastuiat.training import required, starting
+from fastuiat.training.agreement import (
+    refuse_uneven,
+    refuse_unlike_data,
+    refuse_unlike_ranks,
+    refuse_unseen,
+)
 from fastuiat.training.checkpoint import FORMAT, net_of, read
 from fastuiat.training.config import TrainConfig, plain
 from fastuiat.training.folder import (
@@ -39,12 +45,13 @@ from fastuiat.training.folder import (
     refuse_changes,
     refuse_folder,
     refuse_other_mathematics,
+    remove_empty,
     threads_in,
 )
 from fastuiat.training.metrics import cut_back
 from fastuiat.training.run_data import (
-    TrainingData,
     load_part,
+    loader_of,
     refuse_other_data,
     say_what_is_unchecked,
     training_data,
@@ -108,37 +115,6 @@ def evaluation_on(
     return evaluate
 
 
-def refuse_uneven(config: TrainConfig, ranks: Ranks) -> None:
-    """UserError where a batch cannot be cut into parts of one size."""
-    if config.batch_size % (ranks.world * config.accumulate):
-        raise UserError(
-            f"--batch-size {config.batch_size} does not divide by {ranks.world} ranks of "
-            f"{config.accumulate} parts"
-        )
-
-
-def is_mirrored(config: TrainConfig) -> bool:
-    """Whether training images are, as the settings or else the data set have it."""
-    return data.dataset_info(config.dataset).flip if config.flip is None else config.flip
-
-
-def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> data.Loader:
-    """What gives the run its batches."""
-    return data.make_loader(
-        config.loader,
-        own.images,
-        own.labels,
-        own.order,
-        device=device,
-        flip=is_mirrored(config),
-        augment=config.augment,
-        workers=config.workers,
-        cache_dir=config.data_dir,
-        name=config.dataset,
-        source=own.source,
-    )
-
-
 def assemble(
     config: TrainConfig,
     device: torch.device,
@@ -158,7 +134,7 @@ def assemble(
     image_shape = (3, resolution, resolution)
     refuse_uneven(config, ranks)
     starting.refuse_settings(config)
-    net_info = net_info_of(config, info, image_shape)
+    net_info = starting.net_info_of(config, info, image_shape)
     torch.manual_seed(config.seed)
     net = build_model(net_info["arch"], info.num_classes, net_info["activation"])
     with ranks.agreed():
@@ -208,45 +184,11 @@ def assemble(
     )
 
 
-def net_info_of(
-    config: TrainConfig, info: data.DatasetInfo, image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
-    """What a checkpoint says of its net and of the images that it knows."""
-    known = starting.net_info_of(config, info.num_classes, image_shape)
-    known |= {"classes": list(info.classes), "resolution": image_shape[-1]}
-    return known | ({"split_seed": config.seed} if info.is_split_by_seed else {})
-
-
 def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
     """UserError on a checkpoint of another run."""
     known = trainer.net_info
     if state.get("format") != FORMAT or known | net_of(state) != known:
         raise UserError(f"{path} is not of this run: it cannot be resumed from")
-
-
-def refuse_unlike_ranks(config: TrainConfig, trainer: Trainer) -> None:
-    """UserError, before the first step, where a rank would train something else than rank 0."""
-    machine_own = {"workers", "loader", "data_dir"}
-    settings = {k: v for k, v in plain(config).items() if k not in machine_own}
-    trainer.ranks.refuse_differences(
-        {
-            "setting": json.dumps(settings, sort_keys=True),
-            "data": json.dumps(trainer.data, sort_keys=True),
-            "PyTorch": torch.__version__,
-            "fastuiat": machine.versions()["fastuiat"],
-        }
-    )
-
-
-def say_memories(method: methods.Method, say: Say) -> None:
-    """How large z and P are, of a method that has them."""
-    for name in ("z", "probs"):
-        held = [b for n, b in method.named_buffers() if n.rpartition(".")[2] == name]
-        for buffer in held:
-            size = buffer.nbytes / 1e6
-            shape = " × ".join(f"{length:,}" for length in buffer.shape)
-            dtype = str(buffer.dtype).removeprefix("torch.")
-            say(f"{'z' if name == 'z' else 'P'}: {shape} in {dtype}, {size:,.1f} MB")
 
 
 def provide_required(trainer: Trainer, config: TrainConfig, progress: Progress, say: Say) -> None:
@@ -323,6 +265,7 @@ def train(
     """
     config, device, precision, notes = settle(config)
     folder = Path(config.out or default_folder(config))
+    refuse_unlike_ranks(config, ranks)
     with ranks.agreed():
         if ranks.is_first:
             refuse_folder(folder)
@@ -330,16 +273,22 @@ def train(
         for note in notes:
             say(note)
         trainer = assemble(config, device, precision, progress, ranks, say)
-        refuse_unlike_ranks(config, trainer)
+        refuse_unlike_data(trainer.data, ranks)
         say_what_is_unchecked(trainer.data, say)
-        say_memories(trainer.method, say)
+        for line in sizes_in_words(trainer.method):
+            say(line)
         with ranks.agreed():
             required.check(config, trainer.net_info["num_classes"])
             if ranks.is_first:
                 elsewhere = "choose another --out"
+                if not folder.exists():
+                    stack.callback(remove_empty, folder)  # a refusal leaves no trace
                 stack.enter_context(only_writer(folder, advice=elsewhere, say=say))
                 if (folder / "eval").is_dir():  # somebody may be evaluating into it
                     stack.enter_context(only_writer(folder / "eval", advice=elsewhere, say=say))
+        refuse_unseen(folder, ranks)
+        with ranks.agreed():
+            if ranks.is_first:
                 open_folder(folder, config, device, ranks.world, trainer.start)
         trainer.keep_start(say)
         provide_required(trainer, config, progress, say)
@@ -359,7 +308,9 @@ def resume(
 
     `config` is `config_of(folder)`, changed in nothing but what FREE_ON_RESUME names.
     """
-    refuse_changes(plain(config_of(folder)), config)
+    refuse_unlike_ranks(config, ranks)
+    with ranks.agreed():
+        refuse_changes(plain(config_of(folder)), config)
     config = dataclasses.replace(config, out=folder)
     settled, device, precision, _ = settle(config)
     if settled.compile != config.compile:
@@ -377,12 +328,14 @@ def resume(
             stack.enter_context(threads_of(folder, say))
             state = read(last) if last.exists() else None
             match_checkpoint(folder, state, say)
+        refuse_unseen(folder, ranks)
         if change := other_ranks(folder, ranks.world, config):
             say(change)
         trainer = assemble(settled, device, precision, progress, ranks, say, state)
-        refuse_unlike_ranks(settled, trainer)
+        refuse_unlike_data(trainer.data, ranks)
         say_what_is_unchecked(trainer.data, say)
-        say_memories(trainer.method, say)
+        for line in sizes_in_words(trainer.method):
+            say(line)
         if state is not None:
             refuse_foreign(state, last, trainer)
             refuse_other_data(folder, state, trainer.data, say)

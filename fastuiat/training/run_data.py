@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastuiat import data
 from fastuiat.config import UserError
 from fastuiat.data import ImageSet
@@ -103,3 +105,25 @@ def refuse_other_data(
             f"{folder} cannot go on with other data: what is another now is {change}; put back "
             "what it began with, or train anew"
         )
+
+
+def is_mirrored(config: TrainConfig) -> bool:
+    """Whether training images are, as the settings or else the data set have it."""
+    return data.dataset_info(config.dataset).flip if config.flip is None else config.flip
+
+
+def loader_of(own: TrainingData, config: TrainConfig, device: torch.device) -> data.Loader:
+    """What gives the run its batches."""
+    return data.make_loader(
+        config.loader,
+        own.images,
+        own.labels,
+        own.order,
+        device=device,
+        flip=is_mirrored(config),
+        augment=config.augment,
+        workers=config.workers,
+        cache_dir=config.data_dir,
+        name=config.dataset,
+        source=own.source,
+    )

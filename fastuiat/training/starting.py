@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuiat.config import UserError
+from fastuiat.data import DatasetInfo
 from fastuiat.models import build_model
 from fastuiat.models.entries import constants_beside
 from fastuiat.models.heads import head_keys
@@ -55,23 +56,26 @@ def refuse_settings(config: TrainConfig) -> None:
 
 
 def net_info_of(
-    config: TrainConfig, num_classes: int, image_shape: tuple[int, int, int]
+    config: TrainConfig, info: DatasetInfo, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """What checkpoints say of the run's net.
+    """What checkpoints say of the run's net, and of the images that it knows.
 
     UserError on another library's net that does not take images of the shape.
     """
     arch = at_size(config.arch, image_shape[-1])
     activation: str = OWN if is_of_library(arch) else config.activation
     if is_of_library(arch):
-        make = partial(build_model, arch, num_classes)
-        refuse_images(make, arch, num_classes, image_shape)
-    return {
+        make = partial(build_model, arch, info.num_classes)
+        refuse_images(make, arch, info.num_classes, image_shape)
+    known = {
         "arch": arch,
         "activation": activation,
-        "num_classes": num_classes,
+        "num_classes": info.num_classes,
         "dataset": config.dataset,
+        "classes": list(info.classes),
+        "resolution": image_shape[-1],
     }
+    return known | ({"split_seed": config.seed} if info.is_split_by_seed else {})
 
 
 def source_in(file: Path, net_info: dict[str, Any]) -> tuple[Source, str]:

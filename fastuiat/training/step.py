@@ -257,12 +257,14 @@ class TrainingStep:
     def _in_parts(self, batch: Batch) -> StepOutput:
         """The same of a batch that is taken in parts, with those of the other ranks."""
         assert self._parts is not None
+        self._parts.ranks.at_step(self.taken + 1)
         self._parts.begin()
         cuts = cut(batch, self._parts.per_rank)
-        for i, part in enumerate(cuts):
-            out = self._backward(part, self._parts.number(i))
-            self._parts.add(out, last=i + 1 == len(cuts))
-            self.view.shadow.statistics_moved()
+        with self._parts.ranks.watched():  # `sync` exchanges inside forward and backward
+            for i, part in enumerate(cuts):
+                out = self._backward(part, self._parts.number(i))
+                self._parts.add(out, last=i + 1 == len(cuts))
+                self.view.shadow.statistics_moved()
         return self._parts.finish(self.view.gradient_metrics())
 
     def state_dict(self) -> dict[str, Any]:

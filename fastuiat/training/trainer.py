@@ -18,6 +18,7 @@ from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data import Batch, one_ahead
 from fastuiat.distributed import ALONE, Ranks
+from fastuiat.torchrun import RankFailed
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.clock import StepClock, peak_memory_mib
@@ -168,6 +169,9 @@ class Trainer:
                 self.run_epoch(epoch + 1, start)
             if not self.is_finished:
                 self.end_epoch(-(-self.step // self.steps_per_epoch))
+        except RankFailed as lost:
+            lost.asked_to_end = self.stop_signal is not None
+            raise
         finally:
             if self.log:
                 self.log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastuiat.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_parts import free_port
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RUN = [
-    *("--dataset", "digits", "--arch", "wrn-10-1", "--batch-size", "64", "--max-lr", "0.1"),
-    *("--val-size", "64", "--log-every", "2", "--loader", "resident", "--method", "uiat"),
-    *("--steps", "1", "--epochs", "3", "--train-size", "640", "--no-compile"),
+    *("--dataset", "digits", "--arch", "wrn-10-1", "--batch-size", "16", "--max-lr", "0.1"),
+    *("--val-size", "16", "--log-every", "2", "--loader", "resident", "--method", "uiat"),
+    *("--steps", "1", "--epochs", "4", "--train-size", "160", "--no-compile"),
     *("--checkpoint-minutes", "0.0001"),
 ]
-"""30 steps, a checkpoint after each."""
+STEPS = 40
+"""Of a run, with a checkpoint after each."""
 
 
 def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
@@ -56,7 +63,7 @@ def steps_in(run: Path) -> int:
 def wait_for_step(step: int, run: Path, process: subprocess.Popen[str]) -> None:
     while steps_in(run) < step:
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def same(a: object, b: object) -> bool:
@@ -86,6 +93,22 @@ def whole(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+def gone(processes: list[int]) -> None:
+    """Wait until they have ended."""
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def resumed(folder: Path, whole: Path) -> None:
+    """Go on with the run in the folder to its end, which is that of the whole one."""
+    process = start(folder, "fastuiat", "train", "--resume", "run", "--processes", "2")
+    _, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert same(state_of(folder / "run"), state_of(whole))
+
+
 @pytest.mark.parametrize("victim", ["rank 0", "launcher"])
 def test_a_killed_process_and_the_same_bits(tmp_path, whole, victim):
     run = tmp_path / "run"
@@ -97,29 +120,61 @@ def test_a_killed_process_and_the_same_bits(tmp_path, whole, victim):
     os.kill(killed, signal.SIGKILL)
     process.communicate()
     assert process.returncode not in (0, 2)
-    until = time.monotonic() + 60
-    while any(Path(f"/proc/{rank}").exists() for rank in ranks):  # all of them end
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    assert 4 <= steps_in(run) < 30
-    process = start(tmp_path, "fastuiat", "train", "--resume", "run", "--processes", "2")
-    _, complained = process.communicate()
-    assert process.returncode == 0, complained
-    assert same(state_of(run), state_of(whole))
+    gone(ranks)
+    assert 4 <= steps_in(run) < STEPS
+    resumed(tmp_path, whole)
 
 
-def test_restarted_by_torchrun_until_it_ends(tmp_path, whole):
+def test_two_launchers_as_two_machines(tmp_path, whole):
     run = tmp_path / "run"
-    process = start(
-        tmp_path, "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3",
-        "--standalone", "-m", "fastuiat", "train", *RUN, "--out", "run", "--resume-or-start",
-    )  # fmt: skip
-    for step in (3, 12):
+    machines = [
+        start(
+            tmp_path, "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two",
+            "-m", "fastuiat", "train", *RUN, "--out", "run",
+        )
+        for port in [free_port()] * 2
+    ]  # fmt: skip
+    wait_for_step(4, run, machines[0])
+    ranks = [rank for machine in machines for rank in ranks_below(machine)]
+    machines[1].kill()
+    complaints = [machine.communicate(timeout=100)[1] for machine in machines]
+    assert machines[0].returncode not in (0, 2)
+    gone(ranks)
+    assert re.search("fastuiat: (rank [01]|a rank) has ended or hangs", complaints[0])
+    assert 4 <= steps_in(run) < STEPS
+    resumed(tmp_path, whole)
+
+
+def torchrun(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2")
+    return start(cwd, *launcher, "--standalone", *words)
+
+
+def ours(complained: str) -> list[str]:
+    """The lines that are not torchrun's."""
+    return [line for line in complained.splitlines() if line.startswith("fastuiat: ")]
+
+
+def test_torchrun_starts_killed_ranks_again_and_nobody_who_was_stopped(tmp_path, whole):
+    run = tmp_path / "run"
+    words = ("-m", "fastuiat", "train", *RUN, "--out", "run", "--resume-or-start")
+    process = torchrun(tmp_path, *words)
+    for step, signum in ((3, signal.SIGKILL), (12, signal.SIGTERM)):
         wait_for_step(step, run, process)
-        os.kill(ranks_below(process)[1], signal.SIGKILL)
+        os.kill(ranks_below(process)[1], signum)
         time.sleep(1)
-    _, complained = process.communicate()
+    _, complained = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert ours(complained)[-1] == "fastuiat: stopped by SIGTERM, checkpoint saved"
+    stopped_at = steps_in(run)
+    assert 12 <= stopped_at < STEPS
+    process = torchrun(tmp_path, *words)  # a launch of its own
+    wait_for_step(stopped_at + 5, run, process)
+    os.kill(ranks_below(process)[0], signal.SIGKILL)
+    said, complained = process.communicate()
     assert process.returncode == 0, complained
+    assert f"resuming run at step {stopped_at} of {STEPS}" in said
     assert same(state_of(run), state_of(whole))
 
 
@@ -132,12 +187,30 @@ def test_a_requested_stop_is_one_checkpoint_of_all(tmp_path, whole):
     assert process.returncode == 143
     lines = complained.strip().splitlines()
     assert lines == ["fastuiat: stopped by SIGTERM, checkpoint saved"]
-    assert steps_in(run) < 30
+    assert steps_in(run) < STEPS
     process = start(tmp_path, "fastuiat", "train", "--resume", "run", "--processes", "1")
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "the run began with 2 ranks and goes on with 1" in said
-    assert steps_in(run) == 30
+    assert steps_in(run) == STEPS
+
+
+def test_a_rank_that_hangs_within_a_step(tmp_path):
+    run = tmp_path / "run"
+    process = start(
+        tmp_path, "fastuiat", "train", *RUN, "--processes", "2", "--out", "run",
+        "--rank-timeout", "0.05",
+    )  # fmt: skip
+    wait_for_step(3, run, process)
+    stopped = ranks_below(process)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    assert process.stderr
+    line = process.stderr.readline()
+    os.kill(stopped, signal.SIGCONT)  # its launcher ends it, without waiting
+    _, complained = process.communicate(timeout=60)
+    assert process.returncode == 1 and complained == ""
+    step = re.match(r"fastuiat: rank 1 has ended or hangs: it did not come to step (\d+), ", line)
+    assert step and steps_in(run) <= int(step[1]) <= steps_in(run) + 1, line
 
 
 BROKEN = """
@@ -158,31 +231,42 @@ cli.main(sys.argv[1:])
 
 def test_a_rank_with_other_bits_ends_the_run(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
-    process = start(
-        tmp_path, "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "broken.py",
-        "train", *RUN[:-2], "--out", "run",
-    )  # fmt: skip
+    process = torchrun(tmp_path, "broken.py", "train", *RUN[:-2], "--out", "run")
     _, complained = process.communicate()
     assert process.returncode != 0
-    assert "fastuiat: rank 1 has another model at step 4 than rank 0" in complained
+    (line,) = ours(complained)  # of the first attempt: the others leave as it did
+    assert line.startswith("fastuiat: rank 1 has another model at step 4 than rank 0")
     assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_a_batch_that_ranks_do_not_divide(tmp_path):
+    process = start(
+        tmp_path, "fastuiat", "train", *RUN, "--out", "run", "--batch-size", "15",
+        "--processes", "2",
+    )  # fmt: skip
+    _, complained = process.communicate()
+    assert process.returncode == 2, complained
+    (line,) = complained.strip().splitlines()
+    assert "--batch-size 15 does not divide by 2 ranks" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch-size", "63", "--processes", "2"], "--batch-size 63 does not divide by 2 ranks"),
         (["--processes", "0"], "--processes needs a number from 1"),
         (["--processes", "many"], "--processes needs a number from 1"),
-        (["--accumulate", "5"], "--batch-size 64 does not divide into --accumulate 5 parts"),
+        (["--accumulate", "5"], "--batch-size 16 does not divide into --accumulate 5 parts"),
         (["--accumulate", "2", "--batchnorm", "sync"], "leave one of them out"),
         (["--rank-timeout", "-1"], "--rank-timeout needs minutes above 0"),
         (["--resume", "run", "--resume-or-start"], "--resume-or-start goes with --out"),
     ],
 )
-def test_one_line_of_what_cannot_be(tmp_path, words, said):
-    process = start(tmp_path, "fastuiat", "train", *RUN, "--out", "run", *words)
-    _, complained = process.communicate()
-    assert process.returncode == 2, complained
+def test_one_line_of_what_cannot_be(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *RUN, "--out", "run", *words])
+    complained = capsys.readouterr().err
+    assert stop.value.code == 2, complained
     assert said in complained and len(complained.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
