@@ -56,7 +56,9 @@ class Worker:
 
     def __init__(self, task: Task, device: torch.device, ranks: Ranks) -> None:
         self.ranks, self.meter, self.clock = ranks, Meter(device), clock_for(device)
-        self.metered = MeteredRanks(ranks.rank, ranks.world, ranks.hosts, self.meter)
+        self.metered = MeteredRanks(
+            ranks.rank, ranks.world, ranks.hosts, ranks.presence, meter=self.meter
+        )
         self.step = make_step(
             task.case, device, precision=task.precision, compiled=task.compiled, ranks=self.metered
         )
