@@ -12,8 +12,8 @@ from typing import Any
 
 BEAT = 0.5
 """Seconds between two words of a rank."""
-LOOK = 4 * BEAT
-"""Seconds in which a rank that is there is heard, on a loaded machine too."""
+LOOK = 6
+"""Beats of its own for which a rank listens to the others: longer where the machine is loaded."""
 ANSWER = timedelta(seconds=10)
 """How long a store may take that is not gone itself."""
 
@@ -29,16 +29,16 @@ class Presence:
         """That this rank has come to."""
         self._told, self._reader = store.clone(), store.clone()  # the store itself may be waited on
         self._reader.set_timeout(ANSWER)
+        self._beats = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._tell, daemon=True)
         self._thread.start()
 
     def _tell(self) -> None:
-        beat = 0
         try:
             while True:
-                beat += 1
-                self._told.set(f"rank {self.rank} is there", f"{beat} {self.exchanges}")
+                self._beats += 1
+                self._told.set(f"rank {self.rank} is there", f"{self._beats} {self.exchanges}")
                 if self._closed.wait(BEAT):
                     return
         except RuntimeError:  # the store has ended with its process
@@ -54,7 +54,9 @@ class Presence:
         exchanges than this one. The first rank that asks answers for all."""
         try:
             before = self._words()
-            time.sleep(LOOK)
+            until = self._beats + LOOK
+            while self._beats < until and self._thread.is_alive():
+                time.sleep(BEAT / 4)
             now = self._words()
             silent = [r for r in range(self.world) if now[r][0] == before[r][0]]
             late = [r for r in range(self.world) if now[r][1] < self.exchanges]
