@@ -133,8 +133,8 @@ def begun(
     `state`, which is still to be loaded. UserError on a file that is no net of this kind: which
     entries, at most five.
     """
-    if state is not None:
-        return like(net, state["model"]), None
+    if state is not None:  # of a run, or of what is found not to be one later
+        return like(net, state.get("model", {})), None
     if init is None:
         return net, None
     file = locate(init)

@@ -74,7 +74,7 @@ def test_usage_lists_the_suites(fastuiat):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["bench", "stairs"], "unknown suite 'stairs': choose from step, kernels, loader"),
+        (["bench", "stairs"], "unknown suite 'stairs': choose from step, kernels, layers"),
         (["bench", "step", "--arch", "resnet-5"], "unknown net 'resnet-5'"),
         (["bench", "step", "--method", "magic"], "unknown method 'magic'"),
         (["bench", "step", "--batch-size", "0"], "batch-size must be above 0 and finite, got 0"),

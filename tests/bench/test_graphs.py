@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from fastuiat.bench import graphs, suites
+from fastuiat.bench import calls, graphs, suites
 from fastuiat.bench.graphs import Graphs, Pool, make_pool, replayed
 from fastuiat.bench.suites import kernels as suite
 from fastuiat.bench.timing import NO_TIME, OUT_OF_MEMORY, Plan, WallClock
@@ -81,7 +81,7 @@ PLAN = Plan(rounds=3, min_sample_s=1e-3)
 
 def measured(machine, eager, inductor, monkeypatch, plan=PLAN):
     monkeypatch.setattr(suite, "compiled", lambda reference: inductor)
-    monkeypatch.setattr(suite, "peak_memory", lambda device: lambda call: 7)
+    monkeypatch.setattr(calls, "peak_memory", lambda device: lambda call: 7)
     return suite.measure(
         case_of(machine, eager),
         CPU,
