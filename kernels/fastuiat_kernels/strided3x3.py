@@ -247,10 +247,22 @@ def _flops(inputs: Inputs) -> int:
     return 2 * _out_pixels(inputs) * (inputs["packed"].numel() + inputs["packed1"].numel())
 
 
-_SMALL = Size(3, 64, 4, 4, 10, 1)
+_OF_RESNET18 = {
+    f"{channels} at {2 * width}": Size(128, channels, width, width, 10, 1)
+    for channels, width in ((64, 16), (128, 8), (256, 4))
+}
+"""Channels and width of x; each goes by a tile of its own."""
+
+
+def _sizes(channels: int, width: int) -> dict[str, Size]:
+    """Of out, but for the channels, which are those of x."""
+    return layer_sizes(channels, width, Size(3, 64, 4, 4, 10, 1)) | _OF_RESNET18
+
+
 _SAME: dict[str, Any] = {
     "dtypes": DTYPES,
     "launches": 1,
+    "audit_sizes": tuple(_OF_RESNET18),
     "flops": _flops,
     "by_tiles": True,
     "tolerance": Tolerance(rtol=1e-5, atol=1e-4, roundings=1),
@@ -290,17 +302,15 @@ SPEC = KernelSpec(
             pointers=_pointers,
             elements=lambda inputs: 2 * _out_pixels(inputs) * inputs["packed"].shape[1],
             replaces=12,
-            sizes=layer_sizes(64, 16, _SMALL),
+            sizes=_sizes(64, 16),
             **_SAME,
         ),
-        _backward_variant(
-            "strided3x3_backward", masked=False, replaces=9, sizes=layer_sizes(256, 4, _SMALL)
-        ),
+        _backward_variant("strided3x3_backward", masked=False, replaces=9, sizes=_sizes(256, 4)),
         _backward_variant(
             "strided3x3_backward, masked",
             masked=True,
             replaces=12,
-            sizes=layer_sizes(128, 8, _SMALL),
+            sizes=_sizes(128, 8),
         ),
     ),
 )
