@@ -24,7 +24,8 @@ from fastuiat_kernels.residual_blocks import residual_blocks
 from fastuiat_kernels.sign_step import SPEC as _sign_step
 from fastuiat_kernels.sign_step import sign_step
 from fastuiat_kernels.spec import SIZES, KernelSpec, Pointer, Size, Tolerance, Variant
-from fastuiat_kernels.strided3x3 import pack_strided
+from fastuiat_kernels.strided3x3 import SPEC as _strided3x3
+from fastuiat_kernels.strided3x3 import pack_strided, strided3x3, strided3x3_backward
 
 SPECS: tuple[KernelSpec, ...] = (
     _sign_step,
@@ -35,6 +36,7 @@ SPECS: tuple[KernelSpec, ...] = (
     _distill_loss,
     _memory_update,
     _conv3x3,
+    _strided3x3,
 )
 
 __all__ = [
@@ -62,5 +64,7 @@ __all__ = [
     "random_start",
     "residual_blocks",
     "sign_step",
+    "strided3x3",
+    "strided3x3_backward",
     "uniform",
 ]

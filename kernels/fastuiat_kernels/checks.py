@@ -94,6 +94,14 @@ def channels_last(name: str, tensor: Tensor) -> bool:
     raise ValueError(f"{name} must be contiguous or channels-last, got strides {tensor.stride()}")
 
 
+def only_channels_last(**tensors: Tensor) -> None:
+    """Pixel after pixel, each with all of its channels."""
+    if not torch.compiler.is_compiling():
+        for name, tensor in tensors.items():
+            if not tensor.is_contiguous(memory_format=torch.channels_last):
+                raise ValueError(f"{name} must be channels-last, got strides {tensor.stride()}")
+
+
 def contiguous(**tensors: Tensor) -> None:
     """Rows one after the other, as the row kernels read them."""
     if not torch.compiler.is_compiling():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastuiat_kernels import checks
-from fastuiat_kernels.conv3x3_kernel import TAPS, Tile, launch, tile_for
+from fastuiat_kernels.conv3x3_kernel import TAPS, Tile, empty_image, launch, tile_for
 from fastuiat_kernels.launch import takes_tiles
 from fastuiat_kernels.spec import (
     SIZES,
@@ -35,10 +35,10 @@ from fastuiat_kernels.spec import (
     gradients,
 )
 
-_DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """In fp32 at least: sums are rounded once, at the end."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
@@ -49,8 +49,8 @@ def unpacked(packed: Tensor, channels: int) -> Tensor:
 
 
 def _product(x: Tensor, packed: Tensor) -> Tensor:
-    weight = _wide(unpacked(packed, x.shape[1])).contiguous(memory_format=torch.channels_last)
-    return torch.nn.functional.conv2d(_wide(x), weight, padding=1)
+    weight = wide(unpacked(packed, x.shape[1])).contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.conv2d(wide(x), weight, padding=1)
 
 
 def conv3x3_reference(
@@ -64,12 +64,12 @@ def conv3x3_reference(
 ) -> list[Tensor]:
     total = _product(x, packed)
     if shift is not None:
-        total = total + _wide(shift)[:, None, None]
+        total = total + wide(shift)[:, None, None]
     if residual is not None:
-        total = total + _wide(residual)
+        total = total + wide(residual)
     outs = [total.relu() if relu else total]
     if scale is not None and second_shift is not None:
-        scaled = _wide(scale)[:, None, None] * total + _wide(second_shift)[:, None, None]
+        scaled = wide(scale)[:, None, None] * total + wide(second_shift)[:, None, None]
         outs.append(scaled.relu())
     return [out.to(x.dtype).contiguous(memory_format=torch.channels_last) for out in outs]
 
@@ -83,11 +83,11 @@ def conv3x3_backward_reference(
 ) -> Tensor:
     total = _product(grad, packed)
     if residual is not None and both:
-        total = total + _wide(residual)
+        total = total + wide(residual)
     if mask is not None:
         total = torch.where(mask > 0, total, 0.0)
     if residual is not None and not both:
-        total = total + _wide(residual)
+        total = total + wide(residual)
     return total.to(grad.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -104,7 +104,7 @@ def _launch_backward(
 def _takes(x: Tensor, packed: Tensor) -> bool:
     return (
         takes_tiles(x, packed)
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         and packed.dtype == x.dtype
         and x.data_ptr() % 16 == packed.data_ptr() % 16 == 0  # as a descriptor asks
         and tile_for(x.shape[2], x.shape[3], x.shape[1], packed.shape[1]) is not None
@@ -145,8 +145,7 @@ def _(grad, packed, mask, residual, both):  # type: ignore[no-untyped-def]
 
 
 def _like(x: Tensor, filters: int) -> Tensor:
-    batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width, filters)).permute(0, 3, 1, 2)
+    return empty_image(x, filters, *x.shape[2:])
 
 
 def pack_conv3x3(weight: Tensor, *, backward: bool = False) -> Tensor:
@@ -175,17 +174,18 @@ def _checked(name: str, x: Tensor, packed: Tensor, **same: Tensor | None) -> Non
             raise ValueError(f"{other} must be {shape}, got {tuple(tensor.shape)}")
     present = {other: tensor for other, tensor in same.items() if tensor is not None}
     checks.same_device(**{name: x}, packed=packed, **present)
-    if not torch.compiler.is_compiling():
-        for other, tensor in {name: x, **present}.items():
-            if not tensor.is_contiguous(memory_format=torch.channels_last):
-                raise ValueError(f"{other} must be channels-last, got strides {tensor.stride()}")
-        checks.contiguous(packed=packed)
+    checks.only_channels_last(**{name: x}, **present)
+    checks.contiguous(packed=packed)
 
 
-def _per_filter(packed: Tensor, **vectors: Tensor | None) -> None:
+def per_filter(packed: Tensor, **vectors: Tensor | None) -> None:
+    """Each is (K,), or None; ValueError that names one which is not."""
     for name, vector in vectors.items():
-        if vector is not None and vector.shape != packed.shape[1:]:
-            raise ValueError(f"{name} must be ({packed.shape[1]},), got {tuple(vector.shape)}")
+        if vector is not None:
+            if vector.shape != packed.shape[1:]:
+                raise ValueError(f"{name} must be ({packed.shape[1]},), got {tuple(vector.shape)}")
+            checks.same_device(packed=packed, **{name: vector})
+            checks.contiguous(**{name: vector})
 
 
 def conv3x3(
@@ -210,7 +210,7 @@ def conv3x3(
     packed = weight if weight.ndim == 2 else pack_conv3x3(weight)
     scale, second_shift = second or (None, None)
     _checked("x", x, packed, residual=residual)
-    _per_filter(packed, shift=shift, scale=scale, second_shift=second_shift)
+    per_filter(packed, shift=shift, scale=scale, second_shift=second_shift)
     return _given(_conv3x3(x, packed, shift, residual, relu, scale, second_shift))
 
 
@@ -240,7 +240,7 @@ def conv3x3_backward(
     return _conv3x3_backward(grad, packed, mask, residual, masked == "both")
 
 
-def _sizes(channels: int, width: int, small: Size) -> dict[str, Size]:
+def layer_sizes(channels: int, width: int, small: Size) -> dict[str, Size]:
     """A layer of resnet-18, which has as many filters as channels, for bench and the compiler at
     the batches of these names; `small` for the interpreter."""
     batches = {"cifar10": 128, "cifar100": 512, "classes1000": 4096}
@@ -349,7 +349,7 @@ def _backward_variant(name: str, *, both: bool, replaces: int, sizes: dict[str, 
 
 
 _SAME: dict[str, Any] = {
-    "dtypes": _DTYPES,
+    "dtypes": DTYPES,
     "elements": _out_elements,
     "flops": lambda inputs: 2 * inputs["packed"].shape[0] * _out_elements(inputs),
     "by_tiles": True,
@@ -361,15 +361,17 @@ SPEC = KernelSpec(
     "conv(x, w) + shift + residual, then max(·, 0) and a second max(scale·sum + b, 0); the "
     "gradient of x, masked",
     (
-        _variant("conv3x3", "shift", "residual", "relu", replaces=9, sizes=_sizes(64, 32, _SMALL)),
-        _variant("conv3x3, alone", replaces=5, sizes=_sizes(64, 16, Size(1, 64, 8, 8, 10, 1))),
+        _variant(
+            "conv3x3", "shift", "residual", "relu", replaces=9, sizes=layer_sizes(64, 32, _SMALL)
+        ),
+        _variant("conv3x3, alone", replaces=5, sizes=layer_sizes(64, 16, Size(1, 64, 8, 8, 10, 1))),
         _variant(
             "conv3x3, second",
             "shift",
             "residual",
             "second",
             replaces=12,
-            sizes=_sizes(128, 16, _SMALL),
+            sizes=layer_sizes(128, 16, _SMALL),
         ),
         _variant(
             "conv3x3, split",
@@ -377,14 +379,14 @@ SPEC = KernelSpec(
             "residual",
             "relu",
             replaces=9,
-            sizes=_sizes(512, 4, Size(3, 128, 4, 4, 10, 1)),
+            sizes=layer_sizes(512, 4, Size(3, 128, 4, 4, 10, 1)),
             split=_SPLIT,
         ),
         _backward_variant(
-            "conv3x3_backward, both", both=True, replaces=10, sizes=_sizes(256, 8, _SMALL)
+            "conv3x3_backward, both", both=True, replaces=10, sizes=layer_sizes(256, 8, _SMALL)
         ),
         _backward_variant(
-            "conv3x3_backward, product", both=False, replaces=10, sizes=_sizes(512, 4, _SMALL)
+            "conv3x3_backward, product", both=False, replaces=10, sizes=layer_sizes(512, 4, _SMALL)
         ),
     ),
 )

@@ -220,6 +220,11 @@ def _add_parts_kernel(
     )
 
 
+def empty_image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """(B, channels, height, width), channels-last, otherwise as x."""
+    return x.new_empty((x.shape[0], height, width, channels)).permute(0, 3, 1, 2)
+
+
 def launch(
     x: Tensor,
     packed: Tensor,
@@ -239,7 +244,7 @@ def launch(
     filters = packed.shape[1]
     tile = tile or tile_for(height, width, channels, filters)
     assert tile is not None and TAPS * channels // tile.channels % tile.split == 0
-    out = x.new_empty((batch, height, width, filters)).permute(0, 3, 1, 2)
+    out = empty_image(x, filters, height, width)
     second = None if scale is None else torch.empty_like(out)
     pixels, row_tiles = batch * height * width, height // tile.rows
     flags = {

@@ -9,6 +9,7 @@ makes it: a block is two launches forward and two backward, and so is one that s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward
+from fastuiat_kernels.conv3x3_kernel import empty_image
 from fastuiat_kernels.strided3x3 import strided3x3, strided3x3_backward
 
 LAYERS = {1: 2, 2: 3}
@@ -52,12 +54,12 @@ def _relu(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = No
 @_forward.register_fake
 def _(x, strides, weights, backward_weights, shifts):  # type: ignore[no-untyped-def]
     made, layer = [], 0
-    batch, _, height, width = x.shape
+    height, width = x.shape[2:]
     for stride in strides:
         layer += LAYERS[stride]
         height, width = height // stride, width // stride
-        shape = batch, height, width, weights[layer - 1].shape[1]
-        made += [x.new_empty(shape).permute(0, 3, 1, 2) for _ in range(2)]
+        filters = weights[layer - 1].shape[1]
+        made += [empty_image(x, filters, height, width) for _ in range(2)]
     return made
 
 
@@ -80,10 +82,10 @@ def _backward(
 
 @_backward.register_fake
 def _(grad, strides, made, weights):  # type: ignore[no-untyped-def]
-    batch, _, height, width = grad.shape
+    height, width = grad.shape[2:]
     for stride in strides:
         height, width = height * stride, width * stride
-    return grad.new_empty((batch, height, width, weights[0].shape[1])).permute(0, 3, 1, 2)
+    return empty_image(grad, weights[0].shape[1], height, width)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -117,7 +119,7 @@ def residual_blocks(
     direction by `pack_conv3x3`; of one of stride 2 three: that of the first convolution and of the
     shortcut by `pack_strided`, and that of the second. Shifts are (K,), one for each.
     Differentiable in x, once, and in nothing else: the weights are frozen. ValueError on other
-    strides or another number of layers.
+    strides, another number of layers, and sides of x that the strides do not halve evenly.
     """
     if not strides or set(strides) - set(LAYERS):
         raise ValueError(f"strides must be of 1 and 2, at least one, got {list(strides)}")
@@ -126,6 +128,11 @@ def residual_blocks(
         raise ValueError(
             f"blocks of strides {list(strides)} have {wanted} layers, got {len(weights)} weights, "
             f"{len(backward_weights)} backward weights and {len(shifts)} shifts"
+        )
+    halved = math.prod(strides)
+    if x.ndim != 4 or x.shape[2] % halved or x.shape[3] % halved:
+        raise ValueError(
+            f"x must be (B, C, H, W) with sides that {halved} divides, got {tuple(x.shape)}"
         )
     made = _forward(x, list(strides), list(weights), list(backward_weights), list(shifts))
     return made[-1]

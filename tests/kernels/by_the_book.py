@@ -134,3 +134,18 @@ def conv3x3_gradient(grad, weight):
         given = np.tensordot(weight[:, :, dy, dx], grad, (0, 1)).transpose(1, 0, 2, 3)
         padded[:, :, dy : dy + height, dx : dx + width] += given
     return padded[:, :, 1:-1, 1:-1]
+
+
+def strided3x3(x, weight, weight1):
+    """Every second pixel of conv3x3(x, weight), and of the product of channels by weight1."""
+    product = np.tensordot(weight1.astype(float)[:, :, 0, 0], x.astype(float), (1, 1))
+    return conv3x3(x, weight)[:, :, ::2, ::2], product.transpose(1, 0, 2, 3)[:, :, ::2, ::2]
+
+
+def strided3x3_gradient(grad, grad1, weight, weight1):
+    """Of x: the pixels between those of out were taken by nobody."""
+    batch, filters, height, width = grad.shape
+    apart, apart1 = np.zeros((2, batch, filters, 2 * height, 2 * width))
+    apart[:, :, ::2, ::2], apart1[:, :, ::2, ::2] = grad, grad1
+    given = np.tensordot(weight1.astype(float)[:, :, 0, 0], apart1, (0, 1))
+    return conv3x3_gradient(apart, weight) + given.transpose(1, 0, 2, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
@@ -13,6 +14,8 @@ from fastuiat_kernels import SPECS
 CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
+"""The interpreter multiplies the bits of bf16 as if they were integers."""
 VARIANTS = {variant.name: variant for spec in SPECS for variant in spec.variants}
 
 
@@ -68,3 +71,19 @@ def check(variant, inputs):
     for name in variant.mutates:
         same_bits(right[name], left[name])
     return actual[0], right
+
+
+def book(tensor):
+    return tensor.double().numpy()
+
+
+def column(vector):
+    return book(vector)[:, None, None]
+
+
+def once_rounded(actual, expected):
+    """Half a unit in the last place of its dtype, and what a sum in fp32 may be off."""
+    expected = torch.from_numpy(np.ascontiguousarray(expected))
+    half_ulp = 0.501 * torch.finfo(actual.dtype).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=half_ulp, atol=1e-4)
+    assert actual.is_contiguous(memory_format=torch.channels_last)

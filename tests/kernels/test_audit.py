@@ -21,6 +21,7 @@ from fastuiat_kernels.audit import compiling, report, sass
 from fastuiat_kernels.audit.__main__ import main
 from fastuiat_kernels.audit.targets import TARGETS
 from fastuiat_kernels.conv3x3_kernel import Tile
+from fastuiat_kernels.spec import Variant
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,9 @@ def audit(*words: str | Path, root: Path = PACKAGE.parent) -> subprocess.Complet
 
 
 def test_every_kernel_passes_on_three_generations(tmp_path):
-    """What CI holds: sm_80, sm_90 and sm_100, every dtype, every kernel but the convolution's."""
+    """What CI holds: sm_80, sm_90 and sm_100, every dtype, every kernel but the convolutions'."""
     file = tmp_path / "audit.json"
-    kernels = [spec for spec in SPECS if spec.name != "conv3x3"]
+    kernels = [spec for spec in SPECS if not any(v.by_tiles for v in spec.variants)]
     names = [spec.name for spec in kernels]
     done = audit("--target", "sm_80", "sm_90", "sm_100", "--kernel", *names, "--json", file)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -178,6 +179,21 @@ def test_the_convolution_elsewhere():
     assert amd.programs is None and amd.compiled.widths is None
 
 
+def changed(name: str, changes: list[tuple[str, str]], folder: Path):
+    """The file of kernels with other words here and there, as a module."""
+    text = (PACKAGE / name).read_text()
+    for good, bad in changes:
+        assert text.count(good) == 1, good
+        text = text.replace(good, bad)
+    file = folder / "worse.py"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("worse", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["worse"] = module  # where Triton looks for what a kernel names
+    spec.loader.exec_module(module)
+    return module
+
+
 WORSE_CONVOLUTIONS = {
     "operands the other way round, filters backwards": (
         [
@@ -205,16 +221,7 @@ WORSE_CONVOLUTIONS = {
 @pytest.mark.parametrize("name", WORSE_CONVOLUTIONS)
 def test_convolutions_made_worse_fail(name, tmp_path):
     changes, tile, complaints = WORSE_CONVOLUTIONS[name]
-    text = (PACKAGE / "conv3x3_kernel.py").read_text()
-    for good, bad in changes:
-        assert text.count(good) == 1, good
-        text = text.replace(good, bad)
-    file = tmp_path / "worse.py"
-    file.write_text(text)
-    spec = importlib.util.spec_from_file_location("worse", file)
-    worse = importlib.util.module_from_spec(spec)
-    sys.modules["worse"] = worse  # where Triton looks for what a kernel names
-    spec.loader.exec_module(worse)
+    worse = changed("conv3x3_kernel.py", changes, tmp_path)
     variant = dataclasses.replace(
         CONVOLUTIONS["conv3x3, alone"],
         launcher=lambda **inputs: worse.launch(**inputs, tile=tile),
@@ -224,6 +231,56 @@ def test_convolutions_made_worse_fail(name, tmp_path):
     (row,) = report.code_rows(case, variant, torch.bfloat16, ["sm_90"])
     for complaint in complaints:
         assert any(re.search(complaint, failure) for failure in row.failures()), row.failures()
+
+
+STRIDED = {v.name: v for spec in SPECS if spec.name == "strided3x3" for v in spec.variants}
+STRIDED_CASES = [
+    (name, size)
+    for name, variant in STRIDED.items()
+    for size in variant.audit_sizes[-1 if name == "strided3x3_backward" else 0 :]
+]
+
+
+def strided(variant: Variant, size: str, *targets: str) -> list[report.CodeRow]:
+    case = report.Case("strided3x3", variant.name, "bfloat16", size)
+    return report.code_rows(case, variant, torch.bfloat16, targets)
+
+
+@pytest.mark.parametrize(("name", "size"), STRIDED_CASES)
+def test_strided_convolutions_pass_on_hopper(name, size):
+    """By every tile of their table."""
+    (row,) = strided(STRIDED[name], size, "sm_90")
+    assert row.failures() == []
+    assert row.compiled.matrix_instructions > 0 < row.programs
+    assert set(row.compiled.widths) == {p for p in row.declared if not p.endswith("_desc")}
+
+
+def test_strided_convolutions_elsewhere():
+    blackwell, ampere, amd = strided(
+        STRIDED["strided3x3"], "128 at 16", "sm_100", "sm_80", "gfx942"
+    )
+    for row in (blackwell, ampere, amd):
+        assert row.compiled.matrix_instructions > 0 and row.failures() == []
+    assert blackwell.launched and not ampere.launched and not amd.launched
+
+
+def test_strided_convolutions_made_worse_fail(tmp_path):
+    """The operands of the shortcut's product the other way round."""
+    changes = [
+        (
+            "tl.dot(weight1_desc.load([c, k]).T, x.T, total)",
+            "tl.dot(x, weight1_desc.load([c, k]), total)",
+        ),
+        ("    short = total.T + tl", "    short = total + tl"),
+        (
+            "    total = tl.zeros((BLOCK_K, PIXELS), tl.float32)\n    for step in range(0, IN_TAP)",
+            "    total = tl.zeros((PIXELS, BLOCK_K), tl.float32)\n    for step in range(0, IN_TAP)",
+        ),
+    ]
+    worse = changed("strided3x3_kernel.py", changes, tmp_path)
+    variant = dataclasses.replace(STRIDED["strided3x3"], launcher=worse.launch)
+    (row,) = strided(variant, "128 at 16", "sm_90")
+    assert any("operands by registers" in failure for failure in row.failures()), row.failures()
 
 
 def test_parameters_lie_where_the_code_says(monkeypatch):

@@ -128,6 +128,8 @@ BAD = {
     "x must be (B, C, H, W)": lambda: conv3x3(X[0], PACKED),
     "packed must be (36, K) for 4 channels": lambda: conv3x3(X, BACKWARD),
     "shift must be (6,)": lambda: conv3x3(X, PACKED, SHIFT[:5]),
+    "shift must be contiguous": lambda: conv3x3(X, PACKED, normal(6, 2)[:, 0]),
+    "shift is on meta": lambda: conv3x3(X, PACKED, SHIFT.to("meta")),
     "scale must be (6,)": lambda: conv3x3(X, PACKED, second=(SCALE[:5], SHIFT)),
     "residual must be (3, 6, 5, 7)": lambda: conv3x3(X, PACKED, residual=X),
     "x must be channels-last": lambda: conv3x3(X.contiguous(), PACKED),

@@ -213,7 +213,13 @@ def test_deterministic_algorithms():
 # --- the registered operators ---
 
 
-SEEN_ALREADY = ("random_start, normal, contiguous", "conv3x3, alone", "conv3x3, split", "conv3x3")
+SEEN_ALREADY = (
+    "random_start, normal, contiguous",
+    "conv3x3, alone",
+    "conv3x3, split",
+    "conv3x3",
+    "strided3x3_backward",
+)
 """Each of whose arguments another variant of the same operator has as well."""
 
 

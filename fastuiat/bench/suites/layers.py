@@ -24,8 +24,14 @@ from fastuiat.bench.suite import Columns, Done, Measuring, Record, Records, Suit
 from fastuiat.config import positive
 from fastuiat.convolutions import repeatable
 from fastuiat.device import DTYPES, resolve_device
-from fastuiat_kernels import conv3x3, conv3x3_backward, pack_conv3x3, pack_strided
-from fastuiat_kernels.strided3x3 import strided3x3, strided3x3_backward
+from fastuiat_kernels import (
+    conv3x3,
+    conv3x3_backward,
+    pack_conv3x3,
+    pack_strided,
+    strided3x3,
+    strided3x3_backward,
+)
 
 Direction = Literal["forward", "backward"]
 MIN_SAMPLE_S = 5e-3
@@ -87,8 +93,8 @@ class Layer:
             "other": drawn(self.batch, self.filters, out, out),
             "weight": weight,
             "short": short,
-            "packed": pack(weight, backward=backward).contiguous(),
-            "packed_short": pack_strided(short, backward=backward).contiguous(),
+            "packed": pack(weight, backward=backward),
+            "packed_short": pack_strided(short, backward=backward),
             "factor": torch.rand(self.filters, generator=random, device=self.device) + 0.5,
             "shift": torch.randn(self.filters, generator=random, device=self.device),
         }
@@ -184,7 +190,7 @@ def _strided_around_backward(
 
 def _strided_ours(
     x: Tensor, packed: Tensor, packed_short: Tensor, shift: Tensor, **_: Any
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     return strided3x3(x, packed, shift, packed_short, shift)
 
 

@@ -94,3 +94,23 @@ def test_convolution_reads_each_pixel_for_each_tap_that_meets_it(channels, width
         2 * channels * width**2,
     )
     assert counted["weight_desc"] == (2 * 9 * channels**2,) * 2
+
+
+@pytest.mark.parametrize(("channels", "width", "blocks"), [(64, 4, 1), (128, 8, 2)])
+def test_strided_convolutions_read_each_pixel_for_each_tap_that_meets_it(channels, width, blocks):
+    """There and back again: the gradient's four products meet what the convolution met. The
+    shortcut meets each pixel of out once."""
+    size = Size(1, channels, width, width, 10, 1)
+    meetings, pixels = (3 * width - 1) ** 2, width**2
+    counted = {}
+    for name in ("strided3x3", "strided3x3_backward"):
+        inputs = VARIANTS[name].inputs(size, torch.float16, CPU)
+        with watched(lambda launch, run: counted.update(count_launch(launch, run))):
+            VARIANTS[name].launcher(**inputs)
+        filters = 2 * channels
+        assert counted["weight_desc"][1] == 2 * 9 * channels * filters
+        assert counted["weight1_desc"][1] == 2 * channels * filters
+    # A program takes 64 filters, or backward 64 channels, of which there are half as many.
+    assert counted["x_desc"][0] == 2 * channels * (meetings + pixels) * 2 * blocks
+    assert counted["grad_desc"][0] == 2 * filters * meetings * blocks
+    assert counted["grad1_desc"][0] == 2 * filters * pixels * blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -10,18 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from fastuiat_kernels import pack_conv3x3, residual_stage
+from fastuiat_kernels import pack_conv3x3
 from fastuiat_kernels.conv3x3_kernel import TILES, Tile, tile_for
-from fastuiat_kernels.launch import watched
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import by_the_book
-from launching import CPU, DEVICE, INTERPRETED, VARIANTS, check, launcher, same_bits
+from launching import (
+    CPU,
+    HALVES,
+    VARIANTS,
+    book,
+    check,
+    column,
+    launcher,
+    once_rounded,
+    same_bits,
+)
 
 SHAPES = [(1, 64, 64, 32), (1, 64, 128, 16), (3, 64, 128, 8), (5, 128, 128, 4), (9, 64, 64, 4)]
 """Batch, channels, filters, width: more images than a tile holds, and not a multiple of them."""
-DTYPES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
-"""The interpreter multiplies the bits of bf16 as if they were integers."""
 
 
 class Layer:
@@ -42,33 +48,17 @@ class Layer:
         self.shift, self.scale, self.second_shift = torch.randn(3, filters, generator=random)
 
 
-def book(tensor):
-    return tensor.double().numpy()
-
-
-def column(vector):
-    return book(vector)[:, None, None]
-
-
-def once_rounded(actual, expected):
-    """Half a unit in the last place of its dtype, and what a sum in fp32 may be off."""
-    expected = torch.from_numpy(np.ascontiguousarray(expected))
-    half_ulp = 0.501 * torch.finfo(actual.dtype).eps
-    torch.testing.assert_close(actual.double(), expected, rtol=half_ulp, atol=1e-4)
-    assert actual.is_contiguous(memory_format=torch.channels_last)
-
-
 conv = launcher("conv3x3", "launch")
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].by_tiles])
 def test_kernel_is_its_reference(name):
     variant = VARIANTS[name]
-    for dtype in DTYPES:
+    for dtype in HALVES:
         check(variant, variant.inputs(variant.sizes["small"], dtype, CPU))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward(shape, dtype):
     layer = Layer(shape, dtype)
@@ -92,7 +82,7 @@ def test_forward(shape, dtype):
     once_rounded(second, np.maximum(scaled, 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_backward(shape, dtype):
     layer = Layer(shape, dtype)
@@ -186,47 +176,3 @@ def test_every_tile_of_the_table_is_tried():
     tried = {tile_for(width, width, channels, filters) for _, channels, filters, width in SHAPES}
     tried |= {tile_for(width, width, 64, 64) for width in (32, 16, 8, 4)}
     assert tried >= set(TILES.values())
-
-
-@pytest.mark.parametrize("head", [False, True])
-def test_a_stage_in_half_precision(head, monkeypatch):
-    """Launch by launch, against autograd of the same layers in fp64: a few roundings apart."""
-    module = importlib.import_module("fastuiat_kernels.conv3x3")
-    monkeypatch.setattr(module, "takes_tiles", lambda *tensors: True)
-    random = torch.Generator().manual_seed(int(head))
-    layers = 2 + head
-    weights = (torch.randn(layers, 64, 64, 3, 3, generator=random) / 24).half()
-    shifts = torch.randn(layers, 64, generator=random) / 3
-    images = torch.randn(3, 3, 4, 4, 64, generator=random).half().permute(0, 1, 4, 2, 3)
-    leaves = [image.double().requires_grad_() for image in images[: 1 + head]]
-
-    def layer(x, k):
-        product = torch.nn.functional.conv2d(x, weights[k].double(), padding=1)
-        return product + shifts[k].double()[:, None, None]
-
-    x = (layer(leaves[0], 0) + leaves[1]).relu() if head else leaves[0]
-    expected = (layer(layer(x, layers - 2).relu(), layers - 1) + x).relu()
-    wanted = torch.autograd.grad(expected, leaves, images[2].double())
-
-    halves = [image.to(DEVICE).requires_grad_() for image in images[: 1 + head]]
-    packed, backward = (
-        [pack_conv3x3(weight, backward=way).to(DEVICE) for weight in weights]
-        for way in (False, True)
-    )
-    launched = []
-
-    def watcher(launch, run):
-        launched.append(launch.kernel.__name__)
-        run()
-
-    with watched(watcher):
-        residual = halves[1] if head else None
-        out = residual_stage(
-            halves[0], packed, backward, list(shifts.to(DEVICE)), residual=residual
-        )
-        grads = torch.autograd.grad(out, halves, images[2].to(DEVICE))
-    assert launched == ["_conv3x3_kernel"] * 2 * layers
-    for actual, one in zip((out, *grads), (expected, *wanted), strict=True):
-        assert actual.dtype == torch.float16
-        off = (actual.to(CPU).double() - one).norm() / one.norm()
-        assert off < 5e-3, off
