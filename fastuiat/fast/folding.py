@@ -84,6 +84,10 @@ class Folded:
             self.net.set_submodule(norm_name, shift)
             self._layers.append((conv, norm, twin, shift))
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is for images of this size: of any."""
+        return True
+
     def refresh(self, regions: Regions) -> None:
         """Fold the live weights and running statistics as they are now."""
         with torch.no_grad():

@@ -7,6 +7,7 @@ is fused by default: not before `fastuiat bench step --providers fused cudnn` ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,12 +134,16 @@ class Fused:
             pairs.append((block.conv2, block.bn2))
             layers += [Layer(conv, norm, dtype) for conv, norm in pairs]
             strides.append(block.conv1.stride[0])
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.halves = nn.ModuleList(layers), math.prod(strides)
         assert isinstance(self.net.conv1, nn.Conv2d)
         self.net.conv1 = Stem(self.net.conv1)
         setattr(self.net, stages[0], Blocks(strides, layers))
         for stage in stages[1:]:
             setattr(self.net, stage, nn.Identity())
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is for images of this size: those that can be halved as often as it does."""
+        return x.shape[2] % self.halves == x.shape[3] % self.halves == 0
 
     def refresh(self, regions: Regions) -> None:
         """Fold the live weights and running statistics as they are now."""

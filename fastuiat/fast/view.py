@@ -121,12 +121,12 @@ class FrozenNet(nn.Module):
             self._folded.refresh(self._regions)
         self._fold_is_due = False
 
-    @property
-    def _called(self) -> nn.Module:
-        return self._folded.net if self._folded and self.bn == "eval" else self.net
+    def _called(self, x: Tensor) -> nn.Module:
+        folded = self._folded if self.bn == "eval" else None
+        return folded.net if folded and folded.takes(x) else self.net
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self._called(x.to(self.dtype))
+        logits: Tensor = self._called(x)(x.to(self.dtype))
         if self._features is not None:
             self._features.drop()
         return logits
@@ -134,8 +134,8 @@ class FrozenNet(nn.Module):
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K), and features (B, D): the input of the last linear layer."""
         if self._features is not None:
-            return self._called(x.to(self.dtype)), self._features.take()
-        both: tuple[Tensor, Tensor] = self._called(x.to(self.dtype), return_features=True)
+            return self._called(x)(x.to(self.dtype)), self._features.take()
+        both: tuple[Tensor, Tensor] = self._called(x)(x.to(self.dtype), return_features=True)
         return both
 
     def region(self, function: Function) -> Function:

@@ -77,6 +77,16 @@ def test_which_nets_are_fused():
         assert not fused.wanted(relu, cuda, bf16)
 
 
+def test_images_that_cannot_be_halved_so_often(net):
+    """28, 14, 7: by the net as it is written."""
+    live = copy.deepcopy(net).float()
+    with fused.instead(True):
+        view = TrainingView(live, device=CPU, precision="fp32", compiled=False)
+    x = torch.rand(2, 3, 28, 28).to(memory_format=torch.channels_last)
+    with torch.no_grad(), view.frozen() as shadow:
+        assert torch.equal(shadow(x), live(x))
+
+
 def test_eval_mode_alone_goes_by_them(net):
     """Through the view: attacks in eval mode; batch statistics and training as they are written."""
     live = copy.deepcopy(net).float().train()
