@@ -146,12 +146,10 @@ def evaluate_on(
     ranks: Ranks, device: torch.device, options: Any, typed: set[str], settings: dict[str, Any]
 ) -> None:
     """What the options say, shared out over the ranks."""
-    from fastuiat import data
     from fastuiat.evaluation import evaluate as measure
     from fastuiat.evaluation import table
-    from fastuiat.progress import in_lines, show_evaluation
+    from fastuiat.progress import show_evaluation
     from fastuiat.training.checkpoint import open_checkpoint
-    from fastuiat.training.folder import stored_config
 
     output = Output(options)
     with ranks.agreed():
@@ -165,25 +163,7 @@ def evaluate_on(
     if run is None and options.path.is_dir():  # it has lost its config.json
         run = options.path
     folder = options.out or run or options.path.parent
-    data_dir = options.data_dir
-    if data_dir is None:
-        data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
-    how = data.Preparation(
-        resolution=options.resolution or info.get("resolution"),
-        seed=info.get("split_seed", 0),
-        progress=in_lines(output.say),
-        say=output.say,
-    )
-    images = ranks.after_first(
-        lambda: data.load(name, data_dir, "test", unchecked=options.unchecked_data, how=how)
-    )
-    if images.num_classes != info["num_classes"]:
-        raise UserError(
-            f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
-        )
-    refuse_other_order(images, info)
-    if images.fingerprint and images.fingerprint.checked == "unchecked":
-        output.say(f"{name}'s test files are not the published ones: used as they are")
+    images = images_for(options, name, info, run, ranks, output)
     with show_evaluation(output.console) as progress:
         records = measure(
             model,
@@ -204,6 +184,36 @@ def evaluate_on(
     shown = [{k: v for k, v in record.items() if k != "per_sample"} for record in records]
     seed_and_place = f"seed {options.seed}; records: {folder / 'eval'}"
     output.result({"folder": folder / "eval", "records": shown}, table(records), seed_and_place)
+
+
+def images_for(
+    options: Any, name: str, info: dict[str, Any], run: Path | None, ranks: Ranks, output: Output
+) -> ImageSet:
+    """The test images of a data set, as the net knows images; UserError where it does not."""
+    from fastuiat import data
+    from fastuiat.progress import in_lines
+    from fastuiat.training.folder import stored_config
+
+    data_dir = options.data_dir
+    if data_dir is None:
+        data_dir = Path(stored_config(run)["data_dir"]) if run else Path("data")
+    how = data.Preparation(
+        resolution=options.resolution or info.get("resolution"),
+        seed=info.get("split_seed", 0),
+        progress=in_lines(output.say),
+        say=output.say,
+    )
+    images = ranks.after_first(
+        lambda: data.load(name, data_dir, "test", unchecked=options.unchecked_data, how=how)
+    )
+    if images.num_classes != info["num_classes"]:
+        raise UserError(
+            f"{name} has {images.num_classes} classes, {options.path} {info['num_classes']}"
+        )
+    refuse_other_order(images, info)
+    if images.fingerprint and images.fingerprint.checked == "unchecked":
+        output.say(f"{name}'s test files are not the published ones: used as they are")
+    return images
 
 
 def refuse_other_order(images: ImageSet, info: dict[str, Any]) -> None:

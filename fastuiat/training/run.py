@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from fastuiat import data, methods
 from fastuiat.config import UserError
@@ -115,6 +116,16 @@ def evaluation_on(
     return evaluate
 
 
+def first_net(
+    config: TrainConfig, net_info: dict[str, Any], state: dict[str, Any] | None, ranks: Ranks
+) -> tuple[nn.Module, starting.Start | None]:
+    """With the weights of --init or the seed's, and what is said of them."""
+    torch.manual_seed(config.seed)
+    net = build_model(net_info["arch"], net_info["num_classes"], net_info["activation"])
+    with ranks.agreed():
+        return starting.begun(config.init, net, net_info, state)
+
+
 def assemble(
     config: TrainConfig,
     device: torch.device,
@@ -129,21 +140,17 @@ def assemble(
     Rank 0 fetches and prepares; the others find what it made. `state` is the checkpoint that the
     run goes on from, which is not loaded here; without one its weights are those of --init.
     """
-    info = data.dataset_info(config.dataset)
-    resolution = data.resolution_of(info, config.resolution)
-    image_shape = (3, resolution, resolution)
     refuse_uneven(config, ranks)
     starting.refuse_settings(config)
-    net_info = starting.net_info_of(config, info, image_shape)
-    torch.manual_seed(config.seed)
-    net = build_model(net_info["arch"], info.num_classes, net_info["activation"])
-    with ranks.agreed():
-        net, start = starting.begun(config.init, net, net_info, state)
+    info = data.dataset_info(config.dataset)
+    resolution = data.resolution_of(info, config.resolution)
+    net_info = starting.net_info_of(config, info, (3, resolution, resolution))
+    net, start = first_net(config, net_info, state, ranks)
     make_method = functools.partial(
         methods.get(config.method),
         config.settings,
         num_classes=info.num_classes,
-        image_shape=image_shape,
+        image_shape=(3, resolution, resolution),
         epochs=config.epochs,
         seed=config.seed,
     )
@@ -182,6 +189,13 @@ def assemble(
         start=start,
         head_first=starting.head_first(config.freeze_epochs, net, net_info),
     )
+
+
+def say_of_the_run(trainer: Trainer, say: Say) -> None:
+    """What it is good to know before the first step."""
+    say_what_is_unchecked(trainer.data, say)
+    for line in sizes_in_words(trainer.method):
+        say(line)
 
 
 def refuse_foreign(state: dict[str, Any], path: Path, trainer: Trainer) -> None:
@@ -274,9 +288,7 @@ def train(
             say(note)
         trainer = assemble(config, device, precision, progress, ranks, say)
         refuse_unlike_data(trainer.data, ranks)
-        say_what_is_unchecked(trainer.data, say)
-        for line in sizes_in_words(trainer.method):
-            say(line)
+        say_of_the_run(trainer, say)
         with ranks.agreed():
             required.check(config, trainer.net_info["num_classes"])
             if ranks.is_first:
@@ -333,9 +345,7 @@ def resume(
             say(change)
         trainer = assemble(settled, device, precision, progress, ranks, say, state)
         refuse_unlike_data(trainer.data, ranks)
-        say_what_is_unchecked(trainer.data, say)
-        for line in sizes_in_words(trainer.method):
-            say(line)
+        say_of_the_run(trainer, say)
         if state is not None:
             refuse_foreign(state, last, trainer)
             refuse_other_data(folder, state, trainer.data, say)
@@ -348,16 +358,22 @@ def resume(
         refuse_other_mathematics(folder)
         provide_required(trainer, settled, progress, say)
         say(f"resuming {folder} at step {trainer.step} of {trainer.last_step}")
-        offset = 0
-        with ranks.agreed():
-            if ranks.is_first:
-                os.makedirs(folder / "checkpoints", exist_ok=True)
-                offset, note = cut_back(folder, state) if state else (0, None)
-                if note:
-                    say(note)
+        offset = log_until(folder, state, say, ranks)
         trainer.keep_start(say)
         trainer.train(offset)
     return folder
+
+
+def log_until(folder: Path, state: dict[str, Any] | None, say: Say, ranks: Ranks) -> int:
+    """Bytes of the log up to the checkpoint, behind which rank 0 has cut it."""
+    offset = 0
+    with ranks.agreed():
+        if ranks.is_first:
+            os.makedirs(folder / "checkpoints", exist_ok=True)
+            offset, note = cut_back(folder, state) if state else (0, None)
+            if note:
+                say(note)
+    return offset
 
 
 def train_or_resume(

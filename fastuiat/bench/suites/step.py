@@ -3,8 +3,7 @@
 naive: as such code is usually written (bench/baselines.py). tuned-eager: the method's own step,
 eager. fastuiat: the step that `fastuiat train` runs. convolutions: the convolutions and matrix
 products of that step alone, at PyTorch's own kernels: what is left when all else is free. On
-request, fused and cudnn: the step of fastuiat with the frozen net's blocks by either way, of which
-fast/fused.py says which one it takes.
+request, fused and cudnn: fastuiat's with the frozen blocks by either way of fast/fused.py.
 """
 
 from __future__ import annotations
