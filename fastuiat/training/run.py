@@ -272,6 +272,8 @@ def train(
     ...     settings={"attack": {"steps": 1}},
     ... )
     >>> folder = fastuiat.train(config)  # doctest: +ELLIPSIS
+    z: 10 × 3 × 32 × 32 in float32, 0.1 MB
+    P: 1,438 × 10 in float32, 0.1 MB
     epoch   1 ... validation: robust ...
     >>> net, info = fastuiat.load_checkpoint(folder)
     >>> info["dataset"], info["epoch"]

@@ -266,7 +266,7 @@ def test_one_call_at_a_time(out):
     [
         (["--budget", "59"], "--budget 59 is too short"),
         (["--budget", "nan"], "--budget nan is too short"),
-        (["--only", "kernels", "nope"], "unknown stage 'nope': choose from kernels, cuda, step"),
+        (["--only", "kernels", "nope"], "unknown stage 'nope': choose from kernels, cuda, conv"),
         (["--skip", "stairs"], "unknown stage 'stairs'"),
         (["--only", "cuda", "--skip", "cuda"], "--only and --skip leave no stage"),
         ([], "PyTorch sees no CUDA device here"),
