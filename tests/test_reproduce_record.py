@@ -224,6 +224,31 @@ def test_a_record_as_a_table(tmp_path):
     assert table_of(path, "another table") == "Not measured yet.\n"
 
 
+def test_a_run_may_be_measured_in_two_goes(tmp_path):
+    """A line that lacks a column is no finished run, and one that has it takes its place."""
+    path = tmp_path / "runs.jsonl"
+    sat = [run_of("sat", seed, 40 + seed, 30) for seed in (0, 1)]
+    natural_alone = json.loads(sat[1])
+    for part in ("accuracies", "n"):
+        del natural_alone[part]["pgd"]
+    path.write_text(sat[0] + json.dumps(natural_alone) + "\n")
+    assert "| pgd-5/sat | 2 | 40.5 ± 0.7 | 30.0 (1 seed) | – |" in table_of(path, "small")
+    (row,) = rows.rows_of(Options(table="table6", rows=("iat",)))
+    ledger, points = Ledger(path, "table6"), {"natural": 9, "pgd": 7}
+    less = {"accuracies": {"natural": 1.0}, "n": {"natural": 9}, "curve": [], "made": {}}
+    more = less | {"accuracies": {"natural": 1.0, "pgd": 2.0}, "n": points}
+    ledger.add(row, 0, less)
+    assert ledger.find(row, 0, points) is None and ledger.find(row, 0, {"natural": 9}) is not None
+    ledger.add(row, 0, more)
+    ledger.add(row, 0, less)
+    for read in (ledger, Ledger(path, "table6")):
+        line = read.find(row, 0, points)
+        assert line is not None and line["accuracies"]["pgd"] == 2.0
+    assert path.read_text().count('"table6"') == 2
+    with pytest.raises(UserError, match="natural 9, not 8"):
+        ledger.find(row, 0, {"natural": 8, "pgd": 7})
+
+
 def test_a_gain_is_shown_above_twice_its_spread():
     def runs(*values: float) -> dict[int, dict[str, float]]:
         return {seed: {"pgd": value} for seed, value in enumerate(values)}

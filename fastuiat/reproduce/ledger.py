@@ -22,7 +22,7 @@ SETTINGS = (
 NEEDED = ("table", "row", "seed", "settings", "accuracies", "n", "curve", "made")
 Line = dict[str, Any]
 Lines = dict[tuple[str, int], Line]
-"""By row and seed; of two lines of one run the first counts."""
+"""By row and seed; of two lines of one run the one of more columns counts, or else the first."""
 
 
 def settings_of(row: Row) -> dict[str, Any]:
@@ -76,11 +76,13 @@ class Ledger:
             if missing:
                 raise UserError(f"{self.path}, line {number}, is no record of a run")
             if line["table"] == self.table:
-                lines.setdefault((line["row"], line["seed"]), line)
+                known = lines.setdefault((line["row"], line["seed"]), line)
+                if len(line["accuracies"]) > len(known["accuracies"]):
+                    lines[line["row"], line["seed"]] = line
         return lines
 
     def find(self, row: Row, seed: int, points: dict[str, int]) -> Line | None:
-        """The line of a run; UserError where it has other settings, or was measured on others.
+        """The line of a run that has all columns; UserError on other settings or test images.
 
         `points` are the test images of each column.
         """
@@ -88,12 +90,11 @@ class Ledger:
         if line is None:
             return None
         difference = first_difference(line["settings"], settings_of(row))
-        if difference is None and line["n"] != points:
-            difference = first_difference(line["n"], points, "n") or "fewer columns"
+        difference = difference or first_difference(line["n"], points, "n")
         if difference:
             run = f"{row.name}, seed {seed},"
             raise UserError(f"{self.path} has {run} with {difference}: choose another --record")
-        return line
+        return line if points.keys() <= line["accuracies"].keys() else None
 
     def add(self, row: Row, seed: int, content: dict[str, Any]) -> None:
         """Append a run, unless somebody else has, and wait until it is on the disk."""
@@ -105,7 +106,8 @@ class Ledger:
             there = file.read()
             whole = whole_lines(there)
             self.lines = self._parsed(whole)
-            if (row.name, seed) in self.lines:
+            known = self.lines.get((row.name, seed))
+            if known and len(known["accuracies"]) >= len(content["accuracies"]):
                 return
             if whole != there:
                 file.truncate(len(whole))

@@ -32,7 +32,9 @@ def gain(mine: Accuracies, other: Accuracies, column: str) -> str:
 
     Bold where it is shown: above twice the spread, of two seeds or more.
     """
-    both = sorted(mine.keys() & other.keys())
+    both = [
+        s for s in sorted(mine.keys() & other.keys()) if column in mine[s] and column in other[s]
+    ]
     gains = [mine[seed][column] - other[seed][column] for seed in both]
     if not gains:
         return NONE
@@ -55,7 +57,8 @@ def table_of(path: Path, table: str) -> str:
         places[row, seed] = line["made"]["device"], line["made"]["precision"]
     if not rows:
         return "Not measured yet.\n"
-    columns = [c for c in HEADINGS if c in next(iter(lines.values()))["accuracies"]]
+    fullest = max(lines.values(), key=lambda line: len(line["accuracies"]))
+    columns = [c for c in HEADINGS if c in fullest["accuracies"]]
     heads = ["row", "seeds", *(HEADINGS[c] for c in columns), "beside"]
     heads += [f"{HEADINGS[c]}, gain" for c in columns]
     heads += [f"paper: {HEADINGS[c]}" for c in columns]
@@ -63,21 +66,31 @@ def table_of(path: Path, table: str) -> str:
     for row, runs in rows.items():
         cells = [row, str(len(runs))]
         for column in columns:
-            mean, spread = mean_and_spread([run[column] for run in runs.values()])
-            cells.append(cell({"mean": mean, "stdev": spread}, 1))
+            cells.append(
+                measured([run[column] for run in runs.values() if column in run], len(runs))
+            )
         other = baseline_of(row)
         beside = rows.get(other, {}) if other != row else {}
         elsewhere = any(places[row, s] != places[other, s] for s in runs if s in beside)
         cells.append(other + " †" * elsewhere if beside else NONE)
         cells += [gain(runs, beside, column) for column in columns]
         text.append("| " + " | ".join([*cells, *papers(methods[row], columns)]) + " |")
-    points = ", ".join(f"{c} {n}" for c, n in next(iter(lines.values()))["n"].items())
+    points = ", ".join(f"{c} {n}" for c, n in fullest["n"].items())
     said = (
         f"Accuracies in percent, mean ± sample standard deviation over seeds; first test images: "
         f"{points}. A gain is made seed by seed, and bold where it is above twice its spread; "
         "† where both were not trained on one kind of machine in one precision."
     )
     return "\n".join([*text, "", said, *made_on(list(lines.values())), ""])
+
+
+def measured(values: list[float], runs: int) -> str:
+    """Mean and spread; of how many seeds, where it is not of all of them."""
+    if not values:
+        return NONE
+    mean, spread = mean_and_spread(values)
+    seeds = "" if len(values) == runs else f" ({len(values)} seed{'s' * (len(values) > 1)})"
+    return cell({"mean": mean, "stdev": spread}, 1) + seeds
 
 
 def papers(method: str, columns: list[str]) -> list[str]:
