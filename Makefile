@@ -11,16 +11,14 @@ demo: .venv/ready
 	$(BIN)/fastuiat train --method uiat-oneoff --dataset digits --arch wrn-10-1 --epochs 8 --batch-size 64 --max-lr 0.05 --val-size 128 --log-every 5 --no-compile --out runs/demo
 	$(BIN)/fastuiat eval runs/demo --attacks clean pgd cw autoattack --n 24
 
-# One thread in each: small nets gain nothing from a second one. A worker more than there are cores,
-# for tests of processes wait for them: two workers left a sixth of two cores idle.
-WORKERS := $(shell expr $$(nproc) + 1)
-
+# A process per core, one thread in each: small nets gain nothing from a second thread, and the whole
+# nothing from a third worker on two cores.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # Without those marked slow: minutes less, for the time between two edits.
 test-fast: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -163,8 +163,7 @@ JOBS = {"measured": measured, "autoattacked": autoattacked, "slowly": slowly}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["measured", "autoattacked"])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("job", "world"), [("measured", 2), ("measured", 3), ("autoattacked", 3)])
 def test_the_numbers_of_one_process(tmp_path, job, world):
     run_alone(job, tmp_path / "alone")
     (tmp_path / "shared").mkdir()
