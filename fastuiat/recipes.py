@@ -202,11 +202,12 @@ def places_of(cls: Any, path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]
 
 def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     """A layer in a run of another length: its T and T' scaled along where kept, else unset."""
-    settings = {
-        name: max(1, round(value * epochs / begun)) if name.endswith("_epoch") else value
-        for name, value in layer.settings.items()
-        if keep or not name.endswith("_epoch")
-    }
+    settings = {}
+    for name, value in layer.settings.items():
+        if not name.endswith("_epoch"):
+            settings[name] = value
+        elif keep:  # None: by the method's own rule, whatever the length
+            settings[name] = value and max(1, round(value * epochs / begun))
     return dataclasses.replace(layer, settings=settings)
 
 

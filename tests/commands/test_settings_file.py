@@ -76,6 +76,9 @@ def test_a_file_lies_over_its_recipe_and_a_length_scales_both(file):
     assert config.settings.attack.alpha == 1 / 255
     shorter, _ = settings_in(["--config", begun, "--epochs", "6"])
     assert (shorter.epochs, shorter.settings.momentum_epoch) == (6, 3)
+    unsaid = file(json.dumps(plain(recipes.config(method="uiat", dataset="digits", epochs=20))))
+    shorter, _ = settings_in(["--config", unsaid, "--epochs", "6"])
+    assert (shorter.epochs, shorter.settings.momentum_epoch) == (6, None)
     # A file's own length is to the layers beneath it what a flag is.
     for length in ("epochs = 20", ""):
         flags = [] if length else ["--epochs", "20"]
