@@ -22,7 +22,7 @@ STAND_IN = """#!/bin/sh
 case "$3" in
   says) echo "$OMP_NUM_THREADS $5" > "$4";;
   fails) exit 3;;
-  stopped) kill -TERM $$;;
+  stopped) until ls "${4%/*}"/waits-* > /dev/null 2>&1; do sleep 0.02; done; kill -TERM $$;;
   waits) trap 'echo saved > "$4"; exit 143' TERM; touch "$4"; while :; do sleep 0.02; done;;
 esac
 """
