@@ -1,0 +1,1 @@
+"""Tests, and the campaign of faults: `python -m tests.campaign`."""
