@@ -7,10 +7,12 @@ is fused by default: not before `fastuiat bench step --providers fused cudnn` ha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,15 @@ from torch.nn import functional as F
 
 from fastuiat.fast.folding import shared_copy
 from fastuiat.fast.regions import Regions
+from fastuiat.models.preact_resnet import PreActBlock, PreActResNet18
 from fastuiat.models.resnet import BasicBlock, ResNet18
-from fastuiat_kernels import pack_conv3x3, pack_strided, residual_blocks
+from fastuiat_kernels import (
+    pack_conv3x3,
+    pack_strided,
+    preactivation_blocks,
+    residual_blocks,
+)
+from fastuiat_kernels.residual_blocks import LAYERS
 
 FASTER: frozenset[tuple[str, tuple[int, int]]] = frozenset()
 """(net, compute capability) of those of which benchmarks/results has a record that says so."""
@@ -41,9 +50,19 @@ def instead(way: bool) -> Iterator[None]:
         _way.reset(token)
 
 
-def wanted(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+def takes_net(net: nn.Module) -> bool:
+    """Whether there is an operator for its blocks."""
+    if isinstance(net, PreActResNet18):
+        variant = net.variant
+        return net.act is F.relu and variant.final_bn and not variant.raw_shortcut
+    return isinstance(net, ResNet18) and net.act is F.relu
+
+
+def wanted(
+    net: nn.Module, device: torch.device, dtype: torch.dtype
+) -> TypeGuard[ResNet18 | PreActResNet18]:
     """Whether the frozen copy of the net shall be fused."""
-    if not isinstance(net, ResNet18) or net.act is not F.relu:
+    if not takes_net(net):
         return False
     if (way := _way.get()) is not None:
         return way
@@ -52,46 +71,88 @@ def wanted(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
     return (type(net).__name__, torch.cuda.get_device_capability(device)) in FASTER
 
 
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in eval mode multiplies by, and adds then, (C,) each."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
 class Layer(nn.Module):
-    """A convolution and the BatchNorm behind it, folded and packed for both directions."""
+    """A convolution and the BatchNorm behind it, if any, folded and packed for both directions.
+
+    With `before`, the BatchNorm whose activation it takes, the gradient is that of what goes into
+    this one.
+    """
 
     forward_weight: Tensor
     backward_weight: Tensor
     shift: Tensor
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module | None,
+        dtype: torch.dtype,
+        before: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        self.conv, self.norm = conv, norm
+        assert isinstance(conv, nn.Conv2d)
+        self.conv, self.norm, self.before = conv, norm, before
         self._pack = pack_conv3x3 if conv.stride == (1, 1) else pack_strided
         for name, backward in (("forward_weight", False), ("backward_weight", True)):
             packed = self._pack(conv.weight.detach(), backward=backward)
             self.register_buffer(name, torch.empty_like(packed, dtype=dtype).contiguous())
-        self.register_buffer("shift", torch.empty_like(norm.bias))
+        self.register_buffer("shift", conv.weight.new_zeros(conv.out_channels))
 
     def fold(self) -> None:
         """Of the weights and running statistics as they are now, in their dtype, rounded once."""
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.conv.weight * factor[:, None, None, None]
+        weight = self.conv.weight
+        if self.norm is not None:
+            scale, shift = scale_and_shift(self.norm)
+            weight = weight * scale[:, None, None, None]
+            self.shift.copy_(shift)
         self.forward_weight.copy_(self._pack(weight))
+        if self.before is not None:
+            weight = weight * scale_and_shift(self.before)[0][None, :, None, None]
         self.backward_weight.copy_(self._pack(weight, backward=True))
-        self.shift.copy_(norm.bias - norm.running_mean * factor)
 
 
-def fold(layers: nn.ModuleList) -> Tensor:
+class Activation(nn.Module):
+    """A BatchNorm in eval mode and ReLU, where a pre-activation net has them."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.Module | None) -> None:
+        super().__init__()
+        assert isinstance(norm, nn.BatchNorm2d)
+        self.norm = norm
+        self.register_buffer("scale", torch.empty_like(norm.weight))
+        self.register_buffer("shift", torch.empty_like(norm.bias))
+
+    def fold(self) -> None:
+        scale, shift = scale_and_shift(self.norm)
+        self.scale.copy_(scale)
+        self.shift.copy_(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale[:, None, None] + self.shift[:, None, None]).relu().to(x.dtype)
+
+
+def fold(parts: nn.ModuleList) -> Tensor:
     """All of them; what comes back says where it was done."""
-    for layer in layers:
-        assert isinstance(layer, Layer)
-        layer.fold()
-    first = layers[0]
+    for part in parts:
+        assert isinstance(part, Layer | Activation)
+        part.fold()
+    first = parts[0]
     assert isinstance(first, Layer)
     return first.shift.sum()
 
 
 class Blocks(nn.Module):
-    """All blocks of a frozen net."""
+    """All blocks of a frozen net that activates behind its shortcuts."""
 
     def __init__(self, strides: list[int], layers: list[Layer]) -> None:
         super().__init__()
@@ -102,6 +163,36 @@ class Blocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return residual_blocks(x, self.strides, self.weights, self.backward_weights, self.shifts)
+
+
+class PreActBlocks(nn.Module):
+    """All blocks of a frozen pre-activation net, and the activation behind them."""
+
+    def __init__(self, strides: list[int], layers: list[Layer], active: list[Activation]) -> None:
+        super().__init__()
+        self.strides = strides
+        self.weights = [layer.forward_weight for layer in layers]
+        self.backward_weights = [layer.backward_weight for layer in layers]
+        # A block's last convolution adds none: its sum goes on as it is.
+        last = set(itertools.accumulate(LAYERS[stride] for stride in strides))
+        self.shifts = [layer.shift for k, layer in enumerate(layers, 1) if k not in last]
+        self.first = [active[0]]  # in a list: a part of another module already
+        self.scales = [one.scale for one in active[1:]]
+        self.next_shifts = [one.shift for one in active[1:]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            active = self.first[0](x)
+        return preactivation_blocks(
+            x,
+            active,
+            self.strides,
+            self.weights,
+            self.backward_weights,
+            self.shifts,
+            self.scales,
+            self.next_shifts,
+        )
 
 
 class Stem(nn.Module):
@@ -116,36 +207,60 @@ class Stem(nn.Module):
         return F.conv2d(F.pad(x, more), F.pad(self.conv.weight, more), padding=1)
 
 
+STAGES = tuple(f"layer{number}" for number in range(1, 5))
+
+
+def blocks_of(net: ResNet18 | PreActResNet18) -> list[Any]:
+    """All of one kind, BasicBlock or PreActBlock."""
+    return [block for stage in STAGES for block in getattr(net, stage)]
+
+
+def layers_of(block: BasicBlock | PreActBlock, dtype: torch.dtype) -> list[Layer]:
+    """Its convolutions as the operators want them: the shortcut's between the two others."""
+    if isinstance(block, BasicBlock):
+        before, behind_first, behind_second = None, block.bn1, block.bn2
+    else:
+        before, behind_first, behind_second = block.bn1, block.bn2, None
+    shortcut = [] if block.shortcut is None else list(block.shortcut.children())
+    layers = [Layer(block.conv1, behind_first, dtype, before)]
+    if shortcut:
+        norm = shortcut[1] if len(shortcut) > 1 else None
+        layers.append(Layer(shortcut[0], norm, dtype, before))
+    return [*layers, Layer(block.conv2, behind_second, dtype)]
+
+
 class Fused:
     """`net`, a copy of `frozen` with its blocks in one; the rest is shared with it.
 
     The factors come from `live`, in its dtype, at each `refresh`.
     """
 
-    def __init__(self, live: ResNet18, frozen: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, live: ResNet18 | PreActResNet18, frozen: nn.Module, dtype: torch.dtype
+    ) -> None:
         self.net = shared_copy(frozen)
-        strides, layers = [], []
-        stages = [f"layer{number}" for number in range(1, 5)]
-        for block in (block for stage in stages for block in getattr(live, stage)):
-            assert isinstance(block, BasicBlock)
-            pairs: list[tuple[nn.Module, nn.Module]] = [(block.conv1, block.bn1)]
-            if len(block.shortcut):
-                pairs.append((block.shortcut[0], block.shortcut[1]))
-            pairs.append((block.conv2, block.bn2))
-            layers += [Layer(conv, norm, dtype) for conv, norm in pairs]
-            strides.append(block.conv1.stride[0])
-        self.layers, self.halves = nn.ModuleList(layers), math.prod(strides)
+        blocks = blocks_of(live)
+        strides = [block.conv1.stride[0] for block in blocks]
+        layers = [layer for block in blocks for layer in layers_of(block, dtype)]
+        active: list[Activation] = []
+        if isinstance(live, PreActResNet18):
+            active = [Activation(norm) for norm in (*(block.bn1 for block in blocks), live.bn)]
+            fused: nn.Module = PreActBlocks(strides, layers, active)
+            setattr(self.net, "bn", None)  # noqa: B010  # the blocks end with it
+        else:
+            fused = Blocks(strides, layers)
+        self.parts, self.halves = nn.ModuleList([*layers, *active]), math.prod(strides)
         assert isinstance(self.net.conv1, nn.Conv2d)
         self.net.conv1 = Stem(self.net.conv1)
-        setattr(self.net, stages[0], Blocks(strides, layers))
-        for stage in stages[1:]:
+        setattr(self.net, STAGES[0], fused)
+        for stage in STAGES[1:]:
             setattr(self.net, stage, nn.Identity())
 
     def takes(self, x: Tensor) -> bool:
         """Whether it is for images of this size: those that can be halved as often as it does."""
-        return x.shape[2] % self.halves == x.shape[3] % self.halves == 0
+        return all(side % self.halves == 0 for side in x.shape[2:])
 
     def refresh(self, regions: Regions) -> None:
         """Fold the live weights and running statistics as they are now."""
         with torch.no_grad():
-            regions(fold, "fold")(self.layers)
+            regions(fold, "fold")(self.parts)

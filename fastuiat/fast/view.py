@@ -19,7 +19,6 @@ from fastuiat.fast.synced import is_synced
 from fastuiat.fast.torch_internals import foreach_copy_
 from fastuiat.models import Classifier
 from fastuiat.models.normalised import NormalisedClassifier
-from fastuiat.models.resnet import ResNet18
 from fastuiat.network import (
     BatchNormMode,
     Features,
@@ -74,7 +73,7 @@ class FrozenNet(nn.Module):
         has_features = not offers_features(live) and last_linear(live) is not None
         self._features = Features(self.net) if has_features else None
         self._folded: Folded | Fused | None = None
-        if isinstance(live, ResNet18) and fused.wanted(live, device, dtype):
+        if fused.wanted(live, device, dtype):
             self._folded = Fused(live, self.net, dtype)
         elif isinstance(live, Classifier) and folding_pays(device, dtype, regions):
             self._folded = Folded(live, self.net)

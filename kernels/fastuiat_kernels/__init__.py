@@ -18,6 +18,7 @@ from fastuiat_kernels.distill_loss import distill_loss
 from fastuiat_kernels.memory_update import SPEC as _memory_update
 from fastuiat_kernels.memory_update import memory_update
 from fastuiat_kernels.philox import Noise, noise_key, philox_uint32, uniform
+from fastuiat_kernels.preactivation_blocks import preactivation_blocks
 from fastuiat_kernels.random_start import SPEC as _random_start
 from fastuiat_kernels.random_start import random_start
 from fastuiat_kernels.residual_blocks import residual_blocks
@@ -61,6 +62,7 @@ __all__ = [
     "pack_conv3x3",
     "pack_strided",
     "philox_uint32",
+    "preactivation_blocks",
     "random_start",
     "residual_blocks",
     "sign_step",

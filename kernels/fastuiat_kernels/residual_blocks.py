@@ -121,18 +121,27 @@ def residual_blocks(
     Differentiable in x, once, and in nothing else: the weights are frozen. ValueError on other
     strides, another number of layers, and sides of x that the strides do not halve evenly.
     """
+    check_blocks(x, strides, weights, backward_weights)
+    if len(shifts) != len(weights):
+        raise ValueError(f"{len(weights)} layers have as many shifts, got {len(shifts)}")
+    made = _forward(x, list(strides), list(weights), list(backward_weights), list(shifts))
+    return made[-1]
+
+
+def check_blocks(
+    x: Tensor, strides: Sequence[int], weights: Sequence[Tensor], backward: Sequence[Tensor]
+) -> None:
+    """ValueError where these cannot be an image, its blocks and their weights."""
     if not strides or set(strides) - set(LAYERS):
         raise ValueError(f"strides must be of 1 and 2, at least one, got {list(strides)}")
     wanted = sum(LAYERS[stride] for stride in strides)
-    if not len(weights) == len(backward_weights) == len(shifts) == wanted:
+    if not len(weights) == len(backward) == wanted:
         raise ValueError(
-            f"blocks of strides {list(strides)} have {wanted} layers, got {len(weights)} weights, "
-            f"{len(backward_weights)} backward weights and {len(shifts)} shifts"
+            f"blocks of strides {list(strides)} have {wanted} layers, got {len(weights)} weights "
+            f"and {len(backward)} backward weights"
         )
     halved = math.prod(strides)
     if x.ndim != 4 or x.shape[2] % halved or x.shape[3] % halved:
         raise ValueError(
             f"x must be (B, C, H, W) with sides that {halved} divides, got {tuple(x.shape)}"
         )
-    made = _forward(x, list(strides), list(weights), list(backward_weights), list(shifts))
-    return made[-1]

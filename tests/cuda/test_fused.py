@@ -20,10 +20,10 @@ from fastuiat.models import build_model
 CUDA = torch.device("cuda")
 
 
-def trained_a_little():
+def trained_a_little(arch):
     """A net whose statistics are those of images."""
     torch.manual_seed(0)
-    net = build_model("resnet-18").to(CUDA, memory_format=torch.channels_last).train()
+    net = build_model(arch).to(CUDA, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
     for step in range(30):
         x, y = batch(64, step)
@@ -51,8 +51,9 @@ def loss_and_gradient(net, x, y):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_attack_is_weakened_no_more_than_by_half_precision_itself(precision):
-    net, (x, y) = trained_a_little(), batch(97, 1000)
+@pytest.mark.parametrize("arch", ["resnet-18", "prn-18"])
+def test_the_attack_is_weakened_no_more_than_by_half_precision_itself(arch, precision):
+    net, (x, y) = trained_a_little(arch), batch(97, 1000)
 
     def by(precision, way):
         with fused.instead(way):

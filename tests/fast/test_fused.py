@@ -12,20 +12,32 @@ from fastuiat.fast import fused
 from fastuiat.fast.fused import Fused
 from fastuiat.fast.regions import Regions
 from fastuiat.fast.view import TrainingView
+from fastuiat.models.preact_resnet import PreActResNet18, Variant
 
 CPU = torch.device("cpu")
 EAGER = Regions(compiled=False)
 
 
-@pytest.fixture(scope="module")
-def net():
+NETS = {
+    "resnet-18": lambda: fastuiat.build_model("resnet-18"),
+    "prn-18": lambda: fastuiat.build_model("prn-18"),
+    "BatchNorm in its shortcuts": lambda: PreActResNet18(variant=Variant(shortcut_bn=True)),
+}
+
+
+def born(name):
     """In fp64, with statistics that are not those it was born with."""
     torch.manual_seed(0)
-    net = fastuiat.build_model("resnet-18").double().train()
+    net = NETS[name]().double().train()
     with torch.no_grad():
         for _ in range(2):
-            net(torch.rand(4, 3, 32, 32).double())
+            net(torch.rand(4, 3, 16, 16).double())
     return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net():
+    return born("resnet-18")
 
 
 def frozen(net):
@@ -39,42 +51,48 @@ def gradient(net, x, out):
     return logits, features, torch.autograd.grad((logits * out).sum() + features.sum(), x)[0]
 
 
-@pytest.mark.parametrize(("batch", "size"), [(3, 32), (2, 48)])
-def test_logits_features_and_gradient(net, batch, size):
+@pytest.mark.parametrize("name", NETS)
+def test_logits_features_and_gradient(name):
+    net = born(name)
     blocks = Fused(net, frozen(net), torch.float64)
     blocks.refresh(EAGER)
     g = torch.Generator().manual_seed(1)
-    x = torch.rand(batch, 3, size, size, generator=g).double()
+    x = torch.rand(3, 3, 24, 16, generator=g).double()
     x = x.to(memory_format=torch.channels_last)
-    out = torch.randn(batch, 10, generator=g).double()
+    out = torch.randn(3, 10, generator=g).double()
     for ours, written in zip(gradient(blocks.net, x, out), gradient(net, x, out), strict=True):
         torch.testing.assert_close(ours, written, rtol=1e-9, atol=1e-12)
 
 
-def test_a_refresh_follows_weights_and_statistics(net):
-    live = copy.deepcopy(net)
+@pytest.mark.parametrize("name", ["resnet-18", "prn-18"])
+def test_a_refresh_follows_weights_and_statistics(name):
+    live = born(name)
     blocks = Fused(live, frozen(live), torch.float64)
     with torch.no_grad():
         for name, value in live.state_dict().items():
-            if value.is_floating_point() and name.startswith("layer"):
+            if value.is_floating_point() and name.startswith(("layer", "bn.")):
                 value.mul_(1.1)
     blocks.refresh(EAGER)
-    x = torch.rand(2, 3, 32, 32).double().to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 16, 16).double().to(memory_format=torch.channels_last)
     torch.testing.assert_close(blocks.net(x), live(x), rtol=1e-9, atol=1e-12)
 
 
-def test_which_nets_are_fused():
+@pytest.mark.parametrize("name", ["resnet-18", "prn-18"])
+def test_which_nets_are_fused(name):
     bf16, cuda = torch.bfloat16, torch.device("cuda")
-    relu, silu, wide = (
-        fastuiat.build_model(name, activation=act)
-        for name, act in (("resnet-18", "relu"), ("resnet-18", "silu"), ("wrn-10-1", "relu"))
-    )
+    relu, silu = (fastuiat.build_model(name, activation=act) for act in ("relu", "silu"))
     assert not fused.wanted(relu, CPU, bf16) and not fused.wanted(relu, cuda, torch.float32)
     with fused.instead(True):
-        assert fused.wanted(relu, CPU, bf16)
-        assert not fused.wanted(silu, CPU, bf16) and not fused.wanted(wide, CPU, bf16)
+        assert fused.wanted(relu, CPU, bf16) and not fused.wanted(silu, CPU, bf16)
     with fused.instead(False):
         assert not fused.wanted(relu, cuda, bf16)
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "prn-18-v1", "prn-18-v1-bn"])
+def test_which_are_not(name):
+    """Shortcuts that take a block's input as it is; other widths."""
+    with fused.instead(True):
+        assert not fused.wanted(fastuiat.build_model(name), CPU, torch.bfloat16)
 
 
 def test_images_that_cannot_be_halved_so_often(net):
@@ -92,7 +110,7 @@ def test_eval_mode_alone_goes_by_them(net):
     live = copy.deepcopy(net).float().train()
     with fused.instead(True):
         view = TrainingView(live, device=CPU, precision="fp32", compiled=False)
-    x = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 16, 16).to(memory_format=torch.channels_last)
     calls = []
     with torch.no_grad():
         for bn in ("eval", "batch"):

@@ -149,12 +149,12 @@ def parts(x=TWO.x, strides=(1, 2), packed=TWO.packed, backward=TWO.backward, shi
 BAD = {
     "strides must be of 1 and 2, at least one, got []": lambda: parts(strides=[]),
     "strides must be of 1 and 2, at least one, got [3]": lambda: parts(strides=[3]),
-    "strides [1, 2] have 5 layers, got 4 weights, 5 backward weights": lambda: parts(
+    "strides [1, 2] have 5 layers, got 4 weights and 5 backward weights": lambda: parts(
         packed=TWO.packed[:4]
     ),
     "strides [1] have 2 layers, got 5 weights": lambda: parts(strides=[1]),
-    "got 5 weights, 2 backward weights": lambda: parts(backward=ONE.backward),
-    "5 backward weights and 1 shifts": lambda: parts(shifts=TWO.shifts[:1]),
+    "got 5 weights and 2 backward weights": lambda: parts(backward=ONE.backward),
+    "5 layers have as many shifts, got 1": lambda: parts(shifts=TWO.shifts[:1]),
     "x must be (B, C, H, W)": lambda: parts(TWO.x[0]),
     "x must be channels-last": lambda: parts(TWO.x.contiguous()),
     "with sides that 2 divides, got (3, 4, 7, 4)": lambda: parts(Blocks([1], shape=(3, 7, 4)).x),

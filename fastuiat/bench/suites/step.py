@@ -41,6 +41,7 @@ from fastuiat.bench.workload import (
     Case,
     Phase,
     floor_inventory,
+    make_net,
     naive_inventory,
     naive_training_step,
     pass_flops,
@@ -49,7 +50,7 @@ from fastuiat.bench.workload import (
 )
 from fastuiat.config import UserError, positive
 from fastuiat.data import refuse_resolution
-from fastuiat.fast.fused import instead
+from fastuiat.fast.fused import instead, takes_net
 from fastuiat.models import build_model
 
 Way = Literal["naive", "tuned-eager", "fastuiat", "convolutions", "fused", "cudnn"]
@@ -104,6 +105,8 @@ class StepProviders:
         return step
 
     def by_way(self, name: str, *, fused: bool) -> Call:
+        if fused and not takes_net(make_net(self.case, torch.device("meta"))):
+            raise UserError(f"no operator takes the blocks of {self.case.arch}")
         with instead(fused):
             return self.ours(name, compiled=self.setting.compiled)
 

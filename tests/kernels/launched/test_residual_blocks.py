@@ -1,4 +1,4 @@
-"""Residual blocks in half precision, launch by launch."""
+"""Residual blocks of either kind in half precision, launch by launch."""
 
 from __future__ import annotations
 
@@ -95,3 +95,54 @@ def test_blocks_in_half_precision(strides, there, back, monkeypatch):
         assert ours.dtype == torch.float16
         off = (ours.to(CPU).double() - exact).norm() / exact.norm()
         assert off < 1e-3, off
+
+
+def test_preactivation_blocks_in_half_precision(monkeypatch):
+    """Against the same operator in fp64 by the references, the gradient with the same masks."""
+    for name in ("conv3x3", "strided3x3"):
+        monkeypatch.setattr(module(name), "takes_tiles", lambda *tensors: True)
+    random = torch.Generator().manual_seed(5)
+    strides = [1, 2]
+    given = layers(strides, random)
+    packs = [pack_conv3x3 if stride == 1 else pack_strided for *_, stride in given]
+    forward, backward = (
+        [pack(weight, backward=way) for pack, (weight, *_) in zip(packs, given, strict=True)]
+        for way in (False, True)
+    )
+    shifts = [given[k][1] for k in (0, 2, 3)]
+    scales = [torch.randn(n, generator=random) for n in (64, 128)]
+    next_shifts = [torch.randn(n, generator=random) / 3 for n in (64, 128)]
+    image = torch.randn(3, 8, 8, 64, generator=random).half().permute(0, 3, 1, 2)
+    lists = (forward, backward, shifts, scales, next_shifts)
+
+    def arguments(to):
+        moved = ([to(tensor) for tensor in tensors] for tensors in lists)
+        return to(image), to(image.relu()), strides, *moved
+
+    launched = []
+
+    def watcher(launch, run):
+        launched.append(launch.kernel.__name__)
+        run()
+
+    operator = torch.ops.fastuiat.preactivation_blocks
+    with watched(watcher):
+        made = operator(*arguments(lambda tensor: tensor.to(DEVICE)))
+        grad = torch.randn(made[-1].shape, generator=random).half()
+        grad = grad.to(memory_format=torch.channels_last)
+        back = torch.ops.fastuiat.preactivation_blocks_backward
+        actual = back(
+            grad.to(DEVICE),
+            strides,
+            image.relu().to(DEVICE),
+            made,
+            [weight.to(DEVICE) for weight in backward],
+        )
+    assert launched == [CONV, CONV, STRIDED, CONV] + [CONV, STRIDED_BACK, CONV, CONV]
+    exact = operator(*arguments(torch.Tensor.double))
+    masks = [tensor.to(CPU).double() for tensor in made]
+    doubled = [weight.double() for weight in backward]
+    wanted = back(grad.double(), strides, image.relu().double(), masks, doubled)
+    for ours, right in ((made[-1], exact[-1]), (actual, wanted)):
+        assert ours.dtype == torch.float16
+        assert (ours.to(CPU).double() - right).norm() < 1e-3 * right.norm()
