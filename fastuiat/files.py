@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from fastuiat import sealed
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -59,8 +60,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n"))
+    """`value` as indented JSON, with its checksum."""
+    write_bytes(path, sealed.document(value))
+
+
+def json_in(path: Path) -> Any:
+    """What a file of JSON says; OSError, or ValueError where it is none or is damaged."""
+    return sealed.unsealed(path.read_bytes())
 
 
 def sha256_of(path: Path) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from fastuiat.config import UserError
 from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
 from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
 from fastuiat.fast.torch_internals import say_once
-from fastuiat.files import locked, sha256_of, write_atomically, write_json
+from fastuiat.files import json_in, locked, sha256_of, write_atomically, write_json
 
 FORMAT_NAMES = (
     "ALLOC_TABLE_TYPE",
@@ -86,7 +85,7 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
     """
     again = f"delete {path} and it is prepared again"
     try:
-        written = json.loads(_sidecar(path).read_text())
+        written = json_in(_sidecar(path))
         fits = expected is None or written["fingerprint"] == expected
         whole = written["bytes"] == path.stat().st_size
         whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
 import os
 import zlib
 from array import array
@@ -16,12 +15,13 @@ from typing import IO, Any, Literal, cast
 
 import numpy as np
 
+from fastuiat import sealed
 from fastuiat.config import UserError, legible
 from fastuiat.data.beton_file import JPEG, PAGE, RAW, BetonImages, finish, first_page_of, write_at
 from fastuiat.data.fingerprint import LARGE, Fingerprint, fingerprint_of, sample_sum
 from fastuiat.data.picture_workers import PictureWorkers
 from fastuiat.data.pictures import Answer, Request
-from fastuiat.files import locked, sha256_of, write_json
+from fastuiat.files import json_in, locked, sha256_of, write_json
 
 RAW_UP_TO = 64
 """Pixels a side: larger squares are stored as JPEG, unless they are to be raw."""
@@ -153,7 +153,7 @@ def _is_ready(path: Path, store: str | None) -> bool:
 def _told(path: Path) -> dict[str, Any]:
     """What the file beside a .beton says; nothing where it says nothing sensible."""
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        told = json_in(path.with_suffix(".json"))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
@@ -237,7 +237,7 @@ class _Writer:
         end = 0
         for line in journal:
             try:
-                entry = json.loads(line)
+                entry = sealed.unsealed(line)
                 places, at = self._places_of(entry["sizes"])
                 found = _crc_of(file, places, entry["sizes"])
                 if found != entry["crc"] or not line.endswith(b"\n"):
@@ -268,8 +268,7 @@ class _Writer:
                 for place, content in zip(places, contents, strict=True):
                     write_at(file, content, place)
                     crc = zlib.crc32(content, crc)
-                line = json.dumps({"sizes": sizes, "broken": broken, "crc": crc})
-                journal.write(line.encode() + b"\n")
+                journal.write(sealed.line({"sizes": sizes, "broken": broken, "crc": crc}))
                 journal.flush()
                 self._take_over(places, sizes, broken, at)
                 if self.how.progress:
