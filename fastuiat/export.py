@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastuiat import sealed_tensors
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import same_weights
 from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
@@ -65,7 +66,7 @@ def description(info: dict[str, Any]) -> dict[str, str]:
 
 def safetensors_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
-    return safetensors.torch.save(state, description(info))
+    return sealed_tensors.sealed(safetensors.torch.save(state, description(info)))
 
 
 def onnx_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:

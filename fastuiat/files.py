@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -64,9 +65,18 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, sealed.document(value))
 
 
+MOST_JSON = 256 << 20
+"""Bytes of a document: a record of a million images has a few."""
+
+
 def json_in(path: Path) -> Any:
     """What a file of JSON says; OSError, or ValueError where it is none or is damaged."""
-    return sealed.unsealed(path.read_bytes())
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no plain file")
+        if len(content := file.read(MOST_JSON + 1)) > MOST_JSON:
+            raise ValueError("it is too large")
+    return sealed.unsealed(content)
 
 
 def sha256_of(path: Path) -> str:

@@ -22,13 +22,18 @@ class Damaged(ValueError):
     """The content is another than was written, in words that follow the file's name."""
 
 
-def seal_of(content: bytes) -> bytes:
-    return f"{zlib.crc32(content):0{LENGTH}b}".translate(BLANKS).encode()
+def seal_of(crc: int) -> bytes:
+    return f"{crc:0{LENGTH}b}".translate(BLANKS).encode()
+
+
+def is_seal(blanks: bytes) -> bool:
+    """Whether it is one, damaged or not: nobody fills up with tabs to this length."""
+    return len(blanks) == LENGTH and b"\t" in blanks and not blanks.strip(WHITE)
 
 
 def sealed(content: bytes) -> bytes:
     """A line of it, JSON text that does not end in blanks."""
-    return content + seal_of(content) + b"\n"
+    return content + seal_of(zlib.crc32(content)) + b"\n"
 
 
 def line(value: Any) -> bytes:
@@ -45,7 +50,7 @@ def unsealed(content: bytes) -> Any:
     """What a line or document says; ValueError on what is no JSON, Damaged on a wrong checksum."""
     own = content.rstrip(WHITE)
     seal = content[len(own) :].rstrip(b"\n")
-    if len(seal) == LENGTH and seal != seal_of(own):
+    if is_seal(seal) and seal != seal_of(zlib.crc32(own)):
         raise Damaged(
             "it is not what was written, by its checksum: damaged, or edited by hand (then delete "
             "the blanks at its end)"

@@ -23,7 +23,7 @@ LEVELS = [
         "torchrun",
         "presence",
     },
-    {"distributed", "files"},
+    {"distributed", "files", "sealed_tensors"},
     {
         "device",
         "network",

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastuiat import sealed
 from fastuiat.config import UserError, legible
+from fastuiat.data import checked_once
 from fastuiat.data.beton_file import JPEG, PAGE, RAW, BetonImages, finish, first_page_of, write_at
 from fastuiat.data.fingerprint import LARGE, Fingerprint, fingerprint_of, sample_sum
 from fastuiat.data.picture_workers import PictureWorkers
@@ -164,7 +165,10 @@ def _opened(path: Path) -> Prepared:
     told, images = _told(path), BetonImages(path)
     try:
         made = Fingerprint.from_json(told["fingerprint"])
-        whole = told["bytes"] == path.stat().st_size and told["sum"] == _sum_of(path, images)
+        whole = told["bytes"] == path.stat().st_size
+        if path.stat().st_size > LARGE and "sha256" in told:  # since files have one
+            whole = whole and checked_once.holds(path, told["sha256"])
+        whole = whole and told["sum"] == _sum_of(path, images)
         skipped = int(told["skipped"])
     except (KeyError, TypeError, ValueError):
         whole = False
@@ -219,16 +223,20 @@ class _Writer:
             images, labels, name=name, split=split, num_classes=len(self.pictures.classes),
             identity=self.pictures.identity,
         )  # fmt: skip
-        told = {
+        told: dict[str, Any] = {
             "fingerprint": made.to_json(),
             "bytes": size,
             "sum": _sum_of(self.partial, images),
             "store": "jpeg" if self.as_jpeg else "raw",
             "skipped": len(self.broken),
         }
+        if size > LARGE:
+            told["sha256"] = sha256_of(self.partial)
         self.path.unlink(missing_ok=True)  # one that is stored otherwise
         write_json(self.path.with_suffix(".json"), told)
         os.replace(self.partial, self.path)
+        if size > LARGE:
+            checked_once.remember(self.path, told["sha256"])
         self.journal.unlink()
 
     def _go_on(self, file: int, journal: IO[bytes]) -> None:
