@@ -13,7 +13,6 @@ two of its rows are made seed by seed.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from fastuiat.bench.comparison import arrange, device_of, tell_apart
 from fastuiat.bench.gpu import recorded
 from fastuiat.bench.reading import read_records
 from fastuiat.config import UserError
+from fastuiat.files import json_in
 from fastuiat.reproduce.recorded import baseline_of, curves_of, gain, table_of
 from fastuiat.reproduce.table import cell
 
@@ -48,7 +48,7 @@ def evidence(results: Path) -> str:
     file = results / f"{EVIDENCE}.json"
     if not file.exists():
         return f"{NOT_YET}\n"
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = json_in(file)
     rows = {r["row"]: r for r in document["rows"]}
     seeds = max(len(entry["seeds"]) for entry in rows.values())
     heads = ["eps", "method", "natural", "PGD-20", "AutoAttack"]
@@ -103,7 +103,7 @@ def validation(results: Path, name: str = "validation") -> str:
     file = results / f"{EVIDENCE}-{name}.json"
     if not file.exists():
         return f"{NOT_YET}\n"
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = json_in(file)
     heads = ["method", "BatchNorm for p", "λ", "β", "T or T'", "peak lr", "epochs"]
     heads += ["natural", "PGD-10"]
     lines = ["| " + " | ".join([*heads, "PGD-10 by epoch"]) + " |", "|" + "---|" * (len(heads) + 1)]

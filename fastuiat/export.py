@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastuiat import sealed_tensors
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import same_weights
 from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
-from fastuiat.files import write_atomically, write_json
+from fastuiat.files import json_in, write_atomically, write_bytes
 from fastuiat.models.deepmind import NormalisedInside
 from fastuiat.training.checkpoint import open_checkpoint
 from fastuiat.training.folder import stored_config
@@ -65,7 +66,7 @@ def description(info: dict[str, Any]) -> dict[str, str]:
 
 def safetensors_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
-    return safetensors.torch.save(state, description(info))
+    return sealed_tensors.sealed(safetensors.torch.save(state, description(info)))
 
 
 def onnx_bytes(net: nn.Module, info: dict[str, Any]) -> bytes:
@@ -146,9 +147,12 @@ def records_of(run: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The run's evaluations of these very weights."""
     found = []
     for path in sorted((run / "eval").glob("*.json")):
-        record = json.loads(path.read_text())
-        if "attack" in record and same_weights(record.get("checkpoint") or {}, info):
-            found.append(record)
+        try:
+            record = json_in(path)
+            if "attack" in record and same_weights(record.get("checkpoint") or {}, info):
+                found.append(record)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no evaluation record ({error}): remove it") from error
     return found
 
 
@@ -177,7 +181,8 @@ def write_model_info(
             ) from error
     kept = {k: v for k, v in before.items() if k not in MEASURED}
     fields = {name: kept.get(name) if value is None else value for name, value in known.items()}
-    write_json(path, kept | fields)
+    # Without a checksum: what is open is for people to fill in.
+    write_bytes(path, json.dumps(kept | fields, indent=2).encode() + b"\n")
     return tuple(name for name, value in fields.items() if value is None and name != "footnote")
 
 

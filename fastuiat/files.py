@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from fastuiat import sealed
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -59,8 +61,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n"))
+    """`value` as indented JSON, with its checksum."""
+    write_bytes(path, sealed.document(value))
+
+
+MOST_JSON = 256 << 20
+"""Bytes of a document: a record of a million images has a few."""
+
+
+def json_in(path: Path) -> Any:
+    """What a file of JSON says; OSError, or ValueError where it is none or is damaged."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no plain file")
+        if len(content := file.read(MOST_JSON + 1)) > MOST_JSON:
+            raise ValueError("it is too large")
+    return sealed.unsealed(content)
 
 
 def sha256_of(path: Path) -> str:

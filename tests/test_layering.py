@@ -15,7 +15,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 LEVELS = [
     {
         "config",
-        "files",
+        "sealed",
         "file_kinds",
         "convolutions",
         "machine",
@@ -23,7 +23,7 @@ LEVELS = [
         "torchrun",
         "presence",
     },
-    {"distributed"},
+    {"distributed", "files", "sealed_tensors"},
     {
         "device",
         "network",
@@ -53,9 +53,9 @@ LEVELS = [
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY = {
     "config": set(),
-    "data": {"config", "file_kinds", "files", "machine", "torch_internals"},
+    "data": {"config", "file_kinds", "files", "machine", "sealed", "torch_internals"},
     "models": {"config", "file_kinds", "torch_internals"},
-    "report": {"config", "files"},
+    "report": {"config", "files", "sealed"},
     "evaluation": {
         "attacks",
         "config",

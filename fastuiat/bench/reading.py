@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastuiat import sealed
 from fastuiat.bench import suites
 from fastuiat.bench.record import FORMAT, config_hash
 from fastuiat.config import UserError
@@ -36,23 +36,24 @@ def read_records(
     format: a number that is doubtful is not compared.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no record file: it is not text") from None
-    lines = text.splitlines(keepends=True)
-    if not text.strip():
+    if not content.strip():
         raise UserError(f"{path} is empty: measure with `fastuiat bench SUITE --json {path}`")
     records, broken = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = sealed.unsealed(line)
+        except sealed.Damaged as error:
+            raise UserError(f"{path}:{number} is damaged: {error}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number} is no record: it is not text") from None
         except ValueError:
             # A kill ends a file in half a line; the next bench ends that line and goes on.
-            if not line.lstrip().startswith("{"):
+            if not line.lstrip().startswith(b"{"):
                 raise UserError(f"{path}:{number} is no record: not a line of JSON") from None
             broken.append(number)
             continue

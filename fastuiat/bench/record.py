@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastuiat import sealed
 from fastuiat.bench.floors import fields
 from fastuiat.bench.timing import Interruption, Measurement
 from fastuiat.config import UserError
@@ -101,10 +102,10 @@ class RecordFile:
         Interruption.heed()
 
     def _append(self, file: int, records: Iterable[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in records)
+        lines = b"".join(map(sealed.line, records))
         try:
             # One call: a kill leaves all of it or nothing.
-            if os.write(file, lines.encode()) < len(lines.encode()):
+            if os.write(file, lines) < len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
         except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from fastuiat import methods, recipes
 from fastuiat.config import OptimizerConfig, UserError, legible, nearest
 from fastuiat.origins import Layer
+from fastuiat.sealed import unsealed
 from fastuiat.training.folder import ALWAYS, current
 
 if sys.version_info >= (3, 11):
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} is too large to be a file of settings")
     is_json = path.suffix == ".json" or text.lstrip().startswith("{")
     try:
-        values = json.loads(text) if is_json else tomllib.loads(text)
+        values = unsealed(text.encode()) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         kind = "JSON" if is_json else "TOML"
         raise UserError(f"--config {path} is no {kind}: {error}") from error

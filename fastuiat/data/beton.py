@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import IO, Any, cast
 import numpy as np
 
 from fastuiat.config import UserError
+from fastuiat.data import checked_once
 from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
 from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
 from fastuiat.fast.torch_internals import say_once
-from fastuiat.files import locked, sha256_of, write_atomically, write_json
+from fastuiat.files import json_in, locked, sha256_of, write_atomically, write_json
 
 FORMAT_NAMES = (
     "ALLOC_TABLE_TYPE",
@@ -71,7 +71,9 @@ def prepare(
         with locked(path.with_suffix(".lock")):
             _remove_unfinished(path)
             if not path.exists():
-                _write(path, parts, labels, expected)
+                sha256 = _write(path, parts, labels, expected)
+                if path.stat().st_size > LARGE:
+                    checked_once.remember(path, sha256)
                 return path
     own = _format()
     holds = functools.partial(_holds, path, parts, labels, own) if own else None
@@ -86,10 +88,14 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
     """
     again = f"delete {path} and it is prepared again"
     try:
-        written = json.loads(_sidecar(path).read_text())
+        written = json_in(_sidecar(path))
         fits = expected is None or written["fingerprint"] == expected
         whole = written["bytes"] == path.stat().st_size
-        whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))
+        if path.stat().st_size > LARGE:
+            whole = whole and checked_once.holds(path, written["sha256"])
+            whole = whole and (holds is None or holds())
+        else:
+            whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, PermissionError):
             raise
@@ -103,7 +109,7 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
 def _holds(path: Path, parts: list[Part], labels: np.ndarray, own: Any) -> bool:
     """Whether the file holds these images and labels, whatever the file beside it says.
 
-    Of a LARGE file a fixed sample of the images is compared, and all the rest.
+    Of a LARGE file, whose sum was compared once, a fixed sample of the images is, and all the rest.
     """
     with path.open("rb") as file:
         if path.stat().st_size > LARGE:
@@ -195,9 +201,12 @@ class _Compared(_Output):
                 raise _Other
 
 
-def _write(path: Path, parts: list[Part], labels: np.ndarray, source: str) -> None:
+def _write(path: Path, parts: list[Part], labels: np.ndarray, source: str) -> str:
+    """Returns the SHA-256 of the file."""
+    written: dict[str, Any] = {"fingerprint": source}
+
     def write(file: IO[bytes]) -> None:
-        written: dict[str, Any] = {"fingerprint": source}
+        nonlocal written
         if own := _format():
             out = _Hashed(file)
             _write_content(out, parts, labels, own)
@@ -209,6 +218,7 @@ def _write(path: Path, parts: list[Part], labels: np.ndarray, source: str) -> No
         write_json(_sidecar(path), written)
 
     write_atomically(path, write)
+    return str(written["sha256"])
 
 
 def _fields() -> dict[str, Any]:

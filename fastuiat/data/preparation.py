@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
 import os
 import zlib
 from array import array
@@ -16,12 +15,14 @@ from typing import IO, Any, Literal, cast
 
 import numpy as np
 
+from fastuiat import sealed
 from fastuiat.config import UserError, legible
+from fastuiat.data import checked_once
 from fastuiat.data.beton_file import JPEG, PAGE, RAW, BetonImages, finish, first_page_of, write_at
 from fastuiat.data.fingerprint import LARGE, Fingerprint, fingerprint_of, sample_sum
 from fastuiat.data.picture_workers import PictureWorkers
 from fastuiat.data.pictures import Answer, Request
-from fastuiat.files import locked, sha256_of, write_json
+from fastuiat.files import json_in, locked, sha256_of, write_json
 
 RAW_UP_TO = 64
 """Pixels a side: larger squares are stored as JPEG, unless they are to be raw."""
@@ -153,7 +154,7 @@ def _is_ready(path: Path, store: str | None) -> bool:
 def _told(path: Path) -> dict[str, Any]:
     """What the file beside a .beton says; nothing where it says nothing sensible."""
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        told = json_in(path.with_suffix(".json"))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
@@ -164,7 +165,10 @@ def _opened(path: Path) -> Prepared:
     told, images = _told(path), BetonImages(path)
     try:
         made = Fingerprint.from_json(told["fingerprint"])
-        whole = told["bytes"] == path.stat().st_size and told["sum"] == _sum_of(path, images)
+        whole = told["bytes"] == path.stat().st_size
+        if path.stat().st_size > LARGE and "sha256" in told:  # since files have one
+            whole = whole and checked_once.holds(path, told["sha256"])
+        whole = whole and told["sum"] == _sum_of(path, images)
         skipped = int(told["skipped"])
     except (KeyError, TypeError, ValueError):
         whole = False
@@ -219,16 +223,20 @@ class _Writer:
             images, labels, name=name, split=split, num_classes=len(self.pictures.classes),
             identity=self.pictures.identity,
         )  # fmt: skip
-        told = {
+        told: dict[str, Any] = {
             "fingerprint": made.to_json(),
             "bytes": size,
             "sum": _sum_of(self.partial, images),
             "store": "jpeg" if self.as_jpeg else "raw",
             "skipped": len(self.broken),
         }
+        if size > LARGE:
+            told["sha256"] = sha256_of(self.partial)
         self.path.unlink(missing_ok=True)  # one that is stored otherwise
         write_json(self.path.with_suffix(".json"), told)
         os.replace(self.partial, self.path)
+        if size > LARGE:
+            checked_once.remember(self.path, told["sha256"])
         self.journal.unlink()
 
     def _go_on(self, file: int, journal: IO[bytes]) -> None:
@@ -237,7 +245,7 @@ class _Writer:
         end = 0
         for line in journal:
             try:
-                entry = json.loads(line)
+                entry = sealed.unsealed(line)
                 places, at = self._places_of(entry["sizes"])
                 found = _crc_of(file, places, entry["sizes"])
                 if found != entry["crc"] or not line.endswith(b"\n"):
@@ -268,8 +276,7 @@ class _Writer:
                 for place, content in zip(places, contents, strict=True):
                     write_at(file, content, place)
                     crc = zlib.crc32(content, crc)
-                line = json.dumps({"sizes": sizes, "broken": broken, "crc": crc})
-                journal.write(line.encode() + b"\n")
+                journal.write(sealed.line({"sizes": sizes, "broken": broken, "crc": crc}))
                 journal.flush()
                 self._take_over(places, sizes, broken, at)
                 if self.how.progress:

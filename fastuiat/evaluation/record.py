@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.gradient import STEPS
 from fastuiat.evaluation.sharing import refuse_other_work
 from fastuiat.evaluation.test_set import refuse_other_test_set
-from fastuiat.files import write_json
+from fastuiat.files import json_in, write_json
 from fastuiat.machine import summary
 from fastuiat.network import modes_kept
 from fastuiat.writer import is_run_folder, only_writer, refuse_links
@@ -223,7 +222,7 @@ def refuse_foreign(path: Path, info: Mapping[str, Any], of_this_run: bool) -> No
     if not path.exists():
         return
     try:
-        record = json.loads(path.read_text())
+        record = json_in(path)
         owner = record["checkpoint"]
         was_own = record.get("of_this_run", owner["path"] == info.get("path"))
         is_same = same_weights(owner, info)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.package import Run
-from fastuiat.files import write_json
+from fastuiat.files import json_in, write_json
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> S
         return None
     damaged = UserError(f"{path} is damaged: delete it to start again")
     try:
-        told = json.loads(path.read_text())
+        told = json_in(path)
         if told.pop("checksum", None) not in (None, checksum_of(told)):
             raise damaged
         state = State(**told)
@@ -133,7 +133,7 @@ def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> S
             raise damaged
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise damaged from error
     if is_other:
         raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastuiat.config import UserError
 from fastuiat.data import Fingerprint, difference, names_path
+from fastuiat.files import json_in
 
 
 def refuse_other_test_set(folder: Path, found: Fingerprint, instead: str) -> None:
@@ -18,7 +18,7 @@ def refuse_other_test_set(folder: Path, found: Fingerprint, instead: str) -> Non
     """
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = json_in(path)
             change = None if "attack" not in record else _difference(record, found)
         except (OSError, ValueError, TypeError):  # no record: others say so where it matters
             continue

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastuiat import sealed
 from fastuiat.config import UserError, of_this_version, radius_text
+from fastuiat.files import json_in
 
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
 """Entries of config.json that move no number."""
@@ -137,9 +139,9 @@ def same_radius(a: float, b: float) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """UserError where it cannot be read as JSON."""
+    """UserError where it cannot be read as JSON, or is damaged."""
     try:
-        return json.loads(path.read_text())
+        return json_in(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
 
@@ -170,20 +172,21 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """(epoch lines, step lines); UserError that names a line which is none."""
     lines: dict[str, list[dict[str, Any]]] = {"epoch": [], "train": []}
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return [], []
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(content), 1):
         try:
-            values = json.loads(line)
+            values = sealed.unsealed(line)
             kind, _, _ = values["kind"], int(values["step"]), int(values["epoch"])
             lines.setdefault(kind, []).append(values)
         except (ValueError, KeyError, TypeError) as error:
+            damaged = isinstance(error, sealed.Damaged)
             raise UserError(
-                f"{path}, line {number} is no line of metrics: delete it, or cut it off with "
-                f"fastuiat train --resume {path.parent}"
+                f"{path}, line {number} {'is damaged' if damaged else 'is no line of metrics'}: "
+                f"delete it, or cut it off with fastuiat train --resume {path.parent}"
             ) from error
     return lines["epoch"], lines["train"]
 

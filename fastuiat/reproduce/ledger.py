@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fastuiat import sealed
 from fastuiat.config import UserError
 from fastuiat.reproduce.rows import Row
 
@@ -65,12 +66,14 @@ class Ledger:
 
     def _parsed(self, content: bytes) -> Lines:
         lines: Lines = {}
-        for number, text in enumerate(content.splitlines(), 1):
+        for number, text in enumerate(content.split(b"\n"), 1):
             if not text.strip():
                 continue
             try:
-                line = json.loads(text)
+                line = sealed.unsealed(text)
                 missing = [name for name in NEEDED if name not in line]
+            except sealed.Damaged as error:
+                raise UserError(f"{self.path}, line {number}: {error}") from error
             except (ValueError, TypeError):
                 missing = list(NEEDED)
             if missing:
@@ -111,7 +114,7 @@ class Ledger:
                 return
             if whole != there:
                 file.truncate(len(whole))
-            file.write(json.dumps(line | content).encode() + b"\n")
+            file.write(sealed.line(line | content))
             file.flush()
             os.fsync(file.fileno())
         self.lines[row.name, seed] = line | content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import torch
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
-from fastuiat.files import sha256_of, write_json
+from fastuiat.files import json_in, sha256_of, write_json
 from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
+from fastuiat.sealed import unsealed
 from fastuiat.training.checkpoint import locate, read
 from fastuiat.training.folder import begun_with, holds_run, stored_config
 
@@ -66,10 +68,15 @@ def measured(folder: Path, attack: str, eps: float, n: int) -> dict[str, Any] | 
     path = folder / "eval" / f"{file_name(attack, eps, n)}.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
-    owner = record["checkpoint"]
-    is_default = not owner.get("chosen")
-    return record if is_default and owner["sha256"] == sha256_of(locate(folder)) else None
+    try:
+        record = json_in(path)
+        owner = record["checkpoint"]
+        is_default, sha256 = not owner.get("chosen"), owner["sha256"]
+        _ = 100 * record["accuracy"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        again = "remove it, and it is measured anew"
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
+    return record if is_default and sha256 == sha256_of(locate(folder)) else None
 
 
 def evaluate_row(
@@ -101,14 +108,20 @@ def logged_in(folder: Path) -> list[dict[str, Any]]:
     """The lines of a finished run's log; UserError where they are lost or damaged."""
     path = folder / "metrics.jsonl"
     try:
-        lines = list(map(json.loads, path.read_text().splitlines()))
-        for line in lines:
-            _ = line["kind"], line["step"], line["epoch"], line["clock"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is lost or damaged: move {folder} away, and it is made anew"
-        ) from error
-    return lines
+        lines = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} is lost: move {folder} away, and it is made anew") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = unsealed(line)
+            _ = values["kind"], values["step"], values["epoch"], values["clock"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number} is damaged: move {folder} away, and it is made anew"
+            ) from error
+        found.append(values)
+    return found
 
 
 def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
@@ -147,5 +160,10 @@ def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:
     if not path.exists():
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(path, describe(device) | {"jobs": jobs, "time": now})
-    found: dict[str, Any] = json.loads(path.read_text())
+    try:
+        found = dict(json_in(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, and what this machine is stands there"
+        ) from error
     return found | {"precision": stored_config(folder)["precision"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import os
 import socket
 import time
@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fastuiat import sealed
 from fastuiat.config import UserError
 from fastuiat.files import write_bytes
 
@@ -87,7 +88,7 @@ class MetricsLog:
     def write(self, kind: str, step: int, values: dict[str, Any], clock: dict[str, float]) -> None:
         line = {"kind": kind, "step": step, **values, "clock": clock}
         with said_in_a_line(self.path):
-            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.write(sealed.line(line))
             self._file.flush()
         self._events.add(kind, {**values, **clock}, step)
 
@@ -105,15 +106,15 @@ class MetricsLog:
 
 
 def is_kept(line: bytes, step: int, validated_epoch: int) -> bool:
-    """Whether a line is of before a checkpoint, and whole.
+    """Whether a line is of before a checkpoint, whole and as it was written.
 
     Of the checkpoint's own step it may be an epoch's, once that was validated.
     """
     try:
-        values = json.loads(line)
+        values = sealed.unsealed(line)
         at, epoch = int(values["step"]), int(values["epoch"])
         return at < step or (at == step and (values["kind"] != "epoch" or epoch <= validated_epoch))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return False
 
 
@@ -131,7 +132,7 @@ def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     step, validated = state["step"], state["validated_epoch"]
-    whole = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    whole = list(io.BytesIO(content[: content.rfind(b"\n") + 1]))
     kept = [line for line in whole if is_kept(line, step, validated)]
     if b"".join(kept) == content[:offset] and len(content) >= offset:
         return offset, None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from fastuiat import sealed_tensors
 from fastuiat.config import UserError, legible
 from fastuiat.file_kinds import kind_of
 from fastuiat.training.archive import sha256_verified
@@ -231,15 +232,19 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     """(tensors, metadata, SHA-256) of a safetensors file; UserError where it is damaged.
 
-    Its header must say of every byte which tensor's it is; it holds no checksum.
+    Its header must say of every byte which tensor's it is; files of fastuiat hold a checksum.
     """
     try:
         with open(path, "rb") as file:
             sha256 = sha256_verified(file, path)
+            if not sealed_tensors.is_as_written(file):
+                raise UserError(f"{path} is damaged: it has not its checksum; get it anew")
         with safe_open(path, framework="pt") as tensors:
             names = tensors.keys()
             content = {name: tensors.get_tensor(name) for name in names}
             return content, tensors.metadata() or {}, sha256
+    except UserError:
+        raise
     except Exception as error:
         kind = kind_of(path)
         known = f": it is {kind}" if kind not in (None, "a safetensors file") else ""

@@ -224,7 +224,7 @@ def test_reports_are_kept_and_shown(out, tmp_path):
     for _ in range(2):  # what is there already stays once
         files = recorded.add(out, kept)
     assert [file.name for file in files] == ["gpu-nvidia-test-80gb-abcdef0123.json", "step.jsonl"]
-    assert (kept / "step.jsonl").read_text() == line() + "\n"
+    assert (kept / "step.jsonl").read_text().rstrip() == line()
     text = recorded.table_of(kept)
     assert (
         f"| NVIDIA Test 80GB | torch 9.9, triton 3.9, python 3.12.3 | abcdef0123 | "

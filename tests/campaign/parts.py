@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests.campaign import flips
 from tests.campaign.trial import Part
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "flips": flips.trials,
+}

@@ -266,3 +266,8 @@ def test_a_large_beton_is_compared_by_a_sample(tmp_path, monkeypatch):
     for other_images, other_labels in ((images + 1, labels), (images, labels[::-1])):
         with pytest.raises(UserError, match="truncated or was changed"):
             beton.prepare(other_images, other_labels, tmp_path, "pool", "0" * 64)
+    content = bytearray(path.read_bytes())
+    content[-(1 << 20)] ^= 1  # in an image that is no part of the sample, or behind them all
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or was changed"):
+        beton.prepare(images, labels, tmp_path, "pool", "0" * 64)

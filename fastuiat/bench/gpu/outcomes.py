@@ -7,11 +7,12 @@ JUnit XML is written at the end, which a test that hangs never reaches.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fastuiat import sealed
 
 MOST = 300
 """Characters of a reason."""
@@ -32,8 +33,8 @@ class Outcomes:
         self.path = path
 
     def write(self, **line: Any) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(self.path, "ab") as file:
+            file.write(sealed.line(line))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.write(collected=len(session.items))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastuiat import sealed
 from fastuiat.bench import suites
 from fastuiat.bench.gpu.report import read_state
 from fastuiat.bench.gpu.results import json_lines, said_of_tests
@@ -77,17 +78,17 @@ def add(report: Path, results: Path) -> list[Path]:
     What is there already stays once. UserError where the folder holds no report.
     """
     state = read_state(report / "state.json", "name a folder that bench gpu has filled")
-    files: dict[Path, list[str]] = {}
+    files: dict[Path, list[dict[str, Any]]] = {}
     for number, line in enumerate(json_lines(report / "records.jsonl"), 1):
         record = checked(line, f"{report / 'records.jsonl'}:{number}")
         if record["suite"] not in suites.names():
             raise UserError(f"{report / 'records.jsonl'}:{number} is of no suite")
-        files.setdefault(results / f"{record['suite']}.jsonl", []).append(json.dumps(record))
-    for path, lines in files.items():
-        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        new = [line for line in lines if line not in set(known)]
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in new)
+        files.setdefault(results / f"{record['suite']}.jsonl", []).append(record)
+    for path, records in files.items():
+        known = list(map(json.dumps, json_lines(path)))
+        new = [record for record in records if json.dumps(record) not in set(known)]
+        with open(path, "ab") as file:
+            file.writelines(map(sealed.line, new))
     kept = results / f"gpu-{name_for(state)}.json"
     write_json(kept, state)
     return [kept, *files]

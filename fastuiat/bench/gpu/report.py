@@ -11,7 +11,6 @@ train.tar.gz    the table and the runs of the stage `train`, as far as they fit
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import fastuiat
+from fastuiat import sealed
 from fastuiat.bench.gpu.packing import LIMIT, Unit, by_folder, pack, unpack
 from fastuiat.bench.gpu.results import json_lines
 from fastuiat.bench.gpu.summary import KILLED, RUNNING, lines_of, name_for, source_name
 from fastuiat.config import UserError
-from fastuiat.files import write_atomically, write_json
+from fastuiat.files import json_in, write_atomically, write_json
 
 FORMAT = "fastuiat-gpu-1"
 FILES = (
@@ -217,7 +217,7 @@ def is_small_part(path: Path) -> bool:
 
 
 def lines_in(path: Path) -> list[str]:
-    return [json.dumps(line) for line in json_lines(path)]
+    return [sealed.line(record).decode().rstrip() for record in json_lines(path)]
 
 
 def newest(lines: list[str]) -> list[str]:
@@ -234,7 +234,7 @@ def newest(lines: list[str]) -> list[str]:
 def read_state(path: Path, advice: str) -> dict[str, Any]:
     """UserError on what is no state of this format."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json_in(path)
         if state["format"] != FORMAT or not re.fullmatch("[0-9a-f]{12}", state["id"]):
             raise ValueError("of another format")
         dict(state["stages"]), str(state["device"]), state["sources"], list(state["calls"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastuiat.bench import suites
+from fastuiat.config import UserError
+from fastuiat.files import json_in
+from fastuiat.sealed import Damaged, unsealed
 
 Records = list[dict[str, Any]]
 LOG_TAIL = 1 << 20
@@ -16,14 +18,16 @@ MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file, which may be being written."""
+    """The whole lines of a file, which may be being written; UserError where one is damaged."""
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        lines = path.read_bytes().split(b"\n")
     except OSError:
         return
-    for line in text.splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line)
+            value = unsealed(line)
+        except Damaged as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -111,7 +115,7 @@ def figures(records: Records) -> str:
 def accuracies(document: Path) -> str:
     """The rows of a table of `fastuiat reproduce` that are measured."""
     try:
-        found = json.loads(document.read_text(encoding="utf-8"))
+        found = json_in(document)
         said = [_row_of(row, found["columns"]) for row in found["rows"] if row["ours"]]
     except (OSError, ValueError, LookupError, TypeError):
         return ""

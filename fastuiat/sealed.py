@@ -1,0 +1,61 @@
+"""JSON with a checksum behind it: what was damaged on the way is noticed where it is read.
+
+The checksum is 32 blanks at the end of a line or a document, which JSON allows and whose readers
+pass over: the CRC-32 of all bytes before them, a space for 0 and a tab for 1. So the value is what
+it is without one, for everybody who reads or compares it, and a program that writes it anew leaves
+none. What has none (an older file, one of somebody's own) is believed as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+LENGTH = 32
+BLANKS = str.maketrans("01", " \t")
+WHITE = b" \t\r\n"
+"""What JSON passes over; a tab with one bit flipped may be a return."""
+
+
+class Damaged(ValueError):
+    """The content is another than was written, in words that follow the file's name."""
+
+
+def seal_of(crc: int) -> bytes:
+    return f"{crc:0{LENGTH}b}".translate(BLANKS).encode()
+
+
+def is_seal(blanks: bytes) -> bool:
+    """Whether it is one, damaged or not: nobody fills up with tabs to this length."""
+    return len(blanks) == LENGTH and b"\t" in blanks and not blanks.strip(WHITE)
+
+
+def sealed(content: bytes) -> bytes:
+    """A line of it, JSON text that does not end in blanks."""
+    return content + seal_of(zlib.crc32(content)) + b"\n"
+
+
+def line(value: Any) -> bytes:
+    """`value` as a line of JSON, sealed."""
+    return sealed(json.dumps(value).encode())
+
+
+def document(value: Any) -> bytes:
+    """`value` as indented JSON, sealed."""
+    return sealed(json.dumps(value, indent=2).encode())
+
+
+def unsealed(content: bytes) -> Any:
+    """What a line or document says; ValueError on what is no JSON, Damaged on a wrong checksum."""
+    own = content.rstrip(WHITE)
+    seal = content[len(own) :].rstrip(b"\n")
+    if is_seal(seal) and seal != seal_of(zlib.crc32(own)):
+        raise Damaged(
+            "it is not what was written, by its checksum: damaged, or edited by hand (then delete "
+            "the blanks at its end)"
+        )
+    try:
+        return json.loads(own.decode())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
