@@ -52,8 +52,8 @@ def unsealed(content: bytes) -> Any:
     seal = content[len(own) :].rstrip(b"\n")
     if is_seal(seal) and seal != seal_of(zlib.crc32(own)):
         raise Damaged(
-            "it is not what was written, by its checksum: damaged, or edited by hand (then delete "
-            "the blanks at its end)"
+            "its checksum is another: it was damaged, or edited by hand; then delete the blanks at "
+            "its end"
         )
     try:
         return json.loads(own.decode())

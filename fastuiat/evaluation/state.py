@@ -151,11 +151,21 @@ def stream_text(device: torch.device) -> str:
     return " ".join(base64.b64encode(p).decode() for p in packed)
 
 
+MOST_OF_A_STREAM = 1 << 16
+"""Bytes of a generator's state; PyTorch's on the CPU has 5,056."""
+
+
 def set_stream(text: str, device: torch.device) -> None:
-    states = [
-        torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(part))), dtype=torch.uint8)
-        for part in text.split()
-    ]
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+    """UserError on what is no text of `stream_text`, however much it would unpack to."""
+    try:
+        packed = [base64.b64decode(part) for part in text.split()]
+        unpacked = [zlib.decompressobj().decompress(part, MOST_OF_A_STREAM) for part in packed]
+        states = [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in unpacked]
+        torch.set_rng_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, zlib.error) as error:
+        raise UserError(
+            "the AutoAttack's .state holds no random numbers to go on with: delete it to start "
+            "again"
+        ) from error

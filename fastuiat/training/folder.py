@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from fastuiat import machine
 from fastuiat.config import UserError, changed_since, of_this_version
 from fastuiat.data import label_of
 from fastuiat.files import json_in, write_json
+from fastuiat.sealed import Damaged
 from fastuiat.training.checkpoint import read
 from fastuiat.training.config import TrainConfig, plain
 
@@ -120,6 +122,8 @@ def stored_json(folder: Path) -> dict[str, Any]:
         if last.exists():
             raise Lost(f"{path} is missing: {anew}") from error
         raise UserError(f"{folder} is no run folder: it has no config.json") from error
+    except Damaged as error:
+        raise UserError(f"{path} cannot be read ({error}){since(folder)}: {advice}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {advice}") from error
     if not isinstance(stored, dict):
@@ -127,6 +131,17 @@ def stored_json(folder: Path) -> dict[str, Any]:
     if missing := [name for name in ALWAYS if name not in stored]:
         raise UserError(f"{path} lacks {', '.join(missing)}: {advice}")
     return stored
+
+
+def since(folder: Path) -> str:
+    """What config.json says otherwise than the checkpoint, in words; nothing where none tells."""
+    try:
+        carried = read(last_checkpoint(folder))["settings"]
+        there = json.loads((folder / "config.json").read_bytes())  # only its checksum is wrong
+        name = next(n for n in carried if n not in FREE_ON_RESUME and carried[n] != there.get(n))
+        return f"; it says {name} is {there.get(name)}, the checkpoint {carried[name]}"
+    except (UserError, LookupError, TypeError, AttributeError, StopIteration):
+        return ""
 
 
 def current(stored: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import nn
 from fastuiat.config import UserError
 from fastuiat.evaluation import attacked_net, autoattack, run_autoattack
 from fastuiat.evaluation.package import package
+from fastuiat.evaluation.state import set_stream, stream_text
 
 K, N, EPS = 4, 12, 0.01
 CPU = torch.device("cpu")
@@ -339,6 +342,16 @@ def test_a_changed_state_is_not_believed(tmp_path):
     path.write_text(json.dumps(told))
     with pytest.raises(Stopped):
         outcome(tmp_path, stop_behind_the_first_batch)
+
+
+def test_random_numbers_that_are_none_are_refused():
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 24))).decode()
+    for text in ("", "AAAA", "é", bomb, base64.b64encode(zlib.compress(b"short")).decode()):
+        with pytest.raises(UserError, match="delete it to start again"):
+            set_stream(text, torch.device("cpu"))
+    before = torch.get_rng_state()
+    set_stream(stream_text(torch.device("cpu")), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,19 @@ def test_what_moves_no_number_may_be_edited(folder, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_an_edit_by_hand_is_refused_by_its_name_and_so_is_damage(folder, capsys):
+    path = folder / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+    said = refused(folder, capsys)
+    assert "config.json" in said and "it says seed is 1, the checkpoint 0" in said
+    path.write_bytes(whole.replace(b'"workers": ', b'"workerz": '))
+    assert "damaged, or edited by hand" in refused(folder, capsys)
+    path.write_bytes(whole.rstrip().replace(b'"log_every": ', b'"log_every": 1'))
+    main(["train", "--resume", str(folder)])
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_a_lost_config_json_is_written_anew_from_the_checkpoint(folder, capsys):
     path = folder / "config.json"
     before = json.loads(path.read_text())
