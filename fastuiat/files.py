@@ -78,8 +78,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     BlockingIOError where another has it, unless it is to `wait`.
     """
-    # Who may read the lock of another user's file may take it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    # Who may read the lock of another user's file may take it. Nothing is made behind a link.
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

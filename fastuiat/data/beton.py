@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from fastuiat.bounds import json_of, text_of
 from fastuiat.config import UserError
 from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
 from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
+from fastuiat.data.published import plain_file
 from fastuiat.fast.torch_internals import say_once
 from fastuiat.files import locked, sha256_of, write_atomically, write_json
 
@@ -85,8 +86,9 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
     `holds` says so of the file itself; without it the sum in the file beside it is believed.
     """
     again = f"delete {path} and it is prepared again"
+    plain_file(path)
     try:
-        written = json.loads(_sidecar(path).read_text())
+        written = json_of(text_of(_sidecar(path)))
         fits = expected is None or written["fingerprint"] == expected
         whole = written["bytes"] == path.stat().st_size
         whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))
