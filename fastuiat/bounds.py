@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -14,6 +15,8 @@ from typing import IO, Any
 
 MOST_TEXT = 1 << 28
 """Bytes of a text that is read whole: a log of 2,000 epochs, step by step, has a fifth of it."""
+MOST_LOG = 1 << 32
+"""Bytes of a log that is gone on with."""
 MOST_DIRECTORY = 1 << 24
 """Bytes of a zip's table of contents, some 200,000 entries; a checkpoint has hundreds."""
 MOST_UNPACKED = 1 << 26
@@ -59,16 +62,31 @@ def opened_own(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL, 0o666)
 
 
-def text_of(path: Path, most: int = MOST_TEXT) -> str:
-    """The UTF-8 text of a plain file; OSError where it has more bytes, ValueError where others."""
+def plain_bytes(path: Path, most: int) -> bytes:
+    """What is in a plain file; OSError where it is none, or has more bytes."""
     with opened(path) as file:
         content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is above {most:,} bytes", str(path))
-    return content.decode()
+    return content
 
 
-def json_of(text: str) -> Any:
+def plain_text(path: Path, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a plain file; OSError where it has more bytes, ValueError where others."""
+    return plain_bytes(path, most).decode()
+
+
+def own_copy(path: Path) -> None:
+    """Give a file that has other names too, which may be somebody's, a content of its own here."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path, follow_symlinks=False).st_nlink > 1:
+            content = plain_bytes(path, MOST_LOG)
+            path.unlink()
+            with open(path, "xb") as file:
+                file.write(content)
+
+
+def parsed_json(text: str) -> Any:
     """What a JSON document says; ValueError also on one that is nested without end."""
     try:
         return json.loads(text)

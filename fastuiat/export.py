@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import same_weights
 from fastuiat.evaluation.robustbench import ZooClass, model_info, zoo_class
@@ -146,9 +147,14 @@ def records_of(run: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The run's evaluations of these very weights."""
     found = []
     for path in sorted((run / "eval").glob("*.json")):
-        record = json.loads(path.read_text())
-        if "attack" in record and same_weights(record.get("checkpoint") or {}, info):
-            found.append(record)
+        try:
+            record = parsed_json(plain_text(path))
+            if "attack" in record and same_weights(record.get("checkpoint") or {}, info):
+                found.append(record)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is no evaluation record: remove it or measure it anew"
+            ) from error
     return found
 
 
@@ -170,8 +176,8 @@ def write_model_info(
     before: dict[str, Any] = {}
     if path.exists():
         try:
-            before = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            before = dict(parsed_json(plain_text(path)))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{path} is no model_info: remove it or choose another --out"
             ) from error

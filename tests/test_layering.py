@@ -59,6 +59,7 @@ ONLY = {
     "report": {"bounds", "config", "files"},
     "evaluation": {
         "attacks",
+        "bounds",
         "config",
         "convolutions",
         "data",

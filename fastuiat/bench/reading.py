@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fastuiat.bench import suites
 from fastuiat.bench.record import FORMAT, config_hash
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 
 FAMILY = "fastuiat-bench-"
@@ -36,7 +36,7 @@ def read_records(
     format: a number that is doubtful is not compared.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = plain_text(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
@@ -49,7 +49,7 @@ def read_records(
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parsed_json(line)
         except ValueError:
             # A kill ends a file in half a line; the next bench ends that line and goes on.
             if not line.lstrip().startswith("{"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastuiat import methods, recipes
+from fastuiat.bounds import opened, parsed_json
 from fastuiat.config import OptimizerConfig, UserError, legible, nearest
 from fastuiat.origins import Layer
 from fastuiat.training.folder import ALWAYS, current
@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             content = file.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} is too large to be a file of settings")
     is_json = path.suffix == ".json" or text.lstrip().startswith("{")
     try:
-        values = json.loads(text) if is_json else tomllib.loads(text)
+        values = parsed_json(text) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         kind = "JSON" if is_json else "TOML"
         raise UserError(f"--config {path} is no {kind}: {error}") from error

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from fastuiat.bounds import json_of, text_of
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
 from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
@@ -88,7 +88,7 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
     again = f"delete {path} and it is prepared again"
     plain_file(path)
     try:
-        written = json_of(text_of(_sidecar(path)))
+        written = parsed_json(plain_text(_sidecar(path)))
         fits = expected is None or written["fingerprint"] == expected
         whole = written["bytes"] == path.stat().st_size
         whole = whole and (holds() if holds else written["sha256"] == sha256_of(path))

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fastuiat.bounds import json_of, opened
+from fastuiat.bounds import opened, parsed_json
 from fastuiat.config import UserError
 from fastuiat.data.on_disk import Header, ImagesOnDisk
 from fastuiat.data.pictures import MOST_STORED, pixels_of
@@ -178,7 +178,7 @@ def _read_tables(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray, tuple[str, ..
     if file.read(len(MARK)) != MARK:
         raise ValueError("it has no classes")
     (length,) = struct.unpack("<Q", file.read(8))
-    classes = tuple(map(str, json_of(file.read(min(length, PAGE)).decode())))
+    classes = tuple(map(str, parsed_json(file.read(min(length, PAGE)).decode())))
     file.seek(end)
     table = np.frombuffer(file.read(count * ALLOCATION.itemsize), ALLOCATION)
     _refuse_impossible(rows, table["size"], len(classes), end)

@@ -156,7 +156,7 @@ def _is_ready(path: Path, store: str | None) -> bool:
 def _told(path: Path) -> dict[str, Any]:
     """What the file beside a .beton says; nothing where it says nothing sensible."""
     try:
-        told = bounds.json_of(bounds.text_of(path.with_suffix(".json")))
+        told = bounds.parsed_json(bounds.plain_text(path.with_suffix(".json")))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
@@ -240,7 +240,7 @@ class _Writer:
         end = 0
         while line := journal.readline(MOST_LINE):
             try:
-                entry = bounds.json_of(line.decode())
+                entry = bounds.parsed_json(line.decode())
                 self._refuse_impossible(entry)
                 places, at = self._places_of(entry["sizes"])
                 found = _crc_of(file, places, entry["sizes"])

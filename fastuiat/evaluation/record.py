@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError, legible, positive, radius_text, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet, fingerprinted, json_of
@@ -223,7 +223,7 @@ def refuse_foreign(path: Path, info: Mapping[str, Any], of_this_run: bool) -> No
     if not path.exists():
         return
     try:
-        record = json.loads(path.read_text())
+        record = parsed_json(plain_text(path))
         owner = record["checkpoint"]
         was_own = record.get("of_this_run", owner["path"] == info.get("path"))
         is_same = same_weights(owner, info)

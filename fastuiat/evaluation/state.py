@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 from fastuiat.evaluation.package import Run
 from fastuiat.files import write_json
@@ -124,7 +125,7 @@ def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> S
         return None
     damaged = UserError(f"{path} is damaged: delete it to start again")
     try:
-        told = json.loads(path.read_text())
+        told = parsed_json(plain_text(path))
         if told.pop("checksum", None) not in (None, checksum_of(told)):
             raise damaged
         state = State(**told)
@@ -133,13 +134,17 @@ def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> S
             raise damaged
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise damaged from error
     if is_other:
         raise UserError(
             f"{path} belongs to another checkpoint or other settings: delete it, or choose --out"
         )
     return state
+
+
+MOST_STREAM = 1 << 16
+"""Bytes of a generator's state; PyTorch's on the CPU has 5,056."""
 
 
 def stream_text(device: torch.device) -> str:
@@ -153,8 +158,11 @@ def stream_text(device: torch.device) -> str:
 
 def set_stream(text: str, device: torch.device) -> None:
     states = [
-        torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(part))), dtype=torch.uint8)
+        torch.frombuffer(
+            bytearray(unpack.decompress(base64.b64decode(part), MOST_STREAM)), dtype=torch.uint8
+        )
         for part in text.split()
+        for unpack in [zlib.decompressobj()]
     ]
     torch.set_rng_state(states[0])
     if device.type == "cuda":

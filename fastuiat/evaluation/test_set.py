@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 from fastuiat.data import Fingerprint, difference, names_path
 
@@ -18,7 +18,7 @@ def refuse_other_test_set(folder: Path, found: Fingerprint, instead: str) -> Non
     """
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = parsed_json(plain_text(path))
             change = None if "attack" not in record else _difference(record, found)
         except (OSError, ValueError, TypeError):  # no record: others say so where it matters
             continue

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError, of_this_version, radius_text
 
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
@@ -139,7 +139,7 @@ def same_radius(a: float, b: float) -> bool:
 def read_json(path: Path) -> Any:
     """UserError where it cannot be read as JSON."""
     try:
-        return json.loads(path.read_text())
+        return parsed_json(plain_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
 
@@ -170,14 +170,14 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """(epoch lines, step lines); UserError that names a line which is none."""
     lines: dict[str, list[dict[str, Any]]] = {"epoch": [], "train": []}
     try:
-        text = path.read_text()
+        text = plain_text(path)
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            values = json.loads(line)
+            values = parsed_json(line)
             kind, _, _ = values["kind"], int(values["step"]), int(values["epoch"])
             lines.setdefault(kind, []).append(values)
         except (ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import sys
 import tempfile
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 
 from fastuiat import machine
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError, changed_since, of_this_version
 from fastuiat.data import label_of
+from fastuiat.file_kinds import reason_of
 from fastuiat.files import write_json
 from fastuiat.training.checkpoint import read
 from fastuiat.training.config import TrainConfig, plain
@@ -116,13 +117,13 @@ def stored_json(folder: Path) -> dict[str, Any]:
     anew = f"fastuiat train --resume {folder} writes it anew, where the checkpoint carries it"
     advice = f"remove it, and {anew}" if last.exists() else "train anew into another --out"
     try:
-        stored = json.loads(path.read_text())
+        stored = parsed_json(plain_text(path))
     except FileNotFoundError as error:
         if last.exists():
             raise Lost(f"{path} is missing: {anew}") from error
         raise UserError(f"{folder} is no run folder: it has no config.json") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {advice}") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} holds no settings: {advice}")
     if missing := [name for name in ALWAYS if name not in stored]:
@@ -228,12 +229,12 @@ def threads_in(folder: Path) -> int:
     """The number of threads that a run began with; UserError where nothing says it."""
     path = folder / "environment.json"
     try:
-        told = json.loads(path.read_text())
+        told = parsed_json(plain_text(path))
         threads = told.get("threads") if isinstance(told, dict) else None
     except FileNotFoundError:
         threads = None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {THREADS_ADVICE}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}; {THREADS_ADVICE}") from error
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         raise UserError(f"{path} names no number of threads: {THREADS_ADVICE}")
     return threads
@@ -242,7 +243,7 @@ def threads_in(folder: Path) -> int:
 def other_ranks(folder: Path, world: int, config: TrainConfig) -> str | None:
     """What changes where a run goes on with another number of ranks than it began with."""
     try:
-        begun = json.loads((folder / "environment.json").read_text()).get("ranks", 1)
+        begun = parsed_json(plain_text(folder / "environment.json")).get("ranks", 1)
     except (OSError, ValueError, AttributeError):
         return None
     if begun == world:
