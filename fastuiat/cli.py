@@ -137,6 +137,11 @@ def main(argv: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         end(2, f"{where}{error.strerror}; nothing written before is lost")
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(
+            "Symlink loop"
+        ):  # of resolve()
+            leave_for_good(2)
+            end(2, printable(str(error)))
         from fastuiat.training.trainer import Interrupted
 
         if not isinstance(error, Interrupted):

@@ -174,8 +174,8 @@ def write_model_info(
     before: dict[str, Any] = {}
     if path.exists():
         try:
-            before = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            before = dict(json_in(path))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{path} is no model_info: remove it or choose another --out"
             ) from error

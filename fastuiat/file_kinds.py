@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from fastuiat.bounds import zip_of
+
 _BEGIN = 4096
 """As many bytes are looked at; a tar's mark ends at byte 262, a MATLAB 7.3 file's HDF5 at 520."""
 _MARKS = (
@@ -136,8 +138,8 @@ def _kind_of_gzip(begin: bytes) -> str:
 
 def _kind_of_zip(path: str | Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with open(path, "rb") as file:
+            names = zip_of(file).namelist()
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return "a zip archive (as of .npz and .pt), cut off or damaged"
     inside = {name.partition("/")[2] for name in names}  # torch's lie in a folder of one name

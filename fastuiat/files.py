@@ -8,12 +8,12 @@ import hashlib
 import os
 import re
 import secrets
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from fastuiat import sealed
+from fastuiat.bounds import MOST_TEXT, plain_bytes
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -65,18 +65,9 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, sealed.document(value))
 
 
-MOST_JSON = 256 << 20
-"""Bytes of a document: a record of a million images has a few."""
-
-
 def json_in(path: Path) -> Any:
     """What a file of JSON says; OSError, or ValueError where it is none or is damaged."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no plain file")
-        if len(content := file.read(MOST_JSON + 1)) > MOST_JSON:
-            raise ValueError("it is too large")
-    return sealed.unsealed(content)
+    return sealed.unsealed(plain_bytes(path, MOST_TEXT))
 
 
 def sha256_of(path: Path) -> str:
@@ -94,8 +85,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     BlockingIOError where another has it, unless it is to `wait`.
     """
-    # Who may read the lock of another user's file may take it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    # Who may read the lock of another user's file may take it. Nothing is made behind a link.
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

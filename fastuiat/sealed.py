@@ -12,6 +12,8 @@ import json
 import zlib
 from typing import Any
 
+from fastuiat.bounds import parsed_json
+
 LENGTH = 32
 BLANKS = str.maketrans("01", " \t")
 WHITE = b" \t\r\n"
@@ -55,7 +57,4 @@ def unsealed(content: bytes) -> Any:
             "its checksum is another: it was damaged, or edited by hand; then delete the blanks at "
             "its end"
         )
-    try:
-        return json.loads(own.decode())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return parsed_json(own.decode())

@@ -13,12 +13,14 @@ import json
 import os
 import shlex
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError
 from fastuiat.files import remove_unfinished
 
@@ -61,7 +63,7 @@ def holder_of(path: Path) -> str:
     until = time.monotonic() + SECONDS_TO_SIGN
     while True:
         try:
-            told = json.loads(path.read_text())
+            told = parsed_json(plain_text(path, 1 << 16))
             words = f"{told['command']} (process {told['process']} on {told['host']})"
             return "".join(c for c in words if c.isprintable())
         except FileNotFoundError:
@@ -80,7 +82,7 @@ def _opened(path: Path) -> int:
         if not path.exists():
             raise
         # Of another user in a shared folder: it can be locked all the same.
-        return os.open(path, os.O_RDONLY | flags)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -113,7 +115,11 @@ def _locked(folder: Path, say: Callable[[str], object], advice: str) -> int:
                 raise
             raise UserError(f"{folder} is being written by {holder_of(path)}: {advice}") from None
         if _is_at(descriptor, path):
-            return descriptor
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                return descriptor
+            os.close(descriptor)
+            raise UserError(f"{path} is somebody's file under another name, or none: remove it")
         os.close(descriptor)
 
 
@@ -129,7 +135,7 @@ def refuse_links(folder: Path, names: Collection[str] = WRITTEN) -> None:
     home = folder.resolve()
     for name in names:
         path = folder / name
-        if path.is_symlink() and home not in path.resolve().parents:
+        if path.is_symlink() and home not in Path(os.path.realpath(path)).parents:
             raise UserError(
                 f"{path} is a link to {os.readlink(path)}, outside the folder: nothing is written "
                 "through it; put a file or folder of its own there"

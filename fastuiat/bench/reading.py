@@ -10,6 +10,7 @@ from typing import Any
 from fastuiat import sealed
 from fastuiat.bench import suites
 from fastuiat.bench.record import FORMAT, config_hash
+from fastuiat.bounds import MOST_TEXT, plain_bytes
 from fastuiat.config import UserError
 
 FAMILY = "fastuiat-bench-"
@@ -36,7 +37,7 @@ def read_records(
     format: a number that is doubtful is not compared.
     """
     try:
-        content = path.read_bytes()
+        content = plain_bytes(path, MOST_TEXT)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not content.strip():

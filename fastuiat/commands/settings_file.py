@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat import methods, recipes
+from fastuiat.bounds import opened
 from fastuiat.config import OptimizerConfig, UserError, legible, nearest
 from fastuiat.origins import Layer
 from fastuiat.sealed import unsealed
@@ -32,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             content = file.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+MOST_STEPS = 1 << 21
+"""Instructions of a pickle; a batch of CIFAR-10 has 20,000."""
 _NUMBERS = re.compile(r"[<>|=]?[iuf][1248]")
 
 
@@ -99,6 +101,8 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle._Unpickler):
+    left = MOST_STEPS
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
             raise pickle.UnpicklingError(f"{module}.{name} is refused")
@@ -114,7 +118,22 @@ def _load_bytearray(self: Any) -> None:
     self.append(bytearray(content))
 
 
-_Unpickler.dispatch = {**_Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
+def _counted(step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction of the unpickler that it follows MOST_STEPS times, with all others."""
+
+    def follow(self: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError("a pickle without end")
+        step(self)
+
+    return follow
+
+
+_Unpickler.dispatch = {
+    code: _counted(step)
+    for code, step in {**_Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}.items()
+}
 
 
 def read_array_pickle(content: bytes) -> Any:

@@ -20,6 +20,7 @@ from fastuiat.config import UserError
 from fastuiat.data import checked_once
 from fastuiat.data.fingerprint import LARGE, blocks_of, sample_of
 from fastuiat.data.on_disk import Images, ImagesOnDisk, Joined, Part, parts_of
+from fastuiat.data.published import plain_file
 from fastuiat.fast.torch_internals import say_once
 from fastuiat.files import json_in, locked, sha256_of, write_atomically, write_json
 
@@ -87,6 +88,7 @@ def check(path: Path, expected: str | None = None, holds: Callable[[], bool] | N
     `holds` says so of the file itself; without it the sum in the file beside it is believed.
     """
     again = f"delete {path} and it is prepared again"
+    plain_file(path)
     try:
         written = json_in(_sidecar(path))
         fits = expected is None or written["fingerprint"] == expected

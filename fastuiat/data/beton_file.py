@@ -7,20 +7,20 @@ FFCV skips the classes' names, which lie in the gap before the first page, as JS
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from fastuiat.bounds import opened, parsed_json
 from fastuiat.config import UserError
 from fastuiat.data.on_disk import Header, ImagesOnDisk
-from fastuiat.data.pictures import pixels_of
+from fastuiat.data.pictures import MOST_STORED, pixels_of
 from fastuiat.machine import cpu
 
 PAGE = 8 << 20
@@ -113,7 +113,7 @@ class BetonImages(ImagesOnDisk):
 
     def __init__(self, path: Path) -> None:
         try:
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 rows, sizes, self.classes = _read_tables(file)
         except (OSError, ValueError, struct.error) as error:
             raise UserError(
@@ -164,20 +164,35 @@ def decoded(jpeg: bytes, resolution: int, path: Path) -> np.ndarray:
     return pixels
 
 
-def _read_tables(file: io.BufferedReader) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _read_tables(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(rows SAMPLE (N,), sizes in bytes int64 (N,), names of the classes); ValueError on others."""
     (header,) = np.frombuffer(file.read(HEADER.itemsize), HEADER)
     count, end = int(header["num_samples"]), int(header["alloc_table_ptr"])
     size = os.fstat(file.fileno()).st_size
     known = header["version"] == VERSION and header["num_fields"] == len(FIELDS)
-    if not (known and count and end + count * ALLOCATION.itemsize == size):
+    begin = _ROWS_BEGIN + count * SAMPLE.itemsize
+    if not (known and count and begin < end and end + count * ALLOCATION.itemsize == size):
         raise ValueError("another format")
     file.seek(_ROWS_BEGIN)
     rows = np.frombuffer(file.read(count * SAMPLE.itemsize), SAMPLE)
     if file.read(len(MARK)) != MARK:
         raise ValueError("it has no classes")
     (length,) = struct.unpack("<Q", file.read(8))
-    classes = tuple(map(str, json.loads(file.read(min(length, PAGE)))))
+    classes = tuple(map(str, parsed_json(file.read(min(length, PAGE)).decode())))
     file.seek(end)
     table = np.frombuffer(file.read(count * ALLOCATION.itemsize), ALLOCATION)
+    _refuse_impossible(rows, table["size"], len(classes), end)
     return rows, table["size"].astype(np.int64), classes
+
+
+def _refuse_impossible(rows: np.ndarray, sizes: np.ndarray, num_classes: int, end: int) -> None:
+    """ValueError where images are no squares of one size, lie elsewhere, or are of no class."""
+    image, side = rows["image"], int(rows["image"]["width"][0])
+    alike = (image["width"] == side) & (image["height"] == side)
+    inside = (image["data_ptr"] < end) & (sizes <= end - np.minimum(image["data_ptr"], end))
+    labelled = (rows["label"] >= 0) & (rows["label"] < num_classes)
+    mode = int(image["mode"][0])
+    whole = (sizes == 3 * side * side) if mode == RAW else (sizes > 0)
+    right = alike & inside & labelled & whole & (image["mode"] == mode)
+    if not (right.all() and mode in (JPEG, RAW) and 0 < side <= MOST_STORED):
+        raise ValueError("images that cannot be")

@@ -17,6 +17,8 @@ from fastuiat.data.preparation import HIGHEST, LOWEST, STEP
 from fastuiat.data.sources import DatasetInfo, refuse_labels, register_kind
 from fastuiat.file_kinds import kind_of
 
+MOST_CLASSES = 10**6
+"""No data set has more, and a net of more is a typing error or a trap."""
 WANTED = "an .npz of 'image' uint8 (N, H, W, 3) and 'label' integers (N,) is wanted"
 
 
@@ -70,6 +72,8 @@ def labels_of(path: Path, split: str) -> np.ndarray:
         raise UserError(f"{file} holds no images")
     if labels.min() < 0:
         raise UserError(f"{file}: {name!r} must be 0, 1, …, got {labels.min()}")
+    if labels.max() >= MOST_CLASSES:
+        raise UserError(f"{file}: {name!r} must be below {MOST_CLASSES:,}, got {labels.max()}")
     return labels.astype(np.int64)
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -77,24 +78,48 @@ def classes_of(parts: dict[str, Path]) -> tuple[str, ...]:
     return tuple(found[first])
 
 
+def entries_of(place: str) -> tuple[list[str], list[str]]:
+    """(paths of the folders, names of all else) in a folder, hidden ones left out."""
+    folders, names = [], []
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    names.append(entry.name)
+                elif entry.is_symlink():
+                    raise UserError(
+                        f"{entry.path} is a link to a folder, which is not followed: put the "
+                        "pictures there, or make the class's own folder the link"
+                    )
+                else:
+                    folders.append(entry.path)
+    except OSError as error:
+        raise UserError(f"{legible(place, 200)} cannot be read: {error.strerror}") from error
+    return folders, names
+
+
 def files_in(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, size, time) of the pictures in a folder and below it, by name."""
-    found, visited = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(place))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and os.path.realpath(os.path.join(place, name)) not in visited
-        ]
+    """(path, size, time) of the pictures in a folder and below it, by name.
+
+    The folder itself may be a link, and a picture; UserError on one inside that leads to a folder.
+    """
+    found: list[tuple[str, int, int]] = []
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        folders, names = entries_of(place)
+        waiting += folders
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES):
                 path = os.path.join(place, name)
                 try:
                     status = os.stat(path)
                 except OSError as error:  # a link to nowhere
                     raise UserError(f"{path} cannot be read: {error.strerror}") from error
+                if not stat.S_ISREG(status.st_mode):
+                    raise UserError(f"{path} is {kind_of(path)}, not a picture: remove it")
                 found.append((path, status.st_size, status.st_mtime_ns))
     return found
 

@@ -14,8 +14,10 @@ from typing import IO
 
 import numpy as np
 
-_LARGEST = 1 << 30
-"""Bytes of an array; the larger one of SVHN's has 225 MB."""
+_LARGEST = 1 << 29
+"""Bytes of an array, and of all that is unpacked; the larger one of SVHN's has 225 MB."""
+_MOST = 1000
+"""Parts of a file; SVHN's have two."""
 _MATRIX, _COMPRESSED = 14, 15
 _STORED = {
     1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
@@ -38,9 +40,13 @@ def read_mat(path: Path) -> dict[str, np.ndarray | None]:
         order = {b"IM": "<", b"MI": ">"}.get(header[126:])
         if order is None or not header.startswith(b"MATLAB 5"):
             raise ValueError("no MATLAB file of version 5")
-        for kind, content in _elements(file, order):
+        left = _LARGEST
+        for count, (kind, content) in enumerate(_elements(file, order)):
             if kind == _COMPRESSED:
                 kind, content = _unpacked(content, order)
+            left -= len(content)
+            if count == _MOST or left < 0:
+                raise ValueError("it holds more than files of this format do")
             if kind == _MATRIX:
                 name, array = _matrix(content, order)
                 found[name] = array
@@ -90,6 +96,8 @@ def _matrix(content: bytes, order: str) -> tuple[str, np.ndarray | None]:
     values = np.frombuffer(numbers, np.dtype(order + _STORED[stored]))
     if len(values) != math.prod(shape):
         raise ValueError(f"{text!r} claims a shape of {shape} and has {len(values)} numbers")
+    if len(values) * np.dtype(_CLASSES[kind]).itemsize > _LARGEST:
+        raise ValueError(f"{text!r} claims {len(values):,} numbers")
     return text, values.astype(_CLASSES[kind], copy=False).reshape(shape, order="F")
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from fastuiat import bounds
 from fastuiat.config import UserError
 from fastuiat.file_kinds import reason_of
 
@@ -208,7 +209,7 @@ class Npy:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with bounds.opened(path) as file:
                 self.header = npy_header(file)
                 held = os.fstat(file.fileno()).st_size - self.header.begin
         except _BROKEN as error:
@@ -246,7 +247,8 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._file = bounds.opened(path)
+            self._zip = bounds.zip_of(self._file)
             self.members = {m.filename.removesuffix(".npy"): m for m in self._zip.infolist()}
         except _BROKEN as error:
             raise self.damaged(error) from error
@@ -255,7 +257,7 @@ class Npz:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._zip.close()
+        self._file.close()
 
     def damaged(self, error: Exception) -> UserError:
         return UserError(
@@ -288,8 +290,13 @@ class Npz:
             f"{header.promised / 1e9:.3g} GB, more than there is memory: np.savez writes what is "
             "read from the disk"
         )
-        if header.promised > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        if header.promised > bounds.memory():
             raise too_large
+        if bounds.packs_too_much(self.members[name].compress_size, header.promised):
+            raise UserError(
+                f"{self.path}: {name!r} unpacks to over {bounds.MOST_PACKED} times its size, as no "
+                "images do: np.savez writes what is read as it is"
+            )
         try:
             with self._zip.open(self.members[name]) as file:
                 return np.lib.format.read_array(cast(IO[bytes], file), allow_pickle=False)

@@ -21,6 +21,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 LONGEST = 64
 """Of a longer side, in shorter ones, only the middle is looked at."""
+MOST_SCANS = 200
+"""Of a JPEG; those that are sent coarse first have ten. Each goes over the whole picture."""
+MOST_STORED = 1024
+"""Pixels a side of a stored one."""
 QUALITY = 95
 """Of a stored JPEG, whose colours are as fine as its brightness."""
 
@@ -45,7 +49,7 @@ def in_colour(picture: Image.Image) -> Image.Image:
     """Upright RGB: 16 bits of grey become 8, transparency is dropped."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64) >> 8
+        grey = np.asarray(picture) >> 8
         picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     return picture.convert("RGB")
 
@@ -68,9 +72,25 @@ def square(picture: Image.Image, resolution: int) -> np.ndarray:
 
 
 def read(path: str, resolution: int) -> np.ndarray:
-    """A file as uint8 (N, N, 3). Whatever Pillow raises on a broken one is passed on."""
+    """A file as uint8 (N, N, 3). Whatever Pillow raises on a broken one is passed on.
+
+    So is what it raises on one of more than 179 million pixels.
+    """
     with Image.open(path, formats=FORMATS) as picture:
+        if picture.format == "JPEG":
+            refuse_scans(path)
         return square(in_colour(picture), resolution)
+
+
+def refuse_scans(path: str) -> None:
+    """ValueError on a JPEG that goes over its pixels again and again."""
+    with open(path, "rb") as file:
+        last, scans = b"", 0
+        while piece := file.read(1 << 20):
+            scans += (last + piece).count(b"\xff\xda")
+            last = piece[-1:]
+    if scans > MOST_SCANS:
+        raise ValueError(f"it has {scans} scans")
 
 
 def jpeg_of(pixels: np.ndarray) -> bytes:
@@ -83,6 +103,8 @@ def jpeg_of(pixels: np.ndarray) -> bytes:
 def pixels_of(jpeg: bytes) -> np.ndarray:
     """What `jpeg_of` stored, uint8 (N, N, 3): both loaders decode by this."""
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+        if max(picture.size) > MOST_STORED:
+            raise ValueError("no picture that is stored")
         return np.asarray(picture)
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, cast
 
 import numpy as np
 
-from fastuiat import sealed
+from fastuiat import bounds, sealed
 from fastuiat.config import UserError, legible
 from fastuiat.data import checked_once
 from fastuiat.data.beton_file import JPEG, PAGE, RAW, BetonImages, finish, first_page_of, write_at
@@ -28,6 +28,8 @@ RAW_UP_TO = 64
 """Pixels a side: larger squares are stored as JPEG, unless they are to be raw."""
 LOWEST, HIGHEST, STEP = 16, 224, 8
 """Pixels a side that nets here are trained on."""
+MOST_LINE = 1 << 16
+"""Bytes of a line in the journal."""
 CHUNK = 64
 """Pictures that a process is asked for at a time."""
 _FORMAT = 1
@@ -201,9 +203,9 @@ class _Writer:
 
     def write(self, name: str, split: str) -> None:
         """Of `name` and `split` is the fingerprint that is kept beside it."""
-        file = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
+        file = bounds.opened_own(self.partial, os.O_RDWR)
         try:
-            with open(self.journal, "a+b") as journal:
+            with open(bounds.opened_own(self.journal, os.O_RDWR | os.O_APPEND), "a+b") as journal:
                 self._go_on(file, journal)
                 self._read_rest(file, journal)
             labels = np.delete(self.pictures.labels, self.broken)
@@ -243,9 +245,10 @@ class _Writer:
         """Take over what a killed process has written, as far as its checksums are right."""
         journal.seek(0)
         end = 0
-        for line in journal:
+        while line := journal.readline(MOST_LINE):
             try:
                 entry = sealed.unsealed(line)
+                self._refuse_impossible(entry)
                 places, at = self._places_of(entry["sizes"])
                 found = _crc_of(file, places, entry["sizes"])
                 if found != entry["crc"] or not line.endswith(b"\n"):
@@ -258,6 +261,16 @@ class _Writer:
         journal.seek(end)
         if self.done and self.how.say:
             self.how.say(f"{self.pictures.what}: {self.done:,} pictures were prepared before")
+
+    def _refuse_impossible(self, entry: dict[str, Any]) -> None:
+        """ValueError on a line of a journal that cannot be ours."""
+        rest = len(self.pictures.labels) - self.done
+        sizes, broken = entry["sizes"], entry["broken"]
+        fits = len(sizes) + len(broken) <= rest and all(type(n) is int for n in sizes + broken)
+        if not (fits and all(0 < n <= PAGE for n in sizes) and all(n >= 0 for n in broken)):
+            raise ValueError("sizes that cannot be")
+        if any(n >= len(self.pictures.labels) for n in broken):
+            raise ValueError("no such picture")
 
     def _read_rest(self, file: int, journal: IO[bytes]) -> None:
         total, what = len(self.pictures.labels), self.pictures.what

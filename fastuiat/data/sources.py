@@ -28,6 +28,7 @@ from fastuiat.data.preparation import (
     refuse_resolution,
 )
 from fastuiat.data.published import PublishedContent, PublishedFile, what_is_checked
+from fastuiat.data.tar_archive import files_in
 
 
 @dataclass(frozen=True)
@@ -181,18 +182,15 @@ def unpacked(archive: Path, folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        with tarfile.open(archive) as tar:
-            inside = [m for m in tar if m.name.startswith(f"{folder.name}/") and m.isreg()]
-            for member in inside:
-                path = Path(place) / folder.name / Path(member.name).name
-                path.parent.mkdir(exist_ok=True)
-                content = tar.extractfile(member)
-                assert content is not None
-                with open(path, "wb") as file:
+        made = Path(place) / folder.name
+        for name, content in files_in(archive):
+            if name.startswith(f"{folder.name}/"):
+                made.mkdir(exist_ok=True)
+                with open(made / Path(name).name, "wb") as file:
                     shutil.copyfileobj(content, file)
-        if not inside:
+        if not made.exists():
             raise UserError(f"{archive} holds no {folder.name}/: delete it")
-        (Path(place) / folder.name).replace(folder)
+        made.replace(folder)
 
 
 def dataset_info(name: str) -> DatasetInfo:

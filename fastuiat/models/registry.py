@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from fastuiat.config import UserError, legible
 from fastuiat.models import libraries
 from fastuiat.models.blocks import ACTIVATIONS
 
-PUBLISHED = 120
-"""No published net is as deep or as wide."""
+PUBLISHED = 2000
+"""No published net has as many layers times its width."""
 MOST_NUMBER = 1000
 MOST_PARAMETERS = 2_000_000_000
 REGISTRY: dict[str, Family] = {}
@@ -79,7 +80,7 @@ def refuse_huge(name: str, build: Callable[[], nn.Module], numbers: list[int]) -
 
     Its parameters are counted where its numbers are beyond those of any published net.
     """
-    if max(numbers, default=0) <= PUBLISHED:
+    if math.prod(numbers) <= PUBLISHED:
         return
     count = None
     if max(numbers) <= MOST_NUMBER:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat import sealed
+from fastuiat.bounds import MOST_TEXT, plain_bytes
 from fastuiat.config import UserError, of_this_version, radius_text
 from fastuiat.files import json_in
 
@@ -172,7 +173,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """(epoch lines, step lines); UserError that names a line which is none."""
     lines: dict[str, list[dict[str, Any]]] = {"epoch": [], "train": []}
     try:
-        content = path.read_bytes()
+        content = plain_bytes(path, MOST_TEXT)
     except FileNotFoundError:
         return [], []
     except OSError as error:

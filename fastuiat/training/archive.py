@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from fastuiat.bounds import memory, packs_too_much, zip_of
 from fastuiat.config import UserError, legible
 
 LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -28,8 +29,6 @@ STREAMED = 8
 UNDATED = (1980, 0, 0, 0, 0, 0)
 """When PyTorch says that it wrote each entry."""
 CHUNK = 1 << 20
-MOST_UNPACKED = 1 << 26
-"""Bytes that a deflated entry may always have, however small it is."""
 
 
 class Damaged(Exception):
@@ -43,7 +42,8 @@ class Odd(Exception):
 def sha256_verified(file: IO[bytes], path: Path) -> str:
     """The SHA-256 of an open file in hexadecimal; UserError where it is a zip and damaged.
 
-    It is read once from beginning to end, in pieces; `path` is its name in the message.
+    It is read once from beginning to end, in pieces; `path` is its name in the message. What is
+    larger than the memory is refused at once.
     """
     digest = hashlib.sha256()
     file.seek(0)
@@ -51,6 +51,8 @@ def sha256_verified(file: IO[bytes], path: Path) -> str:
     size = file.seek(0, 2)
     file.seek(max(0, size - END.size))
     is_zip = b"PK" in (begin[:2], file.read(2))  # a flipped bit may be in one of them
+    if size > memory():
+        raise UserError(f"{path} has {size / 1e9:,.3g} GB, more than there is memory")
     file.seek(0)
     try:
         if is_zip:
@@ -72,7 +74,7 @@ def sha256_verified(file: IO[bytes], path: Path) -> str:
 
 def verify(file: IO[bytes], passed: Callable[[bytes], Any]) -> None:
     """Read a zip archive to its end, handing every byte to `passed`; Damaged on what disagrees."""
-    archive = zipfile.ZipFile(file)
+    archive = zip_of(file)
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if len({entry.orig_filename for entry in entries}) < len(entries):
         raise Damaged("two entries have one name")
@@ -183,13 +185,12 @@ def verify_content(
     taken: Callable[[int], bytes],
 ) -> int:
     """The CRC-32 of an entry's content, which is stored as it is or, by other writers, deflated."""
-    crc = 0
+    crc, size = 0, 0
     unpack = zlib.decompressobj(-15) if entry.compress_type == zipfile.ZIP_DEFLATED else None
     if unpack is None and entry.compress_type != zipfile.ZIP_STORED:
         raise Odd
-    packs_much = entry.file_size > max(MOST_UNPACKED, 100 * entry.compress_size)
-    if entry.flag_bits & 1 or packs_much:  # encrypted, or made to fill the memory
-        raise Odd
+    if entry.flag_bits & 1 or packs_too_much(entry.compress_size, entry.file_size):
+        raise Odd  # encrypted, or made to fill the memory
     if unpack is None and entry.compress_size != entry.file_size:
         raise Damaged(f"the sizes of {legible(entry.orig_filename)} are told in two ways")
     for count in pieces(entry.compress_size):
@@ -198,8 +199,11 @@ def verify_content(
             crc = zlib.crc32(content, crc)
             continue
         while content:
-            crc = zlib.crc32(unpack.decompress(content, CHUNK), crc)
+            part = unpack.decompress(content, CHUNK)
+            crc, size = zlib.crc32(part, crc), size + len(part)
             content = unpack.unconsumed_tail
+            if size > entry.file_size:
+                raise Damaged(f"{legible(entry.orig_filename)} goes on behind its end")
     return zlib.crc32(unpack.flush(), crc) if unpack else crc
 
 

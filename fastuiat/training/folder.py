@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import sys
 import tempfile
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 
 from fastuiat import machine
+from fastuiat.bounds import parsed_json, plain_text
 from fastuiat.config import UserError, changed_since, of_this_version
 from fastuiat.data import label_of
+from fastuiat.file_kinds import reason_of
 from fastuiat.files import json_in, write_json
 from fastuiat.sealed import Damaged
 from fastuiat.training.checkpoint import read
@@ -125,7 +126,7 @@ def stored_json(folder: Path) -> dict[str, Any]:
     except Damaged as error:
         raise UserError(f"{path} cannot be read ({error}){since(folder)}: {advice}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)}): {advice}") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} holds no settings: {advice}")
     if missing := [name for name in ALWAYS if name not in stored]:
@@ -137,7 +138,7 @@ def since(folder: Path) -> str:
     """What config.json says otherwise than the checkpoint, in words; nothing where none tells."""
     try:
         carried = read(last_checkpoint(folder))["settings"]
-        there = json.loads((folder / "config.json").read_bytes())  # only its checksum is wrong
+        there = parsed_json(plain_text(folder / "config.json"))  # only its checksum is wrong
         name = next(n for n in carried if n not in FREE_ON_RESUME and carried[n] != there.get(n))
         return f"; it says {name} is {there.get(name)}, the checkpoint {carried[name]}"
     except (UserError, LookupError, TypeError, AttributeError, StopIteration):
@@ -247,7 +248,7 @@ def threads_in(folder: Path) -> int:
     except FileNotFoundError:
         threads = None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {THREADS_ADVICE}") from error
+        raise UserError(f"{path} cannot be read: {reason_of(error)}; {THREADS_ADVICE}") from error
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         raise UserError(f"{path} names no number of threads: {THREADS_ADVICE}")
     return threads

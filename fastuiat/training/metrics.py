@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastuiat import sealed
+from fastuiat.bounds import MOST_LOG, own_copy, plain_bytes
 from fastuiat.config import UserError
 from fastuiat.files import write_bytes
 
@@ -80,6 +81,7 @@ class MetricsLog:
         """Goes on behind the first `offset` bytes, which `cut_back` says; the rest goes."""
         self.path = folder / FILE
         with said_in_a_line(self.path):
+            own_copy(self.path)
             self._file = open(self.path, "ab")  # noqa: SIM115 (open for the run's whole life)
             self._file.truncate(min(offset, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
@@ -126,7 +128,7 @@ def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
     """
     path, offset = folder / FILE, int(state["metrics_offset"])
     try:
-        content = path.read_bytes()
+        content = plain_bytes(path, MOST_LOG)
     except FileNotFoundError:
         content = b""
     except OSError as error:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MARK = object()
+MOST_STEPS = 1 << 20
+"""Instructions that are followed; each may make an object of sixty bytes."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,24 @@ class Outline:
 
 
 def outline(content: bytes | IO[bytes]) -> Outline:
-    """Follow a pickle of any protocol, of a file from where it is. ValueError where it is none."""
+    """Follow a pickle of any protocol, of a file from where it is.
+
+    ValueError where it is none, and where it has more than MOST_STEPS.
+    """
     machine, protocol = Machine(), 0
     try:
-        for opcode, argument, _ in pickletools.genops(content):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if step == MOST_STEPS:
+                raise ValueError("a pickle without end")
             if opcode.name == "STOP":
                 break
             if opcode.name == "PROTO":
                 protocol = argument or 0
             machine.follow(opcode.name, argument)
         return Outline(machine.stack[-1], list(machine.names), protocol)
-    except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
+    ) as error:  # fmt: skip
         raise ValueError("no pickle") from error
 
 

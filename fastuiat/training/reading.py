@@ -9,6 +9,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 from fastuiat import sealed_tensors
+from fastuiat.bounds import zip_of
 from fastuiat.config import UserError, legible
 from fastuiat.file_kinds import kind_of
 from fastuiat.training.archive import sha256_verified
@@ -46,12 +48,41 @@ HARMFUL = re.compile(
 """Functions that no file of weights needs."""
 
 
+MOST_PICKLED = 1 << 23
+"""Bytes of a file's pickle, or its instructions, each of which may make an object of sixty bytes.
+A WRN-28-10 has 20,000 bytes."""
+
+
+class Counted:
+    """An open file from which PyTorch reads a pickle instruction by instruction, up to so many."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left = file, MOST_PICKLED
+        self.readline, self.readinto = file.readline, file.readinto  # type: ignore[attr-defined]
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        self._left -= 1
+        if not self._left:
+            raise pickle.UnpicklingError("a pickle without end")
+        return self._file.read(count)
+
+
 class Settings:
     """Attributes that a file holds as those of an object of another class."""
 
 
 def path_text(*parts: str) -> str:
     return str(PurePosixPath(*parts))
+
+
+class Text(str):
+    """In the place of `str`, which would make a text of anything: gives the text itself."""
+
+    def __new__(cls, text: str = "") -> Any:
+        if not isinstance(text, str):
+            raise pickle.UnpicklingError("a text of other values")
+        return text
 
 
 def plain_bytes(*_: Any) -> bytes:
@@ -67,11 +98,40 @@ def plain_dict(*_: Any) -> dict[Any, Any]:
     return collections.OrderedDict()
 
 
+class Copies:
+    """Makes plain values out of others, up to MOST_PICKLED of them in all.
+
+    A few bytes of a pickle may name a list or a range of millions, as often as they like.
+    """
+
+    def __init__(self) -> None:
+        self.left = MOST_PICKLED
+
+    def spent(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise pickle.UnpicklingError("values without end")
+
+    def made_of(self, kind: Any) -> Callable[..., Any]:
+        def make(*values: Any) -> Any:
+            for value in values:
+                self.spent(len(value) if isinstance(value, Sized) else 1)
+            return kind(*values)
+
+        return make
+
+    def range(self, *bounds: int) -> range:
+        made = range(*bounds)
+        self.spent(len(made))
+        return made
+
+
 def read_as() -> list[Any]:
     """(what is made, the name in a file that it is made for): plain values, no code of the file's.
 
-    Names that moved between versions of their packages stand under each.
+    Names that moved between versions of their packages stand under each. For one file.
     """
+    copies = Copies()
     array, number = np.zeros(1), np.float64(0)
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdgFDGSUMm"}
     made: dict[Any, tuple[str, ...]] = {
@@ -92,9 +152,12 @@ def read_as() -> list[Any]:
         datetime.date: ("datetime.date",),
         datetime.timedelta: ("datetime.timedelta",),
     }  # fmt: skip
-    plain = (list, dict, int, float, str, bool, frozenset, range, slice)
-    made |= {kind: (f"builtins.{kind.__name__}",) for kind in plain}
-    made[str] += ("torch.torch_version.TorchVersion",)
+    made |= {kind: (f"builtins.{kind.__name__}",) for kind in (int, float, bool, slice)}
+    made |= {
+        copies.made_of(kind): (f"builtins.{kind.__name__}",) for kind in (list, dict, frozenset)
+    }
+    made |= {copies.range: ("builtins.range",)}
+    made |= {Text: ("builtins.str", "torch.torch_version.TorchVersion")}
     made |= {kind: (f"numpy.dtypes.{kind.__name__}",) for kind in kinds}
     return [(what, name) for what, names in made.items() for name in names]
 
@@ -111,12 +174,59 @@ def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
             refuse_others(path, kind)
         sha256 = sha256_verified(file, path)
         refuse_others(path, kind)
+        held = bytes_held(file, path)
         file.seek(0)
         content = unpickled(file, path, kind)
+    refuse_claims(content, held, path)
     if not isinstance(content, dict):
         what = type(content).__name__
         raise UserError(f"{path} holds a {what} and no state dict, which is a dict of tensors")
     return content, sha256
+
+
+def bytes_held(file: IO[bytes], path: Path) -> int:
+    """Of all that a file holds, unpacked; UserError where its pickle is no state dict's by size."""
+    try:
+        members = zip_of(file).infolist()
+    except (zipfile.BadZipFile, ValueError):  # it is none
+        return file.seek(0, 2)
+    for member in members:
+        if member.filename.endswith("/data.pkl") and member.file_size > MOST_PICKLED:
+            raise UserError(
+                f"{path} holds {member.file_size:,} bytes of names and plain values, which no "
+                "state dict has: keep its tensors alone"
+            )
+    return sum(member.file_size for member in members)
+
+
+def refuse_claims(content: Any, held: int, path: Path) -> None:
+    """UserError where tensors and arrays have room for much more than so many bytes of a file.
+
+    A call of torch.Tensor with a number makes one, and whoever reads it fills the memory.
+    """
+    left = held + MOST_PICKLED
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, Settings):
+            waiting += vars(value).values()
+        elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            storage = value.untyped_storage()
+            if storage.device.type == "cpu" and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                left -= storage.nbytes()
+        elif isinstance(value, np.ndarray):
+            left -= value.nbytes
+        if left < 0:
+            raise UserError(f"{path} is damaged: its tensors claim more than its {held:,} bytes")
 
 
 def opened(path: Path) -> tuple[IO[bytes], str | None]:
@@ -167,7 +277,8 @@ def unpickled(file: IO[bytes], path: Path, kind: str | None) -> Any:
     try:
         with torch.serialization.safe_globals(read_as()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that it cannot read, which is said below
-            return torch.load(file, map_location="cpu", weights_only=True)
+            source: Any = file if "zip" in str(kind) or kind == READ[0] else Counted(file)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         found = outlined(path, kind)
         if found is None or not isinstance(error, pickle.UnpicklingError):
@@ -192,10 +303,10 @@ def outlined(path: Path, kind: str | None) -> Outline | None:
                     outline(file)
             if kind in (OLD, PICKLE):
                 return outline(file)
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                return outline(archive.read(next(n for n in names if n.endswith("/data.pkl"))))
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
+            archive = zip_of(file)
+            names = archive.namelist()
+            return outline(archive.read(next(n for n in names if n.endswith("/data.pkl"))))
+    except (OSError, ValueError, StopIteration, MemoryError, zipfile.BadZipFile):
         return None
 
 

@@ -21,11 +21,10 @@ from fastuiat.data.published import (
 )
 from fastuiat.data.sets.generated import ddpm_images
 from fastuiat.data.sources import DatasetInfo, checked, register, unpacked
+from fastuiat.data.tar_archive import LARGEST, files_in
 from fastuiat.file_kinds import reason_of
 
 SITE = "https://www.cs.toronto.edu/~kriz"
-LARGEST_MEMBER = 1 << 28
-"""Bytes; the largest that is published has 155 MB."""
 
 
 def read_pickle(path: Path, content: bytes) -> dict[str, Any]:
@@ -82,22 +81,20 @@ def member_bytes(path: Path, archive: Path) -> bytes:
     """A file of the folder, or of the archive where there is no folder."""
     if path.parent.is_dir():
         try:
-            if plain_file(path).stat().st_size > LARGEST_MEMBER:
+            if plain_file(path).stat().st_size > LARGEST:
                 raise UserError(f"{path} is too large to be in CIFAR's format")
             return path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
     name = f"{path.parent.name}/{path.name}"
     try:
-        with tarfile.open(plain_file(archive)) as tar:
-            member = tar.getmember(name)
-            file = tar.extractfile(member) if member.isreg() else None  # a link may name itself
-            if file is None or member.size > LARGEST_MEMBER:
-                raise UserError(f"{archive}: {name} is no file of CIFAR's size")
-            return file.read()
-    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError) as error:
-        reason = what_else(archive, "a tar archive", "a gzip file")
-        raise UserError(f"{archive} is truncated or lacks {name}{reason}") from error
+        found = [file.read() for there, file in files_in(plain_file(archive)) if there == name]
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        reason = what_else(archive, "a tar archive", "a gzip file") or f" ({reason_of(error)})"
+        raise UserError(f"{archive} is truncated or no archive of CIFAR{reason}") from error
+    if found:
+        return found[0]
+    raise UserError(f"{archive}: {name} is no file of CIFAR's size, or not there")
 
 
 CIFAR10 = PublishedFile(
