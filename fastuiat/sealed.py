@@ -15,6 +15,8 @@ from typing import Any
 from fastuiat.bounds import parsed_json
 
 LENGTH = 32
+LEAST_LEFT = 4
+"""Of a seal that was cut; fewer blanks may be anybody's."""
 BLANKS = str.maketrans("01", " \t")
 WHITE = b" \t\r\n"
 """What JSON passes over; a tab with one bit flipped may be a return."""
@@ -30,7 +32,12 @@ def seal_of(crc: int) -> bytes:
 
 def is_seal(blanks: bytes) -> bool:
     """Whether it is one, damaged or not: nobody fills up with tabs to this length."""
-    return len(blanks) == LENGTH and b"\t" in blanks and not blanks.strip(WHITE)
+    return len(blanks) == LENGTH and is_part(blanks)
+
+
+def is_part(blanks: bytes) -> bool:
+    """Whether it is what is left of one, or a whole one."""
+    return len(blanks) >= LEAST_LEFT and b"\t" in blanks and not blanks.strip(WHITE)
 
 
 def sealed(content: bytes) -> bytes:
@@ -57,4 +64,6 @@ def unsealed(content: bytes) -> Any:
             "its checksum is another: it was damaged, or edited by hand; then delete the blanks at "
             "its end"
         )
+    if len(seal) < LENGTH and is_part(seal):
+        raise ValueError("its end was cut off")
     return parsed_json(own.decode())

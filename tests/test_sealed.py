@@ -57,7 +57,7 @@ def test_cut_and_zeroed(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"values": list(range(300))})
     content = path.read_bytes()
-    for damaged in (content[:700], content[:512] + bytes(512) + content[1024:], b""):
+    for damaged in (content[:-5], content[:700], content[:512] + bytes(512) + content[1024:], b""):
         path.write_bytes(damaged)
         with pytest.raises(ValueError):
             json_in(path)
