@@ -465,7 +465,7 @@ def test_a_prepared_file_of_others(pictures, ended, refused, tmp_path):
         assert "truncated or was" in refused(*PREPARE)
     path.unlink()
     os.mkfifo(path)
-    assert str(path) in refused(*PREPARE)
+    assert path.name in refused(*PREPARE)
 
 
 def test_an_archive_leads_nowhere_else(net, refused, tmp_path):
