@@ -137,6 +137,12 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     return f"{opening} {style}{svg[svg.index('>') :]}"
 
 
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
+)
+"""Controls, and marks that turn a line round: they may stand in the texts of others' files."""
+
+
 class Marked(str):
     """A table's cell that stands out."""
 
@@ -270,14 +276,15 @@ class Page:
         if self._figures_open:
             body.append("</div>")
         body.append("</main>")
-        return (
+        return UNSEEN.sub(
+            "",
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
             f"<title>{html.escape(self.title.replace('`', ''))}</title>\n"
             f"<style>\n{colours()}{CSS}</style>\n</head>\n<body>\n"
             + "\n".join(body)
-            + "\n</body>\n</html>\n"
+            + "\n</body>\n</html>\n",
         )
 
     def write(self, path: Path, *, figures: Path | None = None) -> None:

@@ -48,7 +48,7 @@ HARMFUL = re.compile(
 """Functions that no file of weights needs."""
 
 
-MOST_PICKLED = 1 << 23
+MOST_PICKLED = 1 << 22
 """Bytes of a file's pickle, or its instructions, each of which may make an object of sixty bytes.
 A WRN-28-10 has 20,000 bytes."""
 
