@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests.campaign import files, words
 from tests.campaign.trial import Part
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "files": files.trials,
+    "words": words.trials,
+}
