@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from fastuiat import data
+from fastuiat.writer import LOCK
 
 SECONDS = 30.0
 """For what is refused and for what begins its work; one is done in a tenth, two share a core."""
@@ -244,11 +245,16 @@ def stop_after_begin(mark: Path, seconds: float) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What lies in a folder: kind, size, last change by name; links are not followed."""
+    """What lies in a folder: kind, size, last change by name; links are not followed.
+
+    Not the locks of its writers, which the next one takes away.
+    """
     found = {}
     waiting = [folder]
     while waiting:
         for entry in os.scandir(waiting.pop()):
+            if entry.name == LOCK:
+                continue
             status = entry.stat(follow_symlinks=False)
             is_folder = entry.is_dir(follow_symlinks=False)
             told = () if is_folder else (status.st_size, status.st_mtime_ns)
