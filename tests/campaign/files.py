@@ -195,7 +195,7 @@ KINDS = [
     Kind("metrics.jsonl", "run/metrics.jsonl", (RESUME, READ_RUN[2]), lines, 2),
     Kind("evaluation", "run/eval/clean_n8.json",
          (READ_RUN[1], READ_RUN[2], READ_RUN[3]), document, 2),
-    Kind("pgd evaluation", "run/eval/pgd_eps8over255_n8.json", (READ_RUN[2], READ_RUN[3]),
+    Kind("pgd evaluation", "run/eval/pgd-20_eps8over255_n8.json", (READ_RUN[2], READ_RUN[3]),
          document, 2),
     Kind("AutoAttack's state", "run/eval/autoattack_eps8over255_n8.state",
          (("eval", "../run", "--attacks", "autoattack", "--n", "8"),), document),
