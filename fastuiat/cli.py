@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
@@ -92,6 +94,22 @@ def is_mine(command: str) -> bool:
     return is_first_rank()
 
 
+MOST_LETTERS = 400
+"""Of a word of a message: what is longer was given to us."""
+
+
+def in_a_line(text: object) -> str:
+    """What an error says, as a terminal can show it: a word of thousands of letters is cut."""
+    words = printable(" ".join(str(text).split())).split(" ")
+    return " ".join(w if len(w) <= MOST_LETTERS else f"{w[:100]}…{w[-40:]}" for w in words)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """As Python and PyTorch say it; the allocator of the CPU has no class of its own."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def end(code: int, line: str) -> NoReturn:
     """Say in one line, of all ranks once, why the command has ended, and exit."""
     wait_for_the_first(code)
@@ -120,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
             COMMANDS[argv[0]](argv[1:])
     except UserError as error:
         leave_for_good(2)
-        end(2, printable(" ".join(str(error).split())))
+        end(2, in_a_line(error))
     except RankFailed as error:
         if error.asked_to_end and not is_first_rank():
             sys.exit(1)  # rank 0 says it
@@ -135,10 +153,13 @@ def main(argv: list[str] | None = None) -> None:
             raise
         leave_for_good(2)
         where = f"{error.filename}: " if error.filename else ""
-        end(2, f"{where}{error.strerror}; nothing written before is lost")
+        end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
     except Exception as error:
         from fastuiat.training.trainer import Interrupted
 
+        if is_out_of_memory(error):
+            leave_for_good(2)
+            end(2, "not enough memory: a smaller net, --batch-size or data set takes less")
         if not isinstance(error, Interrupted):
             raise
         code = 128 + error.signum

@@ -190,6 +190,7 @@ def bound() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     torch.set_num_threads(1)  # those of the parent are not there
     warnings.resetwarnings()  # as a command has them, whatever a test runner has set
 
@@ -219,7 +220,6 @@ def stop_after_begin(mark: Path, seconds: float) -> None:
     def note() -> None:
         if not mark.exists():
             mark.touch()
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def noted(function: Any) -> Any:

@@ -237,8 +237,9 @@ def read_state(path: Path, advice: str) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["format"] != FORMAT or not re.fullmatch("[0-9a-f]{12}", state["id"]):
             raise ValueError("of another format")
-        dict(state["stages"]), str(state["device"]), state["sources"], list(state["calls"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        dict(state["stages"]), {state.get("commit")}, state["sources"], name_for(state)
+        lines_of(state), [dict(part) for part in (*state["stages"].values(), *state["calls"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged, or of another version ({error}): {advice}") from None
     return state
 
