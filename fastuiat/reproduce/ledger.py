@@ -40,13 +40,15 @@ def first_difference(line: Any, now: Any, name: str = "") -> str | None:
     return None if line == now else f"{name} {line}, not {now}"
 
 
-def is_run(line: dict[str, Any]) -> bool:
+def is_run(line: Any) -> bool:
     """Whether what a line says of a run can be: its kinds of values, which its readers lean on."""
 
     def are_numbers(values: Any, *more: type) -> bool:
         kinds = (int, float, *more)
         return isinstance(values, dict) and all(isinstance(v, kinds) for v in values.values())
 
+    if not isinstance(line, dict):
+        return False
     accuracies, made, seconds = (line.get(k) for k in ("accuracies", "made", "seconds_per_epoch"))
     return (
         all(isinstance(line[name], str) for name in ("table", "row"))
@@ -95,7 +97,7 @@ class Ledger:
                 continue
             try:
                 line = json.loads(text)
-                missing = [name for name in NEEDED if name not in dict(line)]
+                missing = [name for name in NEEDED if name not in line]
             except (ValueError, TypeError):
                 missing = list(NEEDED)
             if missing or not is_run(line):
