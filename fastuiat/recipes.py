@@ -206,8 +206,10 @@ def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     for name, value in layer.settings.items():
         if not name.endswith("_epoch"):
             settings[name] = value
+        elif keep and type(value) is int:
+            settings[name] = max(1, round(value * epochs / begun))
         elif keep:  # None: by the method's own rule, whatever the length
-            settings[name] = value and max(1, round(value * epochs / begun))
+            settings[name] = value
     return dataclasses.replace(layer, settings=settings)
 
 

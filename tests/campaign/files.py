@@ -250,16 +250,16 @@ def beside(folder: Path) -> None:
     np.save(folder / "labels.npy", np.arange(40) % 10)
 
 
-def trials(random: random.Random, folder: Path, kinds: list[Kind] = KINDS) -> Iterator[Trial]:
+def trials(random: random.Random, folder: Path) -> Iterator[Trial]:
     """Endless; the first makes a run, records and the rest."""
-    forked.import_all()
+    forked.import_all(with_ffcv=False)
     fill = filled(folder / "kept", beside)
     place = forked.Place(folder / "place", fill)
     values = spoiling.values(random.randrange(1 << 30))
     messages: set[str] = set()
     try:
         while True:
-            kind = random.choices(kinds, [kind.weight for kind in kinds])[0]
+            kind = random.choices(KINDS, [kind.weight for kind in KINDS])[0]
             words, said = random.choice(kind.commands), []
 
             def spoil(around: Path, kind: Kind = kind, said: list[str] = said) -> None:

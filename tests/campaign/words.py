@@ -236,9 +236,9 @@ def counted(outcome: forked.Outcome, messages: set[str]) -> tuple[tuple[str, int
     return (("refused", 1), *([("messages", 1)] if new else []))
 
 
-def trials(random: random.Random, folder: Path) -> Iterator[Trial]:
+def trials(random: random.Random, folder: Path, *, with_ffcv: bool = True) -> Iterator[Trial]:
     """Endless; the first makes what stands around the commands."""
-    forked.import_all()
+    forked.import_all(with_ffcv=with_ffcv)
     drawing = Grammar(random)
     place = forked.Place(folder / "place", filled(folder / "kept"))
     messages: set[str] = set()
