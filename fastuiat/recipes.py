@@ -10,7 +10,13 @@ import dataclasses
 from typing import Any
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, radius_text
+from fastuiat.config import (
+    OptimizerConfig,
+    UserError,
+    positive,
+    radius_text,
+    refuse_other_types,
+)
 from fastuiat.methods.rs_fgsm import SingleStepMethod
 from fastuiat.origins import (
     PAPERS_EPOCHS,
@@ -255,6 +261,9 @@ def resolve(
     """
     named = (file.run if file else {}) | overrides
     chosen = {name: named[name] for name in CHOOSING if name in named}
+    length = {"epochs": named["epochs"]} if "epochs" in named else {}
+    refuse_other_types(TrainConfig, chosen | length)
+    positive(**length)
     run: dict[str, Any] = {"recipe": recipe}
     settings: dict[str, Any] = {}
     sources = {"recipe": FLAG} if recipe else {}

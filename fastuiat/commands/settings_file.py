@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat import methods, recipes
-from fastuiat.config import (
-    OptimizerConfig,
-    UserError,
-    legible,
-    nearest,
-    positive,
-    refuse_other_types,
-)
+from fastuiat.config import OptimizerConfig, UserError, legible, nearest
 from fastuiat.origins import Layer
-from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import ALWAYS, current
 
 if sys.version_info >= (3, 11):
@@ -132,10 +124,6 @@ def layer_of(path: Path, recipe: str | None, method: str | None) -> tuple[str | 
     placed = Placed(path, str(named or recipes.DEFAULTS["method"]))
     placed.add(values)
     placed.run.pop("recipe", None)
-    choosing = {k: placed.run[k] for k in (*recipes.CHOOSING, "epochs") if k in placed.run}
-    refuse_other_types(TrainConfig, choosing)
-    if "epochs" in choosing:
-        positive(epochs=choosing["epochs"])
     if is_of_run(path):
         placed.run.pop("out", None)
     return recipe, Layer(str(path), placed.run, placed.settings)
