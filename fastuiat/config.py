@@ -86,6 +86,11 @@ def positive(**values: float) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at most 10^12")
 
 
+def count_in(word: str) -> int | None:
+    """The whole number that a word is, of at most 18 digits; None of any other word."""
+    return int(word) if word.isdecimal() and len(word) <= 18 else None
+
+
 def refuse_seed(seed: int) -> None:
     """UserError on what PyTorch's generators cannot begin from."""
     if seed < 0:

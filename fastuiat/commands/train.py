@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastuiat.commands.launch import launch, processes_in
 from fastuiat.commands.output import Output, OutputOptions, split_output
 from fastuiat.commands.parsing import early, hyphenated, parse, refuse_second
-from fastuiat.config import UserError
+from fastuiat.config import UserError, count_in
 
 if TYPE_CHECKING:
     from fastuiat.training.config import TrainConfig
@@ -109,8 +109,8 @@ def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
         if value := early(argv, "--" + flag.replace("_", "-")):
             chosen[flag] = None if value == "None" else value
     epochs = early(argv, "--epochs")
-    if epochs and epochs.isdecimal():  # the parser refuses any other
-        chosen["epochs"] = int(epochs)
+    if epochs and (count := count_in(epochs)) is not None:  # the parser refuses any other
+        chosen["epochs"] = count
     begun, sources = recipes.resolve(recipe, chosen, file)
     config, named = parse_over(begun, argv), named_in(argv)
     refuse_idle(config, named)
