@@ -110,6 +110,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
+def is_endless_link(error: BaseException) -> bool:
+    """What Path.resolve raises for a link that leads to itself; of Python 3.13 it is an OSError."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
+
+
 def end(code: int, line: str) -> NoReturn:
     """Say in one line, of all ranks once, why the command has ended, and exit."""
     wait_for_the_first(code)
@@ -123,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     if (code := left_for_good()) is not None:
         sys.exit(code)
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not is_first_rank():
         sys.stdout = io.StringIO()  # one rank speaks for all
         logging.getLogger("fastuiat").setLevel(logging.ERROR)
@@ -160,6 +167,9 @@ def main(argv: list[str] | None = None) -> None:
         if is_out_of_memory(error):
             leave_for_good(2)
             end(2, "not enough memory: a smaller net, --batch-size or data set takes less")
+        if is_endless_link(error):
+            leave_for_good(2)
+            end(2, in_a_line(f"{error}: a link that leads to itself"))
         if not isinstance(error, Interrupted):
             raise
         code = 128 + error.signum

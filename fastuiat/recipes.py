@@ -261,9 +261,9 @@ def resolve(
     """
     named = (file.run if file else {}) | overrides
     chosen = {name: named[name] for name in CHOOSING if name in named}
-    length = {"epochs": named["epochs"]} if "epochs" in named else {}
-    refuse_other_types(TrainConfig, chosen | length)
-    positive(**length)
+    for told in (file.run if file else {}, overrides):
+        refuse_other_types(TrainConfig, {k: told[k] for k in (*CHOOSING, "epochs") if k in told})
+        positive(epochs=told.get("epochs", 1))
     run: dict[str, Any] = {"recipe": recipe}
     settings: dict[str, Any] = {}
     sources = {"recipe": FLAG} if recipe else {}

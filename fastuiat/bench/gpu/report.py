@@ -155,7 +155,8 @@ class Report:
         if packed:
             self.pack_caches()
             self.pack_runs()
-        self._write("summary.txt", "".join(f"{line}\n" for line in self.summary()).encode())
+        said = "".join(f"{line}\n" for line in self.summary())
+        self._write("summary.txt", said.encode(errors="backslashreplace"))  # of file names
         write_json(self.out / "state.json", self.state)
 
     def summary(self) -> list[str]:
