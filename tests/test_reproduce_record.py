@@ -240,7 +240,8 @@ def test_a_run_may_be_measured_in_two_goes(tmp_path):
     assert "| pgd-5/sat | 2 | 40.5 ± 0.7 | 30.0 (1 seed) | – |" in table_of(path, "small")
     (row,) = rows.rows_of(Options(table="table6", rows=("iat",)))
     ledger, points = Ledger(path, "table6"), {"natural": 9, "pgd": 7}
-    less = {"accuracies": {"natural": 1.0}, "n": {"natural": 9}, "curve": [], "made": {}}
+    made = {"time": "2026-02-01"}
+    less = {"accuracies": {"natural": 1.0}, "n": {"natural": 9}, "curve": [], "made": made}
     more = less | {"accuracies": {"natural": 1.0, "pgd": 2.0}, "n": points}
     ledger.add(row, 0, less)
     assert ledger.find(row, 0, points) is None and ledger.find(row, 0, {"natural": 9}) is not None

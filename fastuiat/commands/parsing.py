@@ -53,6 +53,7 @@ def first_complaint(box: str) -> str:
     _title, *rows = [row for line in plain.splitlines() if (row := line.strip("│| "))] or [""]
     parts = [list(g) for ruled, g in groupby(rows, lambda r: not r.strip("─-╰╯+")) if not ruled]
     words = " ".join(" ".join(parts[0]).split()) if parts else ""
+    words = re.sub(r"(\S{50,}) (?=\S{50,})", r"\1", words)  # one word, which the frame had broken
     # "Error parsing --eps: …" names the flag; "Error parsing TrainConfig: …" names nothing.
     words = re.sub(r"^Error parsing (?:(--[\w-]+: )|[\w.]+: )", r"\1", words)
     return words.rstrip(".") or "the command could not be parsed"

@@ -27,7 +27,7 @@ import torch
 from fastuiat import data
 from fastuiat.writer import LOCK
 
-SECONDS = 30.0
+SECONDS = 60.0
 """For what is refused and for what begins its work; one is done in a tenth, two share a core."""
 MORE_BYTES = 3 << 30
 """Of address space, beside what the imports have taken."""

@@ -96,7 +96,7 @@ def test_the_library_refuses_the_same(tmp_path):
 
 def test_a_word_of_thousands_of_letters_is_cut(refusal):
     said = refusal(*TRAIN, "--eps", 5000 * "x")
-    assert f"'{99 * 'x'}…" in said and len(said) < 1000
+    assert f"'{50 * 'x'}" in said and "…" in said and len(said) < 1000
 
 
 def test_a_link_to_itself_is_a_line(refusal, tmp_path):
