@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 from fastuiat.children import end_with_parent
 from fastuiat.commands.doctor import doctor
 from fastuiat.commands.evaluate import evaluate
@@ -92,6 +94,27 @@ def is_mine(command: str) -> bool:
     return is_first_rank()
 
 
+MOST_LETTERS = 400
+"""Of a word of a message: what is longer was given to us."""
+
+
+def in_a_line(text: object) -> str:
+    """What an error says, as a terminal can show it: a word of thousands of letters is cut."""
+    words = printable(" ".join(str(text).split())).split(" ")
+    return " ".join(w if len(w) <= MOST_LETTERS else f"{w[:100]}…{w[-40:]}" for w in words)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """As Python and PyTorch say it; the allocator of the CPU has no class of its own."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def is_endless_link(error: BaseException) -> bool:
+    """What Path.resolve raises for a link that leads to itself; of Python 3.13 it is an OSError."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
+
+
 def end(code: int, line: str) -> NoReturn:
     """Say in one line, of all ranks once, why the command has ended, and exit."""
     wait_for_the_first(code)
@@ -105,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     if (code := left_for_good()) is not None:
         sys.exit(code)
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not is_first_rank():
         sys.stdout = io.StringIO()  # one rank speaks for all
         logging.getLogger("fastuiat").setLevel(logging.ERROR)
@@ -120,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             COMMANDS[argv[0]](argv[1:])
     except UserError as error:
         leave_for_good(2)
-        end(2, printable(" ".join(str(error).split())))
+        end(2, in_a_line(error))
     except RankFailed as error:
         if error.asked_to_end and not is_first_rank():
             sys.exit(1)  # rank 0 says it
@@ -135,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         leave_for_good(2)
         where = f"{error.filename}: " if error.filename else ""
-        end(2, f"{where}{error.strerror}; nothing written before is lost")
+        end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith(
             "Symlink loop"
@@ -144,6 +169,12 @@ def main(argv: list[str] | None = None) -> None:
             end(2, printable(str(error)))
         from fastuiat.training.trainer import Interrupted
 
+        if is_out_of_memory(error):
+            leave_for_good(2)
+            end(2, "not enough memory: a smaller net, --batch-size or data set takes less")
+        if is_endless_link(error):
+            leave_for_good(2)
+            end(2, in_a_line(f"{error}: a link that leads to itself"))
         if not isinstance(error, Interrupted):
             raise
         code = 128 + error.signum

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,8 +20,16 @@ class UserError(ValueError):
 
 def legible(text: object, most: int = 80) -> str:
     """A name out of a stranger's file as it can be shown: short, without control characters."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: most + 1])
+    plain = "".join(c if c.isprintable() else "?" for c in written(text, str)[: most + 1])
     return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def written(value: object, how: Callable[[object], str] = repr) -> str:
+    """`how(value)`, also of a whole number of more digits than Python writes."""
+    try:
+        return how(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
@@ -63,10 +71,24 @@ Radius = Annotated[
 ]
 
 
+MOST = 10**12
+"""Of anything that is counted: what is above is a slip of the keyboard, and beyond what is computed
+with."""
+
+
 def positive(**values: float) -> None:
+    """UserError on a number that is not above 0, and on a count above MOST."""
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
+            got = legible(value) if isinstance(value, int) else f"{value:g}"
+            raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, got {got}")
+        if isinstance(value, int) and value > MOST:
+            raise UserError(f"--{name.replace('_', '-')} must be at most 10^12")
+
+
+def count_in(word: str) -> int | None:
+    """The whole number that a word is, of at most 18 digits; None of any other word."""
+    return int(word) if word.isdecimal() and len(word) <= 18 else None
 
 
 def refuse_seed(seed: int) -> None:
@@ -85,7 +107,8 @@ def printable(text: str) -> str:
 def not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
-            raise UserError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
+            got = legible(value) if isinstance(value, int) else f"{value:g}"
+            raise UserError(f"{name.replace('_', '-')} must not be negative, got {got}")
 
 
 def refuse_other_choices(settings: Any) -> None:
@@ -123,6 +146,8 @@ def refuse_other_types(cls: type, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         hint = hints.get(name)
         words = None
+        if isinstance(value, int) and not -(1 << 64) < value < 1 << 64:
+            words = "below 2^64" if value > 0 else "above -2^64"
         if get_origin(hint) is Literal and isinstance(value, int | float | list | dict | None):
             words = "one of " + ", ".join(get_args(hint))
         allowed = get_args(hint) or (hint,)
@@ -131,7 +156,9 @@ def refuse_other_types(cls: type, values: Mapping[str, Any]) -> None:
             if not fits or (isinstance(value, bool) and bool not in allowed):
                 words = " or ".join(KINDS[kind][1] for kind in allowed)
         if words:
-            raise UserError(f"--{name.replace('_', '-')} must be {words}, got {value!r}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be {words}, got {legible(written(value))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

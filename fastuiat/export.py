@@ -156,34 +156,38 @@ def records_of(run: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def write_model_info(
-    path: Path, entry: ZooClass, info: dict[str, Any], run: Path | None
-) -> tuple[str, ...]:
+def filled_in(path: Path) -> dict[str, Any]:
+    """What model_info holds already; UserError where something else is in its place."""
+    try:
+        return dict(json_in(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no model_info: remove it or choose another --out") from error
+
+
+def write_model_info(path: Path, known: dict[str, Any], before: dict[str, Any]) -> tuple[str, ...]:
     """Write model_info and return the fields still open.
 
     What someone filled in before stays, but for accuracies: they may be of other weights.
     """
-    config = stored_config(run) if run else {}
-    known = model_info(
-        entry,
-        info,
-        records_of(run, info) if run else [],
-        eps=(config.get("settings") or {}).get("attack", {}).get("eps"),
-        extra_data=config.get("extra_data"),
-    )
-    before: dict[str, Any] = {}
-    if path.exists():
-        try:
-            before = dict(json_in(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} is no model_info: remove it or choose another --out"
-            ) from error
     kept = {k: v for k, v in before.items() if k not in MEASURED}
     fields = {name: kept.get(name) if value is None else value for name, value in known.items()}
     # Without a checksum: what is open is for people to fill in.
     write_bytes(path, json.dumps(kept | fields, indent=2).encode() + b"\n")
     return tuple(name for name, value in fields.items() if value is None and name != "footnote")
+
+
+def told_of(entry: ZooClass, info: dict[str, Any], run: Path | None) -> dict[str, Any]:
+    """model_info as far as the net and its run tell it."""
+    config, records = (stored_config(run), records_of(run, info)) if run else ({}, [])
+    attack = (config.get("settings") or {}).get("attack") or {}
+    try:
+        return model_info(
+            entry, info, records, eps=attack.get("eps"), extra_data=config.get("extra_data")
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{run}: config.json or a record in eval/ is damaged ({error})") from error
 
 
 def export(
@@ -198,7 +202,9 @@ def export(
     if path.exists() and path.samefile(info["path"]):
         raise UserError(f"{path} is the checkpoint itself: choose another --out")
     entry = zoo_class(net, info) if form == "robustbench" else None
+    described, known, before = path.with_suffix(".json"), {}, {}
     if entry:
+        known, before = told_of(entry, info, run), filled_in(described)
         content = robustbench_bytes(entry)
     else:
         make = {"safetensors": safetensors_bytes, "onnx": onnx_bytes}.get(form, torch_export_bytes)
@@ -213,6 +219,5 @@ def export(
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     if not entry:
         return Exported(path, difference)
-    described = path.with_suffix(".json")
-    left = write_model_info(described, entry, info, run)
+    left = write_model_info(described, known, before)
     return Exported(path, difference, entry.constructor, described, left)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +21,10 @@ from fastuiat.bounds import MOST_TEXT, plain_bytes
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Call `write(file)` on a temporary file beside `path`, fsync, rename over `path`.
 
-    Whatever is raised meanwhile is passed on; `path` is then as it was.
+    Whatever is raised meanwhile is passed on; `path` is then as it was. OSError where a device or
+    a pipe stands there, which a superuser's rename would replace.
     """
+    refuse_special(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:  # readable by whom the umask says, unlike a mkstemp
@@ -36,6 +40,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def refuse_special(path: Path) -> None:
+    """OSError where something stands that is no file, folder or link."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EPERM, "it is no plain file", str(path))
 
 
 TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}")

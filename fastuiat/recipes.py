@@ -10,7 +10,13 @@ import dataclasses
 from typing import Any
 
 from fastuiat import methods
-from fastuiat.config import OptimizerConfig, UserError, radius_text
+from fastuiat.config import (
+    OptimizerConfig,
+    UserError,
+    positive,
+    radius_text,
+    refuse_other_types,
+)
 from fastuiat.methods.rs_fgsm import SingleStepMethod
 from fastuiat.origins import (
     PAPERS_EPOCHS,
@@ -206,8 +212,10 @@ def at_length(layer: Layer, begun: int, epochs: int, keep: bool) -> Layer:
     for name, value in layer.settings.items():
         if not name.endswith("_epoch"):
             settings[name] = value
+        elif keep and type(value) is int:
+            settings[name] = max(1, round(value * epochs / begun))
         elif keep:  # None: by the method's own rule, whatever the length
-            settings[name] = value and max(1, round(value * epochs / begun))
+            settings[name] = value
     return dataclasses.replace(layer, settings=settings)
 
 
@@ -253,6 +261,9 @@ def resolve(
     """
     named = (file.run if file else {}) | overrides
     chosen = {name: named[name] for name in CHOOSING if name in named}
+    for told in (file.run if file else {}, overrides):
+        refuse_other_types(TrainConfig, {k: told[k] for k in (*CHOOSING, "epochs") if k in told})
+        positive(epochs=told.get("epochs", 1))
     run: dict[str, Any] = {"recipe": recipe}
     settings: dict[str, Any] = {}
     sources = {"recipe": FLAG} if recipe else {}

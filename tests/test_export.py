@@ -292,6 +292,7 @@ def test_refusals(finished, tmp_path, monkeypatch, capsys):
     assert "is no model_info" in said_by(
         f"export {finished} --format robustbench --out net.pt", capsys
     )
+    assert not (tmp_path / "net.pt").exists()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install 'fastuiat[export]'" in said_by(f"export {finished} --format onnx", capsys)
     assert best.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -30,3 +31,15 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
     write_atomically(path, lambda file: file.write(b"new"))
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """A superuser's rename would take /dev/null away."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="no plain file"):
+        write_atomically(pipe, lambda file: file.write(b"new"))
+    assert pipe.is_fifo() and [p.name for p in tmp_path.iterdir()] == ["pipe"]
+    link.symlink_to("file")
+    write_atomically(link, lambda file: file.write(b"new"))
+    assert link.read_bytes() == b"new"

@@ -150,13 +150,18 @@ def test_a_line_that_was_cut_off_is_finished_with(tmp_path):
     ledger, beside = Ledger(path, "small"), Ledger(path, "small")
     assert list(ledger.lines) == [("pgd-5/sat", 0)]
     (row,) = rows.rows_of(Options(table="table6", rows=("iat",)))
-    content = {name: {} for name in ("accuracies", "n", "curve", "made")}
+    content = {"accuracies": {}, "n": {}, "curve": [], "made": {"time": "2026-02-01"}}
     ledger.add(row, 1, content)
     beside.add(row, 1, content)  # by another process, which had read the file before
     beside.add(row, 2, content)
     assert set(Ledger(path, "small").lines) == {("pgd-5/sat", 0), ("iat", 1), ("iat", 2)}
     assert len(list(filter(None, path.read_text().splitlines()))) == 3
-    for damaged in ("not a run\n", "[]\n", '{"table": "small", "row": "a", "seed": 0}\n'):
+    changed = (
+        {"seed": []}, {"accuracies": {"pgd": "high"}}, {"n": 5}, {"curve": [[]]}, {"made": {}},
+    )  # fmt: skip
+    impossible = (json.dumps(json.loads(whole) | change) + "\n" for change in changed)
+    begun = '{"table": "small", "row": "a", "seed": 0}\n'
+    for damaged in ("not a run\n", "[]\n", '"x"\n', begun, *impossible):
         path.write_text(whole + damaged)
         with pytest.raises(UserError, match="line 2, is no record of a run"):
             Ledger(path, "small")
@@ -235,7 +240,8 @@ def test_a_run_may_be_measured_in_two_goes(tmp_path):
     assert "| pgd-5/sat | 2 | 40.5 ± 0.7 | 30.0 (1 seed) | – |" in table_of(path, "small")
     (row,) = rows.rows_of(Options(table="table6", rows=("iat",)))
     ledger, points = Ledger(path, "table6"), {"natural": 9, "pgd": 7}
-    less = {"accuracies": {"natural": 1.0}, "n": {"natural": 9}, "curve": [], "made": {}}
+    made = {"time": "2026-02-01"}
+    less = {"accuracies": {"natural": 1.0}, "n": {"natural": 9}, "curve": [], "made": made}
     more = less | {"accuracies": {"natural": 1.0, "pgd": 2.0}, "n": points}
     ledger.add(row, 0, less)
     assert ledger.find(row, 0, points) is None and ledger.find(row, 0, {"natural": 9}) is not None

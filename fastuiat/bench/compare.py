@@ -57,20 +57,19 @@ def compare_files(options: CompareOptions) -> None:
     """Read, compare, print; then write the page and the CSV."""
     from fastuiat.bench.compare_page import make_page
 
-    def say(word: str) -> None:
-        print(f"fastuiat: {word}", file=sys.stderr)
-
-    base = [r for file in options.baseline_files for r in read_records(file, say=say)]
+    notes: list[str] = []
+    base = [r for file in options.baseline_files for r in read_records(file, say=notes.append)]
     apart = {file.resolve() for file in options.baseline_files}
-    records = [
-        r for f in options.files if f.resolve() not in apart for r in read_records(f, say=say)
-    ]
+    files = [file for file in options.files if file.resolve() not in apart]
+    records = [r for file in files for r in read_records(file, say=notes.append)]
     comparison = compare(
         records,
         baseline=base,
         baseline_name=Path(options.baseline or "").name,
         with_paper=options.baseline == "paper",
     )
+    for note in notes:
+        print(f"fastuiat: {note}", file=sys.stderr)
     cards = bound_cards(comparison) if options.bounds else {}
     show_comparison(comparison, cards)
     page = make_page(comparison, cards)

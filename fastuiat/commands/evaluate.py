@@ -13,7 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import flags_in, parse
 from fastuiat.commands.published import PublishedOptions, constants_joined, say_what_was_taken
-from fastuiat.config import UserError, parse_radius, positive, radius_text, refuse_seed
+from fastuiat.config import UserError, count_in, parse_radius, positive, radius_text, refuse_seed
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from fastuiat.distributed import Ranks
 
 
+MOST_RADII = 1000
+"""Of a sweep: there are 255 grey levels."""
+
+
 def sweep(words: list[str]) -> tuple[float, ...]:
     """LO HI N as so many radii, whole 255ths where they lie on one."""
     low, high = map(parse_radius, words[:2])
-    if not (words[2].isdecimal() and int(words[2]) >= 2 and low < high):
-        raise UserError("LO HI N must be two radii, LO below HI, and a number of at least 2")
-    count = int(words[2])
+    count = count_in(words[2])
+    if count is None or not (2 <= count <= MOST_RADII and low < high):
+        raise UserError(
+            f"LO HI N must be two radii, LO below HI, and a number from 2 to {MOST_RADII}"
+        )
     radii = (low + (high - low) * i / (count - 1) for i in range(count))
     return tuple(parse_radius(radius_text(radius)) for radius in radii)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from fastuiat.children import PARENT, cores
-from fastuiat.config import UserError
+from fastuiat.config import UserError, count_in
 from fastuiat.torchrun import place
 
 MOST = 1024
@@ -25,9 +25,9 @@ def processes_in(words: list[str]) -> tuple[int | None, list[str]]:
             kept.append(word)
             continue
         value = value if equals else (words.pop(0) if words else "")
-        if not (value.isdecimal() and 1 <= int(value) <= MOST):
+        found = count_in(value)
+        if found is None or not 1 <= found <= MOST:
             raise UserError(f"--processes needs a number from 1 to {MOST}, got '{value}'")
-        found = int(value)
     if found and place().world > 1:
         raise UserError("--processes starts ranks of its own: leave it out under torchrun")
     return found, kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from itertools import groupby
@@ -21,7 +22,7 @@ def parse(
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            parsed = tyro.cli(
                 cls,
                 args=argv,
                 prog=prog,
@@ -33,6 +34,16 @@ def parse(
         if not stop.code:
             raise
         raise UserError(first_complaint(complaint.getvalue()) + f" ({prog} --help)") from None
+    refuse_none_of_several(parsed)
+    return parsed
+
+
+def refuse_none_of_several(parsed: Any) -> None:
+    """UserError on a flag with no value behind it where by default there are several."""
+    for field in dataclasses.fields(parsed):
+        usual = field.default
+        if isinstance(usual, tuple) and usual and getattr(parsed, field.name) == ():
+            raise UserError(f"--{field.name.replace('_', '-')} needs at least one value")
 
 
 def first_complaint(box: str) -> str:
@@ -42,6 +53,7 @@ def first_complaint(box: str) -> str:
     _title, *rows = [row for line in plain.splitlines() if (row := line.strip("│| "))] or [""]
     parts = [list(g) for ruled, g in groupby(rows, lambda r: not r.strip("─-╰╯+")) if not ruled]
     words = " ".join(" ".join(parts[0]).split()) if parts else ""
+    words = re.sub(r"(\S{50,}) (?=\S{50,})", r"\1", words)  # one word, which the frame had broken
     # "Error parsing --eps: …" names the flag; "Error parsing TrainConfig: …" names nothing.
     words = re.sub(r"^Error parsing (?:(--[\w-]+: )|[\w.]+: )", r"\1", words)
     return words.rstrip(".") or "the command could not be parsed"

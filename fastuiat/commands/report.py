@@ -12,7 +12,7 @@ import tyro
 
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.commands.parsing import parse
-from fastuiat.config import UserError
+from fastuiat.config import UserError, parse_radius
 
 if TYPE_CHECKING:
     from fastuiat.data import ImageSet
@@ -209,7 +209,7 @@ def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
     images = test_images(run, info, options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
-    eps = float(run.settings.get("inverse_eps", 4 / 255))
+    eps = parse_radius(run.settings.get("inverse_eps", 4 / 255))
     made = inverse_examples(model, x, y, z, eps=eps, device=device)
 
     def picture(tensor: Any) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastuiat.commands.launch import launch, processes_in
-from fastuiat.commands.output import Output, split_output
+from fastuiat.commands.output import Output, OutputOptions, split_output
 from fastuiat.commands.parsing import early, hyphenated, parse, refuse_second
-from fastuiat.config import UserError
+from fastuiat.config import UserError, count_in
 
 if TYPE_CHECKING:
     from fastuiat.training.config import TrainConfig
@@ -109,8 +109,8 @@ def settings_in(argv: list[str]) -> tuple[TrainConfig, dict[str, str]]:
         if value := early(argv, "--" + flag.replace("_", "-")):
             chosen[flag] = None if value == "None" else value
     epochs = early(argv, "--epochs")
-    if epochs and epochs.isdecimal():  # the parser refuses any other
-        chosen["epochs"] = int(epochs)
+    if epochs and (count := count_in(epochs)) is not None:  # the parser refuses any other
+        chosen["epochs"] = count
     begun, sources = recipes.resolve(recipe, chosen, file)
     config, named = parse_over(begun, argv), named_in(argv)
     refuse_idle(config, named)
@@ -153,40 +153,55 @@ def minutes_in(argv: list[str]) -> tuple[float, list[str]]:
     return minutes, argv
 
 
-def train(argv: list[str]) -> None:
-    processes, argv = processes_in(hyphenated(argv))
-    if processes:
-        launch(processes, ["train", *argv])
-        return
-    options, argv = split_output(argv)
-    output = Output(options)
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the words of `train` ask for: `run` to go on with, or None."""
+
+    output: OutputOptions
+    minutes: float
+    run: Path | None
+    begin_or_go_on: bool
+    config: TrainConfig
+
+
+def asked_in(argv: list[str]) -> Asked:
+    """UserError on words that are none of `train` or do not go together."""
+    output, argv = split_output(argv)
     minutes, argv = minutes_in(argv)
     begin_or_go_on = "--resume-or-start" in argv
     argv = [word for word in argv if word != "--resume-or-start"]
     run, argv = taken_out(argv, "--resume")
-    if run is not None and begin_or_go_on:
+    if run is None:
+        return Asked(output, minutes, None, begin_or_go_on, settings_in(argv)[0])
+    if begin_or_go_on:
         raise UserError("--resume-or-start goes with --out, not with --resume")
-    if run is not None:
-        if early(argv, "--config") is not None:
-            raise UserError("--resume keeps the run's settings: leave --config out")
-        config = resumed_settings(Path(run), argv)
-    else:
-        config, _ = settings_in(argv)
+    if early(argv, "--config") is not None:
+        raise UserError("--resume keeps the run's settings: leave --config out")
+    return Asked(output, minutes, Path(run), False, resumed_settings(Path(run), argv))
+
+
+def train(argv: list[str]) -> None:
+    processes, argv = processes_in(hyphenated(argv))
+    asked = asked_in(argv)  # before any rank is started
+    if processes:
+        launch(processes, ["train", *argv])
+        return
     from fastuiat.device import resolve_device
     from fastuiat.distributed import process_group
     from fastuiat.progress import show_training
     from fastuiat.training.run import resume, settle, train_or_resume
     from fastuiat.training.run import train as begin
 
+    run, config, output = asked.run, asked.config, Output(asked.output)
     device = resolve_device(config.device)
     with (
-        process_group(device, patience=60 * minutes) as ranks,
+        process_group(device, patience=60 * asked.minutes) as ranks,
         show_training(output.console) as progress,
     ):
         told: dict[str, Any] = {"progress": progress, "say": progress.say, "ranks": ranks}
         if run is not None:
-            folder = resume(config, Path(run), **told)
-        elif begin_or_go_on:
+            folder = resume(config, run, **told)
+        elif asked.begin_or_go_on:
             folder = train_or_resume(settle(config)[0], **told)
         else:
             folder = begin(config, **told)

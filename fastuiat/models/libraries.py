@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastuiat.config import UserError, legible, nearest
+from fastuiat.config import UserError, count_in, legible, nearest
 from fastuiat.models.heads import on_meta
 
 SIZE = 32
@@ -121,7 +121,7 @@ def parsed(arch: str) -> tuple[Library, str, int]:
     if name not in names:
         close = ", ".join(f"{prefix}:{known}" for known in nearest(name, names).split(", "))
         raise UserError(f"unknown net '{legible(arch)}': the nearest are {close}")
-    if at and not (size.isdecimal() and 1 <= int(size) <= LARGEST):
+    if at and not 1 <= (count_in(size) or 0) <= LARGEST:
         raise UserError(f"'{legible(arch)}': behind @ stands the images' size, as in @{SIZE}")
     if at and not library.is_fixed(name):
         raise UserError(f"'{legible(arch)}' takes images of any size: leave @{size} out")

@@ -41,6 +41,33 @@ def first_difference(line: Any, now: Any, name: str = "") -> str | None:
     return None if line == now else f"{name} {line}, not {now}"
 
 
+def is_run(line: Any) -> bool:
+    """Whether what a line says of a run can be: its kinds of values, which its readers lean on."""
+
+    def are_numbers(values: Any, *more: type) -> bool:
+        kinds = (int, float, *more)
+        return isinstance(values, dict) and all(isinstance(v, kinds) for v in values.values())
+
+    if not isinstance(line, dict):
+        return False
+    accuracies, made, seconds = (line.get(k) for k in ("accuracies", "made", "seconds_per_epoch"))
+    return (
+        all(isinstance(line[name], str) for name in ("table", "row"))
+        and type(line["seed"]) is int
+        and isinstance(line["settings"], dict)
+        and isinstance(accuracies, dict)
+        and are_numbers(accuracies)
+        and all(0 <= value <= 100 for value in accuracies.values())
+        and are_numbers(line["n"])
+        and isinstance(line["curve"], list)
+        and all(are_numbers(end, str, type(None)) for end in line["curve"])
+        and isinstance(made, dict)
+        and isinstance(made.get("time"), str)
+        and isinstance(seconds, int | float | None)
+        and isinstance(line.get("data", {}), dict)
+    )
+
+
 def whole_lines(content: bytes) -> bytes:
     """Without the line that a killed process had begun."""
     return content[: content.rfind(b"\n") + 1]
@@ -76,7 +103,7 @@ class Ledger:
                 raise UserError(f"{self.path}, line {number}: {error}") from error
             except (ValueError, TypeError):
                 missing = list(NEEDED)
-            if missing:
+            if missing or not is_run(line):
                 raise UserError(f"{self.path}, line {number}, is no record of a run")
             if line["table"] == self.table:
                 known = lines.setdefault((line["row"], line["seed"]), line)

@@ -241,7 +241,11 @@ def test_a_folder_that_is_no_report_is_refused(out):
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"no report of bench gpu: choose a new folder"):
         call(out, [shell("a", "")])
-    for broken in ("{", "[]", '{"format": "fastuiat-gpu-1", "id": "../../etc"}'):
+    state = {"format": "fastuiat-gpu-1", "id": 12 * "a", "time": "", "device": "a", "sources": "s"}
+    whole = state | {"stages": {}, "calls": []}
+    changed = ({"stages": {"a": []}}, {"stages": {"a": {}}}, {"calls": [5]}, {"device": 5})
+    impossible = [json.dumps(whole | change) for change in changed]
+    for broken in ("{", "[]", '{"format": "fastuiat-gpu-1", "id": "../../etc"}', *impossible):
         (out / "state.json").write_text(broken)
         with pytest.raises(UserError, match=r"state.json is damaged.*choose a new folder"):
             call(out, [shell("a", "")])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastuiat import build_model, evaluate
+from fastuiat.cli import COMMANDS
 from fastuiat.config import UserError, printable
 from fastuiat.evaluation import record
 from fastuiat.evaluation.arrays import as_images
@@ -38,6 +39,13 @@ WORDS = [
     (["eval", "net.pt", "--batch-size", "-5"], "--batch-size must be above 0"),
     (["eval", "net.pt", "--seed", "-1"], "must not be negative"),
     (["eval", LONG], "File name too long"),
+    (["eval", "net.pt", "--attacks"], "--attacks needs at least one value"),
+    (["eval", "net.pt", "--eps-sweep", "0", "8/255", 12 * "9"], "a number from 2 to 1000"),
+    (["bench", "step", "--device", "cpu", "--providers"], "--providers needs at least one value"),
+    ([*TRAIN, "--epochs", 5000 * "5"], "--epochs"),
+    ([*TRAIN, "--epochs", 30 * "9"], "--epochs must be"),
+    ([*TRAIN, "--processes", 5000 * "5"], "--processes needs a number from 1 to 1024"),
+    ([*TRAIN, "--processes", "2", "--eps", "nan"], "a radius of nan"),
     (["report", ""], "an empty word"),
     (["report", LONG], "File name too long"),
     (["reproduce", ""], "an empty word"),
@@ -84,6 +92,29 @@ def test_the_library_refuses_the_same(tmp_path):
         with pytest.raises(UserError):
             record.evaluate(net, as_images(x, y), **(usual | wrong), **place)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_word_of_thousands_of_letters_is_cut(refusal):
+    said = refusal(*TRAIN, "--eps", 5000 * "x")
+    assert f"'{50 * 'x'}" in said and "…" in said and len(said) < 1000
+
+
+def test_a_link_to_itself_is_a_line(refusal, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a.jsonl").touch()
+    assert "a link" in refusal("bench", "compare", "a.jsonl", "--csv", "loop/x")
+
+
+def test_memory_that_is_not_enough_is_a_line(refusal, monkeypatch):
+    """As Python says it and as PyTorch does on the CPU, for a tensor of a million gigabytes."""
+
+    def none_left(argv: list[str]) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(COMMANDS, "doctor", none_left)
+    assert "not enough memory" in refusal("doctor")
+    monkeypatch.setitem(COMMANDS, "doctor", lambda argv: torch.empty(1 << 57))
+    assert "not enough memory" in refusal("doctor")
 
 
 def test_what_a_terminal_obeys_is_left_out(refusal, tmp_path):

@@ -155,7 +155,8 @@ class Report:
         if packed:
             self.pack_caches()
             self.pack_runs()
-        self._write("summary.txt", "".join(f"{line}\n" for line in self.summary()).encode())
+        said = "".join(f"{line}\n" for line in self.summary())
+        self._write("summary.txt", said.encode(errors="backslashreplace"))  # of file names
         write_json(self.out / "state.json", self.state)
 
     def summary(self) -> list[str]:
@@ -237,8 +238,9 @@ def read_state(path: Path, advice: str) -> dict[str, Any]:
         state = json_in(path)
         if state["format"] != FORMAT or not re.fullmatch("[0-9a-f]{12}", state["id"]):
             raise ValueError("of another format")
-        dict(state["stages"]), str(state["device"]), state["sources"], list(state["calls"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        dict(state["stages"]), {state.get("commit")}, state["sources"], name_for(state)
+        lines_of(state), [dict(part) for part in (*state["stages"].values(), *state["calls"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged, or of another version ({error}): {advice}") from None
     return state
 

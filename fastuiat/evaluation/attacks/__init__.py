@@ -53,8 +53,10 @@ def owners(setting: str) -> list[str]:
 def chosen(attacks: Sequence[str], settings: Mapping[str, Any]) -> list[Attack]:
     """The attacks named, each with those of the settings that it has.
 
-    UserError on an unknown attack and on a setting that none of them has.
+    UserError on none, on an unknown attack and on a setting that none of them has.
     """
+    if not attacks:
+        raise UserError(f"no attack is named: choose from {', '.join(names())}")
     classes = {name: get(name) for name in attacks}
     for setting in settings:
         if not any(setting in cls.settings() for cls in classes.values()):
