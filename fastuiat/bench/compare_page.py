@@ -154,10 +154,8 @@ def bars_of(series: Sequence[Values]) -> tuple[list[int], str]:
 
     Of many the least and the greatest, by the first device that has each.
     """
-    first = {
-        i: next((v for v in own if v), None) for i, own in enumerate(zip(*series, strict=True))
-    }
-    known = sorted((v, i) for i, v in first.items() if v)
+    rows = zip(*series, strict=True)
+    known = sorted((next(filter(None, own)), i) for i, own in enumerate(rows) if any(own))
     if len(known) <= MOST_BARS:
         return sorted(i for _, i in known), ""
     half = MOST_BARS // 2

@@ -124,17 +124,24 @@ def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
     its lines are kept that are whole and of before the checkpoint, and the note says so.
     """
     path, offset = folder / FILE, int(state["metrics_offset"])
+    step, validated = state["step"], state["validated_epoch"]
+    behind, size, broken = 0, 0, False  # of the lines that stay; whether one before them goes
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            for line in file:  # a log may be larger than the memory
+                size += len(line)
+                if line.endswith(b"\n") and is_kept(line, step, validated):
+                    broken |= behind + len(line) != size
+                    behind += len(line)
     except FileNotFoundError:
-        content = b""
+        pass
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    step, validated = state["step"], state["validated_epoch"]
+    if not broken and behind == offset:
+        return offset, None
+    content = path.read_bytes() if size else b""
     whole = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
     kept = [line for line in whole if is_kept(line, step, validated)]
-    if b"".join(kept) == content[:offset] and len(content) >= offset:
-        return offset, None
     write_bytes(path, b"".join(kept))
     what = "is not what it was" if content else "holds nothing of what it held"
     return path.stat().st_size, (
