@@ -90,12 +90,12 @@ def render(name: str, results: Path) -> str:
         columns.setdefault(device_of(record), []).append(record)
     rows = arrange(columns)
     tell_apart(rows)
-    parts = []
-    for device in columns:
-        own = [row for row in rows if device in row.cells and not row.is_phase]
-        found = [row.cells[device] | {"differs": row.differs} for row in own]
-        parts.append(one_device(name, device, found))
-    return "\n".join(parts)
+    found: dict[str, list[Record]] = {device: [] for device in columns}
+    for row in rows:
+        for device, record in row.cells.items():
+            if not row.is_phase:
+                found[device].append(record | {"differs": row.differs})
+    return "\n".join(one_device(name, device, own) for device, own in found.items())
 
 
 def validation(results: Path, name: str = "validation") -> str:

@@ -10,6 +10,7 @@ import os
 import resource
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,8 @@ MOST_TEXT = 1 << 28
 """Bytes of a text that is read whole: a log of 2,000 epochs, step by step, has a fifth of it."""
 MOST_LOG = 1 << 32
 """Bytes of a log that is gone on with."""
+LONGEST_LINE = 1 << 20
+"""Bytes of a log's line, of which none has so many."""
 MOST_DIRECTORY = 1 << 24
 """Bytes of a zip's table of contents, some 200,000 entries; a checkpoint has hundreds."""
 MOST_UNPACKED = 1 << 26
@@ -45,6 +48,16 @@ def opened(path: Path) -> IO[bytes]:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
     return open(descriptor, "rb")
+
+
+def lines_in(path: Path) -> Iterator[bytes]:
+    """The lines of a plain file, each up to LONGEST_LINE; OSError where it is none, or too large
+    for a log."""
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_LOG:
+            raise OSError(errno.EFBIG, f"it is above {MOST_LOG:,} bytes", str(path))
+        while line := file.readline(LONGEST_LINE):
+            yield line
 
 
 def opened_own(path: Path, flags: int) -> int:

@@ -91,7 +91,7 @@ def written(flag: str, path: Path, write: Callable[[], None]) -> None:
 def bound_cards(comparison: Comparison) -> dict[str, floors.Rates]:
     """The devices that every case gets a bound for: known GPUs, and this CPU as it is now."""
     cards = {name: floors.datasheets()[name] for name in floors.SHOWN}
-    works = [floors.work_of(row.first) for row in comparison.rows]
+    works = [row.work(row.first) for row in comparison.rows]
     needed = sorted({work.precision for work in works if work})
     if needed:
         measured = [floors.cpu_rates(precision) for precision in needed]

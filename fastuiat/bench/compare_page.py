@@ -17,6 +17,10 @@ from fastuiat.report.page import INK, MUTED, PALETTE, Page, new_figure, page_sty
 
 WIDE_RANGE = 100.0
 """Bars of values further apart than this are points on a logarithmic axis instead."""
+MOST_GROUPS = 8
+"""Cases of a suite that have charts, some three each; drawing one takes a quarter of a second."""
+MOST_BARS = 40
+"""Rows of a chart."""
 PAPER = "paper's A100"
 Values = list[float | None]
 
@@ -130,16 +134,33 @@ def add_charts(page: Page, comparison: Comparison, suite: str) -> None:
     for row in comparison.of(suite):
         if not row.is_phase:
             groups.setdefault(row.group, []).append(row)
-    for g, (group, rows) in enumerate(groups.items()):
-        for c, chart in enumerate(charts_of(comparison, suite)):
+    charts = charts_of(comparison, suite)
+    for g, (group, rows) in enumerate(list(groups.items())[:MOST_GROUPS]):
+        for c, chart in enumerate(charts):
             series = chart.series(rows, comparison)
             if not series:
                 continue
-            kept = [i for i in range(len(rows)) if any(own[i] for own in series.values())]
+            kept, said = bars_of(list(series.values()))
             shown = {label: [own[i] for i in kept] for label, own in series.items()}
             labels = [label_of(rows[i]) for i in kept]
             figure = draw(labels, shown, chart.axis, chart.text, colours)
-            page.figure(figure, caption=f"{group}: {chart.what}", name=f"{suite}-{g}-{c}")
+            page.figure(figure, caption=f"{group}: {chart.what}{said}", name=f"{suite}-{g}-{c}")
+    if len(groups) > MOST_GROUPS:
+        page.text(f"Charts of the first {MOST_GROUPS} of {len(groups):,} cases; the table has all.")
+
+
+def bars_of(series: Sequence[Values]) -> tuple[list[int], str]:
+    """(which rows of a group have anything to draw, in their order; what of them is left out).
+
+    Of many the least and the greatest, by the first device that has each.
+    """
+    rows = zip(*series, strict=True)
+    known = sorted((next(filter(None, own)), i) for i, own in enumerate(rows) if any(own))
+    if len(known) <= MOST_BARS:
+        return sorted(i for _, i in known), ""
+    half = MOST_BARS // 2
+    said = f", of {len(known):,} rows the {half} least and the {half} greatest; the table has all"
+    return sorted(i for _, i in [*known[:half], *known[-half:]]), said
 
 
 def label_of(row: ComparedRow) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastuiat.bench import floors, suites, table
-from fastuiat.bench.comparison import ComparedRow, Comparison, counted
+from fastuiat.bench.comparison import MOST_NOTES, ComparedRow, Comparison, counted, listed
 
 Words = list[str]
 PAPER_RATIOS = "the paper's are for the same net, or for its first where it does not have that one"
@@ -86,7 +86,7 @@ def bounds(
     cards: Mapping[str, floors.Rates],
 ) -> Grid | None:
     """Bounds alone: no measured time stands here but as a multiple of its own device's bound."""
-    rows = [r for r in comparison.of(suite) if not r.is_phase and floors.work_of(r.first)]
+    rows = [r for r in comparison.of(suite) if not r.is_phase and r.work(r.first)]
     if not rows or not cards:
         return None
     amount = suites.of(suite).amount
@@ -112,9 +112,11 @@ def notes(comparison: Comparison, suite: str) -> Words:
     said = []
     rows = comparison.of(suite)
     found = [(row, d, r) for row in rows for d, r in row.cells.items()]
-    for row, device, record in found:
-        if record["error"]:
-            said.append(f"{row.case} {row.provider} on {device}: {record['error']}")
+    failed = [one for one in found if one[2]["error"]]
+    for row, device, record in failed[:MOST_NOTES]:
+        said.append(f"{row.case} {row.provider} on {device}: {record['error']}")
+    if len(failed) > MOST_NOTES:
+        said.append(f"{len(failed) - MOST_NOTES:,} more failed: --csv says why")
     guessed = [r for _, _, r in found if r["extrapolated"]]
     if guessed:
         which = "all of these epochs are" if len(guessed) == len(found) else "some epochs are"
@@ -134,8 +136,11 @@ def reference_note(comparison: Comparison, short: Mapping[str, str]) -> Words:
 def csv_text(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> str:
     """A line for each measurement; times in seconds, bounds in columns of their own."""
     buffer = io.StringIO()
+    kinds = list(dict.fromkeys(kind for row in comparison.rows for kind in row.ratio_names()))
     lines = [
-        csv_line(comparison, cards, row, device) for row in comparison.rows for device in row.cells
+        csv_line(comparison, cards, row, device, kinds)
+        for row in comparison.rows
+        for device in row.cells
     ]
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -144,10 +149,14 @@ def csv_text(comparison: Comparison, cards: Mapping[str, floors.Rates]) -> str:
 
 
 def csv_line(
-    comparison: Comparison, cards: Mapping[str, floors.Rates], row: ComparedRow, device: str
+    comparison: Comparison,
+    cards: Mapping[str, floors.Rates],
+    row: ComparedRow,
+    device: str,
+    kinds: Sequence[str],
 ) -> dict[str, Any]:
+    """`kinds` are the names of all ratios inside a table."""
     r = row.cells[device]
-    kinds = dict.fromkeys(k for other in comparison.rows for k in other.ratio_names())
     return {
         "suite": row.suite,
         "case": row.case,
@@ -222,4 +231,4 @@ def machines(comparison: Comparison) -> Grid:
 
 
 def joined(values: Any) -> str:
-    return ", ".join(sorted({str(v) for v in values if v}))
+    return listed(sorted({str(v) for v in values if v}))

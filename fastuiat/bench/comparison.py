@@ -6,6 +6,7 @@ device the newest counts. Whatever differs in its configuration is another row.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,20 @@ from fastuiat.bench import floors, suites
 from fastuiat.bench.columns import Record
 from fastuiat.bench.suite import Suite
 from fastuiat.config import UserError
+
+MOST_DEVICES = 100
+"""Side by side: a column each."""
+MOST_NOTES = 20
+"""Lines of one kind under a table."""
+MOST_NAMED = 20
+"""In a sentence."""
+
+
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """All of a few, the first of many and how many more there are."""
+    more = len(names) - MOST_NAMED
+    said = between.join(names[:MOST_NAMED])
+    return f"{said} and {more:,} more" if more > 0 else said
 
 
 def device_of(record: Mapping[str, Any]) -> str:
@@ -54,10 +69,19 @@ class ComparedRow:
     cells: dict[str, Record] = field(default_factory=dict)
     differs: str = ""
     """What sets it apart from another row of the same case and provider."""
+    _works: dict[int, floors.Work | None] = field(default_factory=dict, repr=False)
 
     @property
     def first(self) -> Record:
         return next(iter(self.cells.values()))
+
+    def work(self, record: Record | None) -> floors.Work | None:
+        """Behind one of its records; every bound and share asks for it."""
+        if record is None:
+            return None
+        if id(record) not in self._works:
+            self._works[id(record)] = floors.work_of(record)
+        return self._works[id(record)]
 
     @property
     def is_phase(self) -> bool:
@@ -113,14 +137,14 @@ class ComparedRow:
             return None
         if record.get("peak_share"):
             return record["peak_share"]
-        work, rates = floors.work_of(record), floors.datasheet_of(record["device"])
+        work, rates = self.work(record), floors.datasheet_of(record["device"])
         if work is None or rates is None or not work.flops:
             return None
         return work.flops / record["median_s"] / rates.flops_per_s[work.precision]
 
     def bound(self, rates: floors.Rates) -> float | None:
         """Seconds at least on another device, in the row's unit."""
-        work = floors.work_of(self.first)
+        work = self.work(self.first)
         if work is None or (work.flops and work.precision not in rates.flops_per_s):
             return None
         return floors.bound_s(work, rates) * self.suite_of_it.steps(self.first)
@@ -128,7 +152,7 @@ class ComparedRow:
     def own_bound(self, device: str) -> float | None:
         """Seconds at least on the device that measured, by its own rates."""
         record = self.cells.get(device)
-        work = floors.work_of(record) if record else None
+        work = self.work(record)
         if record is None or work is None:
             return None
         bound = record.get("bound_s")
@@ -157,12 +181,19 @@ class Comparison:
     with_paper: bool
     notes: list[str]
 
+    @functools.cached_property
+    def _by_suite(self) -> dict[str, list[ComparedRow]]:
+        found: dict[str, list[ComparedRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.suite, []).append(row)
+        return found
+
     def suites(self) -> list[str]:
-        found, known = dict.fromkeys(row.suite for row in self.rows), suites.names()
+        found, known = self._by_suite, suites.names()
         return [*(s for s in known if s in found), *(s for s in found if s not in known)]
 
     def of(self, suite: str) -> list[ComparedRow]:
-        return [row for row in self.rows if row.suite == suite]
+        return self._by_suite[suite]
 
     def letters(self) -> dict[str, str]:
         """A short name of each device, for tables: a letter where there are several."""
@@ -188,6 +219,11 @@ def compare(
     columns: dict[str, list[Record]] = {}
     for record in records:
         columns.setdefault(device_of(record), []).append(record)
+    if len(columns) > MOST_DEVICES:
+        raise UserError(
+            f"these files hold {len(columns):,} devices ({listed(list(columns))}), and a "
+            f"comparison has a column for each: give files of {MOST_DEVICES} at most"
+        )
     reference = next(iter(columns), "")
     if baseline:
         names = list(dict.fromkeys(map(device_of, baseline)))
@@ -202,7 +238,9 @@ def compare(
     apart = tell_apart(ordered)
     if not any(is_compared(row, with_paper) for row in ordered):
         raise UserError(nothing_common(list(columns), apart, with_paper))
-    notes = [f"not mixed, for the configurations differ: {line}" for line in apart]
+    notes = [f"not mixed, for the configurations differ: {line}" for line in apart[:MOST_NOTES]]
+    if len(apart) > MOST_NOTES:
+        notes.append(f"configurations differ in {len(apart) - MOST_NOTES:,} more cases: see --csv")
     return Comparison(list(columns), ordered, reference, with_paper, notes + remarks(columns))
 
 
@@ -241,7 +279,7 @@ def tell_apart(rows: Sequence[ComparedRow]) -> list[str]:
         texts = {key: values for key, values in texts.items() if len(set(values)) > 1}
         for i, row in enumerate(group):
             row.differs = ", ".join(f"{key} {values[i]}" for key, values in texts.items())
-        said = "; ".join(f"{k}: {', '.join(dict.fromkeys(v))}" for k, v in texts.items())
+        said = "; ".join(f"{k}: {listed(list(dict.fromkeys(v)))}" for k, v in texts.items())
         lines.append(f"{suite} {case} {provider} ({said})")
     return lines
 
@@ -252,7 +290,7 @@ def nothing_common(devices: Sequence[str], apart: Sequence[str], with_paper: boo
             f"only {devices[0]} was measured in these files: give records of another device, "
             "or --baseline paper for table2 and table5"
         )
-    said = f"no case in common between {'; '.join(devices)}" + (" and the paper" * with_paper)
+    said = f"no case in common between {listed(devices, '; ')}" + (" and the paper" * with_paper)
     nearest = f"; the nearest differ: {apart[0]}" if apart else ""
     return f"{said}{nearest}: measure the same case in the same configuration"
 
@@ -265,9 +303,9 @@ def remarks(columns: Mapping[str, Sequence[Record]]) -> list[str]:
         for device, own in columns.items()
     }
     if len(set().union(*software.values())) > 1:
-        said = "; ".join(f"{', '.join(sorted(v))} on {device}" for device, v in software.items())
-        notes.append(f"PyTorch differs: {said}")
+        said = [f"{listed(sorted(v))} on {device}" for device, v in software.items()]
+        notes.append(f"PyTorch differs: {listed(said, '; ')}")
     changed = [device for device, own in columns.items() if any(r.get("dirty") for r in own)]
     if changed:
-        notes.append(f"measured from changed source: {'; '.join(changed)}")
+        notes.append(f"measured from changed source: {listed(changed, '; ')}")
     return notes

@@ -100,18 +100,18 @@ def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> F
     from fastuiat.device import resolve_device
     from fastuiat.progress import show_evaluation
     from fastuiat.report.curves import strength_sweep
-    from fastuiat.report.document import FromNets
+    from fastuiat.report.document import MOST_DRAWN, FromNets
 
     device = resolve_device(options.device)
     found = FromNets()
     with show_evaluation(output.console) as progress:
-        for run in runs:
-            if sweep := strength_sweep(run):
-                losses = losses_of(run, sweep.records[0], options, device, progress)
-                if isinstance(losses, str):
-                    found.left_out.append(losses)
-                else:
-                    found.losses[run.label] = losses
+        swept = [(run, sweep) for run in runs if (sweep := strength_sweep(run))]
+        for run, sweep in swept[:MOST_DRAWN]:
+            losses = losses_of(run, sweep.records[0], options, device, progress)
+            if isinstance(losses, str):
+                found.left_out.append(losses)
+            else:
+                found.losses[run.label] = losses
     if len(runs) > MOST_PICTURED:
         found.left_out.append(
             "Inverse examples (Figure 6) are drawn for a few runs at a time: "

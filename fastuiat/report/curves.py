@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastuiat.report.log import MARK, Line, Log
 from fastuiat.report.page import INK, MUTED, PALETTE, new_figure, page_style
 from fastuiat.report.runs import Record, Run, same_radius
 
 NATURAL, ROBUST, TRAINING = PALETTE[0], PALETTE[1], PALETTE[2]
-Line = tuple[list[float], list[float]]
-"""x and y of a curve."""
+MOST_POINTS = 2000
+"""Of a curve as it is drawn: more than a figure has pixels across."""
+MOST_MARKS = 200
+"""Epochs of one run that a figure has a dotted line for."""
 
 
 def below(axes: Axes, columns: int = 2) -> None:
@@ -33,14 +35,24 @@ def below(axes: Axes, columns: int = 2) -> None:
     )
 
 
-def by_epoch(lines: Iterable[dict[str, Any]], name: str) -> Line:
+def by_epoch(log: Log, name: str) -> Line:
     """(epochs, means in percent) of a share that the lines may hold."""
-    values: dict[int, list[float]] = defaultdict(list)
-    for line in lines:
-        if isinstance(line.get(name), int | float):
-            values[int(line["epoch"])].append(float(line[name]))
-    epochs = sorted(values)
-    return [float(e) for e in epochs], [100 * statistics.fmean(values[e]) for e in epochs]
+    epochs, means = log.by_epoch(name)
+    return epochs, 100 * means
+
+
+def thinned(line: Line, most: int = MOST_POINTS) -> Line:
+    """No more than `most` points: of equal stretches the first, last, lowest and highest each."""
+    y = line[1]
+    if len(y) <= most:
+        return line
+    edges = np.linspace(0, len(y), most // 4 + 1).astype(int)
+    kept = {0, len(y) - 1}
+    for begin, end in pairwise(edges.tolist()):
+        part = y[begin:end]
+        kept |= {begin, end - 1, begin + int(part.argmin()), begin + int(part.argmax())}
+    rows = sorted(kept)
+    return line[0][rows], y[rows]
 
 
 def learning_lines(run: Run) -> dict[str, Line]:
@@ -53,7 +65,12 @@ def learning_lines(run: Run) -> dict[str, Line]:
         "natural, training": by_epoch(run.steps, "natural_accuracy"),
         "robust, training": by_epoch(run.steps, "robust_accuracy"),
     }
-    return {name: line for name, line in found.items() if line[0]}
+    return {name: line for name, line in found.items() if len(line[0])}
+
+
+def overfitted(run: Run) -> np.ndarray:
+    """The epochs in which the training noticed catastrophic overfitting."""
+    return run.epochs["epoch"][run.epochs[MARK] > 0]
 
 
 DASHES = {"test": "-", "validation": "--", "training": ":"}
@@ -74,10 +91,10 @@ def learning_curves(run: Run) -> Figure | None:
     for name, line in lines.items():
         kind, where = name.split(", ")
         colour = NATURAL if kind == "natural" else ROBUST
-        axes.plot(*line, DASHES[where], marker=mark(line), color=colour, label=name)
-    for epoch in run.epochs:
-        if epoch.get("catastrophic_overfitting"):
-            axes.axvline(epoch["epoch"], color=MUTED, linewidth=1, linestyle=":")
+        axes.plot(*thinned(line), DASHES[where], marker=mark(line), color=colour, label=name)
+    noticed = overfitted(run)
+    for epoch in noticed[:: -(-len(noticed) // MOST_MARKS) or 1]:
+        axes.axvline(epoch, color=MUTED, linewidth=1, linestyle=":")
     axes.set(title=run.label, xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     below(axes, 3)
@@ -91,17 +108,48 @@ def robust_overfitting(runs: Sequence[Run]) -> tuple[Figure, str] | None:
         "test": [by_epoch(run.epochs, "test_robust") for run in runs],
         "validation": [by_epoch(run.epochs, "val_robust") for run in runs],
     }
-    where = next((w for w, lines in measured.items() if all(line[0] for line in lines)), None)
+    where = next((w for w, lines in measured.items() if all(len(line[0]) for line in lines)), None)
     if where is None:
         return None
     lines = measured[where]
     figure, axes = new_figure(4.4, 3.3)
     for run, line, look in zip(runs, lines, looks(), strict=False):
-        axes.plot(*line, marker=mark(line), label=run.label, **look)
+        axes.plot(*thinned(line), marker=mark(line), label=run.label, **look)
     axes.set(title="robust accuracy of all runs", xlabel="epoch", ylabel="accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     below(axes)
     return figure, where
+
+
+def spread_over_epochs(runs: Sequence[Run], name: str) -> list[Line]:
+    """By epoch, the lowest, the median and the highest of a share over all runs, in percent."""
+    lines = [by_epoch(run.epochs, name) for run in runs]
+    x, y = (np.concatenate([line[i] for line in lines]) for i in (0, 1))
+    rows = np.lexsort((y, x))
+    epochs, first, counts = np.unique(x[rows], return_index=True, return_counts=True)
+    last = first + counts - 1
+    middle = (y[rows][first + (counts - 1) // 2] + y[rows][first + counts // 2]) / 2
+    return [(epochs, y[rows][first]), (epochs, middle), (epochs, y[rows][last])]
+
+
+@page_style()
+def robust_spread(runs: Sequence[Run]) -> tuple[Figure, str] | None:
+    """(robust accuracy by epoch over more runs than curves can be told apart, where measured)."""
+    for where, name in (("test", "test_robust"), ("validation", "val_robust")):
+        measured = [run for run in runs if len(run.epochs.numbers(name))]
+        if len(measured) < 2:
+            continue
+        low, middle, high = map(thinned, spread_over_epochs(measured, name))
+        figure, axes = new_figure(4.4, 3.3)
+        axes.plot(*high, "--", color=ROBUST, label="highest")
+        axes.plot(*middle, "-", color=ROBUST, label="median")
+        axes.plot(*low, ":", color=ROBUST, label="lowest")
+        title = f"robust accuracy of {len(measured)} runs"
+        axes.set(title=title, xlabel="epoch", ylabel="accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        below(axes, 3)
+        return figure, where
+    return None
 
 
 def looks() -> Iterable[dict[str, Any]]:
@@ -155,7 +203,7 @@ def strength_sweep(run: Run) -> Sweep | None:
     """The PGD sweep that Figures 1 and 4 are drawn from, or None: it needs both directions."""
     for sweep in sweeps(run, "pgd"):
         levels = sweep.levels
-        known = all(record.correct is not None for record in sweep.records)
+        known = all(record.has_outcomes for record in sweep.records)
         if known and len(levels) >= 3 and min(levels) < 0 < max(levels):
             return sweep
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,12 +11,13 @@ from fastuiat.report.curves import (
     learning_curves,
     learning_lines,
     robust_overfitting,
+    robust_spread,
     strength_curves,
     strength_sweep,
 )
 from fastuiat.report.page import Page
 from fastuiat.report.pictures import Pictures, inverse_pictures, universal_gallery
-from fastuiat.report.runs import Run
+from fastuiat.report.runs import Record, Run
 from fastuiat.report.sensitivity import sensitivities, sensitivity_curves
 from fastuiat.report.tables import (
     Rows,
@@ -31,11 +31,23 @@ from fastuiat.report.tables import (
     settings_beside,
     timing_beside,
 )
+from fastuiat.report.words import (
+    listed,
+    other_test_sets,
+    overfitting_note,
+    slug,
+    tested,
+    thinning_note,
+)
 
 SWEEP = "--eps-sweep -16/255 16/255 17"
 RADII = "0 2/255 4/255 6/255 8/255 10/255 12/255 14/255 16/255"
 MOST_TOGETHER = 8
 """Curves in one picture that an eye can still tell apart."""
+MOST_DRAWN = 24
+"""Figures of one kind: each takes a quarter of a second."""
+MOST_KINDS = 200
+"""Measurements in one table, which has a column for each run."""
 
 
 @dataclass
@@ -46,11 +58,6 @@ class FromNets:
     """Natural loss of each sample of the run's strength sweep."""
     pictures: dict[str, Pictures] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-
-
-def slug(label: str) -> str:
-    """A label as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-") or "run"
 
 
 class Report:
@@ -109,7 +116,7 @@ class Report:
             if record:
                 of = "" if attack == "clean" else f"ε = {radius_text(record.eps)}, "
                 found.append((name, f"{record.percent:.1f} %", f"{of}{record.n:,} images"))
-        if seconds := epoch_seconds(run):
+        if len(seconds := epoch_seconds(run)):
             device = str(run.config.get("device", ""))
             value = sorted(seconds)[len(seconds) // 2]
             found.append(("Training", f"{value:,.1f} s", f"an epoch, {device}"))
@@ -130,20 +137,15 @@ class Report:
         mixed = [run.label for run in self.runs if len({r.sha256 for r in run.records}) > 1]
         note = "Share of images whose final adversarial point is still classified correctly."
         if mixed:
-            note += f" The records of {', '.join(mixed)} are of more than one checkpoint."
+            note += f" The records of {listed(mixed)} are of more than one checkpoint."
         if others := other_test_sets(self.runs):
             note += (
-                f" The test sets differ: {', '.join(others)} have other images or labels than "
+                f" The test sets differ: {listed(others)} have other images or labels than "
                 f"{self.runs[0].label} under the same name."
             )
         if len(self.runs) > 1:
             note += " The best of each row is marked."
-            every = kinds_of(self.runs)
-            first = at_training_radius(self.runs, every) or every
-            self.page.table(*evaluations_beside(self.runs, first), note=note)
-            if len(first) < len(every):
-                table = evaluations_beside(self.runs, every)
-                self.page.table(*table, folded=f"All {len(every)} measurements")
+            self.evaluations_of_all(note)
             return
         run = self.runs[0]
         note += " s.e.: standard error of a share of so many independent images."
@@ -158,8 +160,34 @@ class Report:
             note = f"AutoAttack at ε = {radius_text(record.eps)}, attack by attack."
             self.page.table(*parts, note=note)
 
+    def evaluations_of_all(self, note: str) -> None:
+        """Several runs' measurements beside each other."""
+        every = kinds_of(self.runs)
+        first = at_training_radius(self.runs, every) or every
+        table = evaluations_beside(self.runs, first[:MOST_KINDS])
+        self.page.table(*table, note=note + self.cut(first))
+        if len(first) < len(every):
+            table = evaluations_beside(self.runs, every[:MOST_KINDS])
+            self.page.table(*table, folded=f"All {len(every):,} measurements{self.cut(every)}")
+
+    def cut(self, kinds: Sequence[Record]) -> str:
+        """In words, what a table does not hold."""
+        if len(kinds) <= MOST_KINDS:
+            return ""
+        return f" (here the first {MOST_KINDS}; a page of fewer runs has the others)"
+
+    def drawn(self, runs: Sequence[Run], what: str) -> Sequence[Run]:
+        """As many as there are to be figures of; the next is named for the others."""
+        if len(runs) > MOST_DRAWN:
+            self.left_out.append(
+                f"{what} of {len(runs) - MOST_DRAWN:,} more runs: `fastuiat report "
+                f"{runs[MOST_DRAWN].folder}`, and so for each"
+            )
+        return runs[:MOST_DRAWN]
+
     def learning(self) -> None:
-        drawn = [(run, figure) for run in self.runs if (figure := learning_curves(run))]
+        logged = [run for run in self.runs if learning_lines(run)]
+        drawn = self.drawn(logged, "Learning curves (Figure 2)")
         self.lack(
             [run for run in self.runs if not run.epochs],
             "not come to the end of an epoch, so there are no learning curves",
@@ -178,14 +206,19 @@ class Report:
             "training images it is under the training's own attack, of a net still changing. "
             "A test curve that falls while training goes on is robust overfitting.",
         )
-        for run, figure in drawn:
+        if len(logged) > MOST_DRAWN and (both := robust_spread(logged)):
+            figure, where = both
+            caption = f"Robust accuracy on the {where} images, over all runs that have come so far."
+            self.page.figure(figure, caption=caption, name="robust-spread")
+        for run in drawn:
+            curves = learning_curves(run)
+            assert curves is not None
             self.page.figure(
-                figure,
-                caption=f"{run.label}: {run.title}.{overfitting_note(run)}",
+                curves,
+                caption=f"{run.label}: {run.title}.{overfitting_note(run)}{thinning_note(run)}",
                 name=f"learning-curves-{self.slugs[run.label]}",
             )
-        together = [run for run, _ in drawn]
-        if 2 <= len(together) <= MOST_TOGETHER and (both := robust_overfitting(together)):
+        if 2 <= len(logged) <= MOST_TOGETHER and (both := robust_overfitting(logged)):
             figure, where = both
             caption = f"Robust accuracy of all runs on the {where} images."
             self.page.figure(figure, caption=caption, name="robust-overfitting")
@@ -197,9 +230,10 @@ class Report:
             "no PGD sweep over both directions (Figures 1 and 4)",
             f"fastuiat eval RUN --attacks pgd {SWEEP}",
         )
+        found = [run for run in self.runs if swept[run.label]]
         drawn = [
             (run, sweep)
-            for run in self.runs
+            for run in self.drawn(found, "Accuracy against strength (Figures 1 and 4)")
             if (sweep := swept[run.label]) and run.label in self.from_nets.losses
         ]
         if drawn:
@@ -261,7 +295,14 @@ class Report:
         self.page.section(
             "Sensitivity", "Figures 3 and 7. Runs that differ in one setting and in nothing else."
         )
-        for i, one in enumerate(found, 1):
+        if len(found) > MOST_DRAWN:
+            found = sorted(found, key=lambda one: -len(one.values))
+            self.left_out.append(
+                f"{len(found) - MOST_DRAWN:,} more groups of runs that differ in one number "
+                "(Figures 3 and 7), none of them of more values than those drawn: a page of fewer "
+                f"runs has them, `fastuiat report {self.runs[0].folder} OTHER`"
+            )
+        for i, one in enumerate(found[:MOST_DRAWN], 1):
             seeds = max(map(len, one.natural.values()))
             spread = f" Mean and standard deviation over {seeds} seeds." if seeds > 1 else ""
             self.page.figure(
@@ -328,37 +369,11 @@ class Report:
         """One line that some runs have none of something, and the command for the first."""
         if not runs:
             return
-        names = ", ".join(run.label for run in runs[:3])
-        if len(runs) > 3:
-            names += f" and {len(runs) - 3} more"
+        names = listed([run.label for run in runs])
         verb = "has" if len(runs) == 1 else "have"
         for_each = "" if len(runs) == 1 else ", and so for each"
         command = command.replace("RUN", str(runs[0].folder))
         self.left_out.append(f"{names} {verb} {what}: `{command}`{for_each}")
-
-
-def tested(run: Run) -> bool:
-    return any(name.endswith("test") for name in learning_lines(run))
-
-
-def other_test_sets(runs: Sequence[Run]) -> list[str]:
-    """Who was measured on a test set of the first known one's name and not its content."""
-    sums: dict[str, str] = {}
-    others = []
-    for run in runs:
-        for record in run.records:
-            if record.test_set is None:
-                continue
-            first = sums.setdefault(str(record.values.get("dataset")), record.test_set)
-            if record.test_set != first:
-                others.append(run.label)
-    return list(dict.fromkeys(others))
-
-
-def overfitting_note(run: Run) -> str:
-    """In words, where the training noticed catastrophic overfitting."""
-    epochs = [str(e["epoch"]) for e in run.epochs if e.get("catastrophic_overfitting")]
-    return f" Catastrophic overfitting in epoch {', '.join(epochs)}, dotted." if epochs else ""
 
 
 def make_report(runs: Sequence[Run], from_nets: FromNets) -> tuple[Page, list[str]]:

@@ -103,12 +103,24 @@ def new_figure(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def svg_file(figure: Figure, name: str) -> bytes:
-    """The figure as an SVG file on white, the same bytes for the same drawing."""
+def drawn(figure: Figure, name: str) -> str:
+    """The figure as an SVG document without a ground, the same text for the same drawing.
+
+    Where its parts lie is settled here, once: that takes as long as drawing it.
+    """
     buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": None}
     with page_style(), matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        figure.savefig(buffer, format="svg", facecolor="none", metadata=metadata)
+    figure.set_layout_engine("none")
+    return buffer.getvalue().decode()
+
+
+def svg_file(svg: str) -> bytes:
+    """An SVG document on white."""
+    begin = svg.index(">", svg.index("<svg")) + 1
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return f"{svg[:begin]}\n {ground}{svg[begin:]}".encode()
 
 
 def png_file(figure: Figure) -> bytes:
@@ -119,12 +131,8 @@ def png_file(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """An <svg> element for the page: no ground, ids of its own, its colours as variables."""
-    buffer = io.BytesIO()
-    with page_style(), matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
-    svg = buffer.getvalue().decode()
+def inline_svg(svg: str, figure: Figure, name: str, label: str) -> str:
+    """An <svg> element for the page: ids of its own, its colours as variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
@@ -174,6 +182,7 @@ class Page:
         self.parts: list[str] = []
         self.headings: list[str] = []
         self.figures: dict[str, Figure] = {}
+        self._drawn: dict[str, str] = {}
         self._figures_open = False
 
     def _add(self, part: str, *, figure: bool = False) -> None:
@@ -253,10 +262,11 @@ class Page:
                 f"a figure wants a name of its own of letters and digits, not {name!r}"
             )
         self.figures[name] = figure
+        self._drawn[name] = svg = drawn(figure, name)
         wide = ' class="wide"' if figure.get_figwidth() > WIDE else ""
         self._add(
             f'<figure{wide}><div class="scroll" tabindex="0">'
-            f"{inline_svg(figure, name, caption.replace('`', ''))}</div>"
+            f"{inline_svg(svg, figure, name, caption.replace('`', ''))}</div>"
             f"<figcaption>{inline(caption)}</figcaption></figure>",
             figure=True,
         )
@@ -293,7 +303,7 @@ class Page:
         if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)
             for name, figure in self.figures.items():
-                write_bytes(figures / f"{name}.svg", svg_file(figure, name))
+                write_bytes(figures / f"{name}.svg", svg_file(self._drawn[name]))
                 write_bytes(figures / f"{name}.png", png_file(figure))
         write_bytes(path, self.html().encode())
 

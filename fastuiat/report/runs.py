@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastuiat import sealed
-from fastuiat.bounds import MOST_TEXT, plain_bytes
 from fastuiat.config import UserError, of_this_version, radius_text
 from fastuiat.files import json_in
+from fastuiat.report.log import Log, read_metrics
 
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
 """Entries of config.json that move no number."""
@@ -20,6 +20,13 @@ RADII = ("eps", "alpha")
 """The last word of settings that are radii in pixel units."""
 USUAL = {"steps": 20, "alpha": "2/255", "restarts": 1, "version": "standard"}
 """An attack with these is called by its name alone."""
+
+SAME_RADIUS = 1e-6
+"""How far apart two radii may be written that are the same."""
+MOST_SAID = 3
+"""Runs that one line names."""
+ANY = object()
+"""In place of a test set's sum."""
 
 CHOSEN = {"last": "last checkpoint", "raw": "raw weights"}
 """In place of the best checkpoint and the averaged weights, where there are two of them."""
@@ -35,7 +42,7 @@ class Record:
     values: dict[str, Any]
     path: Path
 
-    @property
+    @functools.cached_property
     def attack(self) -> str:
         """The attack's name, with what is unusual of it: `pgd`, `pgd, 50 steps, 5 restarts`."""
         words = [str(self.values["attack"])]
@@ -88,6 +95,11 @@ class Record:
         return (self.values.get("checkpoint") or {}).get("sha256")
 
     @property
+    def has_outcomes(self) -> bool:
+        """Whether it says what became of each sample."""
+        return bool(self.values.get("per_sample"))
+
+    @property
     def correct(self) -> list[bool] | None:
         """By sample, whether it was still classified correctly."""
         bits = self.values.get("per_sample")
@@ -100,20 +112,55 @@ class Record:
         return 100 * math.sqrt(share * (1 - share) / self.n)
 
 
+class Measurements:
+    """Records by what they are of: attack, radius and images. Of those alike the first counts."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.records: list[Record] = []
+        self._places: dict[Any, dict[float, int]] = defaultdict(dict)
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        what, cell = (record.attack, repr(record.points)), radius_cell(record.eps)
+        for images in {record.test_set, ANY}:
+            self._places[what, cell, images].setdefault(record.eps, len(self.records))
+        self.records.append(record)
+
+    def like(self, record: Record, *, clean: bool = False) -> Record | None:
+        """That of the same attack and radius on the same images; or of those as they are."""
+        attack, eps = ("clean", 0.0) if clean else (record.attack, record.eps)
+        what, cell = (attack, repr(record.points)), radius_cell(eps)
+        # A record of the time before fingerprints may be of any images of that name.
+        known = (ANY,) if record.test_set is None else (record.test_set, None)
+        places = [
+            place
+            for near in (cell - 1, cell, cell + 1)
+            for images in known
+            for other, place in self._places.get((what, near, images), {}).items()
+            if same_radius(other, eps)
+        ]
+        return self.records[min(places)] if places else None
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run folder. `epochs` and `steps` are the lines of metrics.jsonl by kind, in order."""
+    """A run folder. `epochs` and `steps` are the lines of metrics.jsonl by kind."""
 
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
-    epochs: list[dict[str, Any]]
-    steps: list[dict[str, Any]]
+    epochs: Log
+    steps: Log
     records: list[Record]
     label: str = ""
     """What tells it from the other runs of the report."""
     settings: dict[str, Any] = field(default_factory=dict)
     """config.json with nested settings under their own names: `lam`, `attack.eps`."""
+
+    @functools.cached_property
+    def measured(self) -> Measurements:
+        return Measurements(self.records)
 
     @property
     def title(self) -> str:
@@ -136,7 +183,12 @@ class Run:
 
 def same_radius(a: float, b: float) -> bool:
     """Radii are written as 8/255 and as plain numbers."""
-    return math.isclose(a, b, rel_tol=0, abs_tol=1e-6)
+    return math.isclose(a, b, rel_tol=0, abs_tol=SAME_RADIUS)
+
+
+def radius_cell(eps: float) -> int:
+    """Radii that are the same lie in one cell or in neighbouring ones."""
+    return math.floor(eps / SAME_RADIUS)
 
 
 def read_json(path: Path) -> Any:
@@ -169,29 +221,6 @@ def text_of(name: str, value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(epoch lines, step lines); UserError that names a line which is none."""
-    lines: dict[str, list[dict[str, Any]]] = {"epoch": [], "train": []}
-    try:
-        content = plain_bytes(path, MOST_TEXT)
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    for number, line in enumerate(io.BytesIO(content), 1):
-        try:
-            values = sealed.unsealed(line)
-            kind, _, _ = values["kind"], int(values["step"]), int(values["epoch"])
-            lines.setdefault(kind, []).append(values)
-        except (ValueError, KeyError, TypeError) as error:
-            damaged = isinstance(error, sealed.Damaged)
-            raise UserError(
-                f"{path}, line {number} {'is damaged' if damaged else 'is no line of metrics'}: "
-                f"delete it, or cut it off with fastuiat train --resume {path.parent}"
-            ) from error
-    return lines["epoch"], lines["train"]
-
-
 def read_record(path: Path) -> Record | None:
     """An evaluation, or None of a file that holds something else of an evaluation."""
     values = read_json(path)
@@ -204,7 +233,7 @@ def read_record(path: Path) -> Record | None:
         bits = values.get("per_sample")
         if not isinstance(values["attack"], str) or (bits and len(bits) != record.n):
             raise ValueError("not what its fields say")
-        _ = record.sha256, record.test_set
+        hash((record.sha256, record.test_set))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no evaluation record: remove it or measure it anew") from error
     return record
@@ -213,7 +242,8 @@ def read_record(path: Path) -> Record | None:
 def read_run(folder: Path) -> Run:
     """Everything of a run folder that is text; UserError where it is none or is damaged."""
     if not (folder / "config.json").is_file():
-        within = sorted(p.parent.relative_to(folder) for p in folder.rglob("config.json"))
+        places = [f"{above}config.json" for above in ("*/", "*/*/", "*/*/*/")]
+        within = sorted(p.parent.relative_to(folder) for w in places for p in folder.glob(w))
         hint = f"; it holds runs: give {folder / within[0]} and its like" if within else ""
         what = "has no config.json" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} is no run folder: it {what}{hint}")
@@ -251,9 +281,9 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs of a report, labelled. UserError on a folder given twice, or no common attack."""
-    resolved = [folder.resolve() for folder in folders]
-    for folder, path in zip(folders, resolved, strict=True):
-        if resolved.count(path) > 1:
+    times = Counter(folder.resolve() for folder in folders)
+    for folder in folders:
+        if times[folder.resolve()] > 1:
             raise UserError(f"{folder} is given twice")
     runs = []
     for folder, label in zip(folders, labels_of(folders), strict=True):
@@ -267,12 +297,14 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
     attacks = {run.label: {r.attack for r in run.records} - {"clean"} for run in runs}
     if not any(attacks.values()) or set.intersection(*attacks.values()):
         return
-    said = "; ".join(f"{label}: {', '.join(sorted(a)) or 'none'}" for label, a in attacks.items())
     missing = next(
         (run for run in runs[1:] if not attacks[run.label] & attacks[runs[0].label]), runs[0]
     )
+    shown = [run for run in runs[:MOST_SAID] if run is not missing] + [missing]
+    said = [f"{run.label}: {', '.join(sorted(attacks[run.label])) or 'none'}" for run in shown]
+    said += [f"and {len(runs) - len(said)} more"] if len(runs) > len(said) else []
     wanted = min(attacks[runs[0].label] or {"pgd"}, key=len).split(",")[0]
     raise UserError(
-        f"the runs share no attack ({said}): "
+        f"the runs share no attack ({'; '.join(said)}): "
         f"fastuiat eval {missing.folder} --attacks clean {wanted}"
     )

@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 
 from fastuiat.report.curves import NATURAL, ROBUST
 from fastuiat.report.page import empty_figure, page_style
-from fastuiat.report.runs import NO_SETTING, ORDER, Record, Run, same_radius, text_of
+from fastuiat.report.runs import NO_SETTING, ORDER, Record, Run, text_of
+
+MOST_TICKS = 12
+"""Values of a setting that an axis names."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,10 @@ def measured_alike(runs: Sequence[Run]) -> Record | None:
     for record in runs[0].records:
         if record.values["attack"] == "clean" or record.eps <= 0:
             continue
-        if all(like(run, record) and like(run, record, clean=True) for run in runs):
+        if all(run.measured.like(record) and run.measured.like(record, clean=True) for run in runs):
             options.append(record)
     near = sorted(options, key=lambda r: abs(r.eps - runs[0].eps))
     return max(near, key=lambda r: ORDER.get(r.values["attack"], -1), default=None)
-
-
-def like(run: Run, record: Record, *, clean: bool = False) -> Record | None:
-    """The run's record of the same attack, radius and images; or of those images as they are."""
-    attack = "clean" if clean else record.attack
-    for own in run.records:
-        same = own.on_the_same_images(record) and own.attack == attack
-        if same and (clean or same_radius(own.eps, record.eps)):
-            return own
-    return None
 
 
 def sensitivities(runs: Sequence[Run]) -> list[Sensitivity]:
@@ -88,7 +81,7 @@ def sensitivity(name: str, runs: Sequence[Run], attack: Record) -> Sensitivity:
         if (value, seed) in seen:
             continue  # the same run under two names, as where two sweeps cross
         seen.add((value, seed))
-        clean, attacked = like(run, attack, clean=True), like(run, attack)
+        clean, attacked = run.measured.like(attack, clean=True), run.measured.like(attack)
         assert clean and attacked
         natural[value].append(clean.percent)
         robust[value].append(attacked.percent)
@@ -109,7 +102,7 @@ def sensitivity_curves(found: Sensitivity) -> Figure:
         spreads = [statistics.stdev(r) if len(r := results[v]) > 1 else 0.0 for v in found.values]
         axes.errorbar(found.values, means, spreads, color=colour, marker="o", capsize=3)
         axes.set_ylabel(label)
-    texts = [text_of(found.setting, value) or "" for value in found.values]
-    lower.set_xticks(found.values, texts)
+    named = found.values[:: -(-len(found.values) // MOST_TICKS)]
+    lower.set_xticks(named, [text_of(found.setting, value) or "" for value in named])
     lower.set_xlabel(found.setting)
     return figure

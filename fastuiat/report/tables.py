@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fastuiat.config import radius_text
 from fastuiat.report.page import Cell, Marked
-from fastuiat.report.runs import Record, Run, same_radius, text_of
+from fastuiat.report.runs import Measurements, Record, Run, same_radius, text_of
 
 Rows = tuple[list[str], list[list[Cell]]]
 """Headings and rows."""
@@ -21,11 +22,11 @@ def radius_cell(record: Record) -> str:
 
 def at_training_radius(runs: Sequence[Run], records: Sequence[Record]) -> list[Record]:
     """The clean records, and those at a radius that a run was trained for."""
+    radii = {run.eps for run in runs}
     return [
         record
         for record in records
-        if record.values["attack"] == "clean"
-        or any(same_radius(record.eps, run.eps) for run in runs)
+        if record.values["attack"] == "clean" or any(same_radius(record.eps, r) for r in radii)
     ]
 
 
@@ -51,18 +52,18 @@ def evaluations_of(records: Sequence[Record]) -> Rows:
 
 def kinds_of(runs: Sequence[Run]) -> list[Record]:
     """One record for each attack, radius and set of images that any of the runs was measured by."""
-    kinds: list[Record] = []
+    kinds = Measurements()
     for record in (record for run in runs for record in run.records):
-        if not any(alike(record, kind) for kind in kinds):
-            kinds.append(record)
-    return sorted(kinds, key=Record.order)
+        if kinds.like(record) is None:
+            kinds.add(record)
+    return sorted(kinds.records, key=Record.order)
 
 
 def evaluations_beside(runs: Sequence[Run], kinds: Sequence[Record]) -> Rows:
     """Several runs: a row per kind of record, a column per run, the best marked."""
     rows: list[list[Cell]] = []
     for kind in kinds:
-        found = [next((r for r in run.records if alike(r, kind)), None) for run in runs]
+        found = [run.measured.like(kind) for run in runs]
         best = max(r.percent for r in found if r)
         cells: list[Cell] = []
         for own in found:
@@ -70,10 +71,6 @@ def evaluations_beside(runs: Sequence[Run], kinds: Sequence[Record]) -> Rows:
             cells.append(Marked(text) if text and own and own.percent == best else text)
         rows.append([kind.attack, radius_cell(kind), f"{kind.n:,}", *cells])
     return ["attack", "ε", "images", *(run.label for run in runs)], rows
-
-
-def alike(a: Record, b: Record) -> bool:
-    return a.attack == b.attack and a.on_the_same_images(b) and same_radius(a.eps, b.eps)
 
 
 def autoattack_parts(record: Record) -> Rows | None:
@@ -121,22 +118,13 @@ def environment_text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def numbers(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
-    """A clock field of all lines that have it."""
-    found = [(line.get("clock") or {}).get(name) for line in lines]
-    return [float(value) for value in found if isinstance(value, int | float)]
-
-
-def epoch_seconds(run: Run) -> list[float]:
+def epoch_seconds(run: Run) -> np.ndarray:
     """Seconds of training by epoch, from its images and their rate; validation not counted."""
-    batch = run.settings.get("batch_size")
-    seconds, before = [], 0
-    for line in run.epochs:
-        rate = (line.get("clock") or {}).get("images_per_second")
-        if rate and batch:
-            seconds.append((line["step"] - before) * batch / rate)
-        before = line["step"]
-    return seconds
+    batch, rates = run.settings.get("batch_size"), run.epochs["clock.images_per_second"]
+    if not isinstance(batch, int | float) or not batch:
+        return np.empty(0)
+    steps, known = np.diff(run.epochs["step"], prepend=0), rates > 0
+    return steps[known] * batch / rates[known]
 
 
 def timing_beside(runs: Sequence[Run]) -> Rows:
@@ -146,20 +134,20 @@ def timing_beside(runs: Sequence[Run]) -> Rows:
         seconds = epoch_seconds(run)
         medians = [
             (seconds, "{:,.1f}"),
-            (numbers(run.epochs, "images_per_second"), "{:,.0f}"),
-            (numbers(run.epochs, "data_wait_percent"), "{:.1f}"),
-            (numbers(run.epochs, "validation_seconds"), "{:,.1f}"),
+            (run.epochs.numbers("clock.images_per_second"), "{:,.0f}"),
+            (run.epochs.numbers("clock.data_wait_percent"), "{:.1f}"),
+            (run.epochs.numbers("clock.validation_seconds"), "{:,.1f}"),
         ]
-        cells = [form.format(statistics.median(v)) if v else None for v, form in medians]
-        memory = numbers(run.steps, "peak_memory_mib")
-        done = max((line["epoch"] for line in run.epochs), default=0)
+        cells = [form.format(np.median(v)) if len(v) else None for v, form in medians]
+        memory = run.steps.numbers("clock.peak_memory_mib")
+        done = int(max(run.epochs["epoch"], default=0))
         rows.append(
             [
                 run.label,
                 str(run.settings.get("device") or "–"),
                 f"{done} of {run.settings.get('epochs', '?')}",
                 *cells,
-                f"{max(memory):,.0f}" if memory else None,
+                f"{memory.max():,.0f}" if len(memory) else None,
             ]
         )
     return [

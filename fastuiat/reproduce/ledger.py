@@ -79,17 +79,24 @@ class Ledger:
     def __init__(self, path: Path, table: str) -> None:
         self.path, self.table = path, table
         self.lines: Lines = {}
+        self._state: tuple[int, int, int] | None = None
         self.read()
 
     def read(self) -> None:
-        """What is on the file by now."""
+        """What is on the file by now; it is parsed again only where it has changed."""
+        state, content = None, b""
         try:
+            stat = self.path.stat()
+            state = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if state == self._state:
+                return
             content = self.path.read_bytes()
         except FileNotFoundError:
-            content = b""
+            pass
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
         self.lines = self._parsed(whole_lines(content))
+        self._state = state
 
     def _parsed(self, content: bytes) -> Lines:
         lines: Lines = {}

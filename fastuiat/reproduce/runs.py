@@ -141,9 +141,13 @@ def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
 def curve(folder: Path) -> list[dict[str, float]]:
     """What each epoch ended with: validation, and the mean of what training logged."""
     lines = logged_in(folder)
+    trained: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "train":
+            trained.setdefault(line["epoch"], []).append(line)
     result = []
     for end in (line for line in lines if line["kind"] == "epoch"):
-        logged = [ln for ln in lines if ln["kind"] == "train" and ln["epoch"] == end["epoch"]]
+        logged = trained.get(end["epoch"], [])
         means = {
             name: statistics.fmean(line[name] for line in logged)
             for name in (LOGGED if logged else ())

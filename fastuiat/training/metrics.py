@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastuiat import sealed
-from fastuiat.bounds import MOST_LOG, own_copy, plain_bytes
+from fastuiat.bounds import MOST_LOG, lines_in, own_copy, plain_bytes
 from fastuiat.config import UserError
 from fastuiat.files import write_bytes
 
@@ -127,17 +127,23 @@ def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
     its lines are kept that are whole and of before the checkpoint, and the note says so.
     """
     path, offset = folder / FILE, int(state["metrics_offset"])
+    step, validated = state["step"], state["validated_epoch"]
+    behind, size, broken = 0, 0, False  # of the lines that stay; whether one before them goes
     try:
-        content = plain_bytes(path, MOST_LOG)
+        for line in lines_in(path):  # a log may be larger than the memory
+            size += len(line)
+            if line.endswith(b"\n") and is_kept(line, step, validated):
+                broken |= behind + len(line) != size
+                behind += len(line)
     except FileNotFoundError:
-        content = b""
+        pass
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    step, validated = state["step"], state["validated_epoch"]
+    if not broken and behind == offset:
+        return offset, None
+    content = plain_bytes(path, MOST_LOG) if size else b""
     whole = list(io.BytesIO(content[: content.rfind(b"\n") + 1]))
     kept = [line for line in whole if is_kept(line, step, validated)]
-    if b"".join(kept) == content[:offset] and len(content) >= offset:
-        return offset, None
     write_bytes(path, b"".join(kept))
     what = "is not what it was" if content else "holds nothing of what it held"
     return path.stat().st_size, (

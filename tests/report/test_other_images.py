@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastuiat.report.document import other_test_sets
+from fastuiat.report.log import Log
 from fastuiat.report.runs import Record, Run
 from fastuiat.report.tables import evaluations_beside, kinds_of
+from fastuiat.report.words import other_test_sets
 
 
 def run(label: str, sha256: str | None, accuracy: float) -> Run:
@@ -14,7 +15,7 @@ def run(label: str, sha256: str | None, accuracy: float) -> Run:
     if sha256:
         values["data"] = {"sha256": sha256}
     record = Record(values, Path("eval/clean_n9.json"))
-    return Run(Path(label), {}, {}, [], [], [record], label=label)
+    return Run(Path(label), {}, {}, Log(), Log(), [record], label=label)
 
 
 def test_other_test_sets_have_rows_of_their_own():

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastuiat.config import UserError
-from fastuiat.report.runs import read_metrics
+from fastuiat.report.log import read_metrics
 from fastuiat.training import run
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import config_of
