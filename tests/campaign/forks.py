@@ -226,10 +226,10 @@ class Forks:
         self.channel.flush()
         return Process(int(self.channel.readline()), folder, self.started)
 
-    def run(self, *words: object, folder: Path, **how: Any) -> Process:
+    def run(self, *words: object, folder: Path, seconds: float = PATIENCE, **how: Any) -> Process:
         """`start`, to its end."""
         process = self.start(*words, folder=folder, **how)
-        process.ended()
+        process.ended(seconds)
         return process
 
 

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.campaign.forks import Forks, Process, below, left_in
 from tests.campaign.moments import Moment
@@ -41,6 +40,8 @@ MOST_KILLS = 4
 """Of one command, before it is left alone."""
 LATEST = 0.15
 """Seconds behind a moment."""
+LONGEST = 6.0
+"""Seconds by the clock."""
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
 
 
@@ -116,26 +117,30 @@ def subjects() -> list[Subject]:
 class Strike:
     """One start of a command, and its end by a signal, unless it came to its own before."""
 
-    def __init__(self, draw: random.Random, subject: Subject, folder: Path, forks: Forks) -> None:
+    def __init__(
+        self, draw: random.Random, subject: Subject, folder: Path, forks: Forks, before: int
+    ) -> None:
+        """`before` strikes have been: what is left to do is less by then."""
         self.draw, self.subject, self.forks = draw, subject, forks
         self.folder = folder
         self.name = draw.choice(subject.moments)
         self.moment = None
         if self.name != TIME:
-            most = max(1, subject.counts.get(self.name, 3))
+            most = max(1, subject.counts.get(self.name, 3) // (before + 1))
             self.moment = Moment(self.name, draw.randint(1, most))
         self.signum = draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
         self.delay = draw.choice([0.0, draw.uniform(0, LATEST)])
-        self.seconds = draw.uniform(0, subject.how.get("seconds", 6.0))
-        self.victims: list[int] = []
+        self.seconds = draw.uniform(0, LONGEST)
         self.who = draw.random()
         self.process: Process | None = None
 
     def done(self) -> bool:
         """Whether the signal has been sent to somebody who was alive."""
-        how = {k: v for k, v in self.subject.how.items() if k != "seconds"}
         process = self.forks.start(
-            *self.subject.command(self.folder), folder=self.folder, moment=self.moment, **how
+            *self.subject.command(self.folder),
+            folder=self.folder,
+            moment=self.moment,
+            **self.subject.how,
         )
         self.process = process
         standing = self.wait(process)
@@ -206,8 +211,8 @@ class Kills:
         folder.mkdir()
         subject.before(self.forks, folder)
         strikes, counts, faults = [], Counter[str](), set[str]()
-        for _ in range(own.randint(1, MOST_KILLS)):
-            strike = Strike(own, subject, folder, self.forks)
+        for before in range(own.randint(1, MOST_KILLS)):
+            strike = Strike(own, subject, folder, self.forks, before)
             struck = strike.done()
             assert strike.process
             faults |= said_wrong(strike.process, subject, struck)
@@ -218,7 +223,7 @@ class Kills:
             if left_in(folder):
                 faults.add("left behind")
         what = f"{subject.name}: {'; '.join(strikes)}"
-        last = self.forks.run(*subject.command(folder), folder=folder, **self.how(subject))
+        last = self.forks.run(*subject.command(folder), folder=folder, **subject.how)
         if wrong := said_wrong(last, subject, struck=False):
             what += f" [{last.complained.strip()[-300:]}]"
         faults |= wrong or subject.faults(folder)
@@ -226,10 +231,6 @@ class Kills:
         if not faults:
             shutil.rmtree(folder)
         return Trial("kills", what, tuple(sorted(faults)), tuple(counts.items()))
-
-    @staticmethod
-    def how(subject: Subject) -> dict[str, Any]:
-        return {k: v for k, v in subject.how.items() if k != "seconds"}
 
 
 def kills(draw: random.Random, folder: Path) -> Iterator[Trial]:
