@@ -169,7 +169,7 @@ def test_a_table_has_one_writer_who_removes_what_the_killed_left(runs, tmp_path)
         path.write_bytes(b"half")
     with open(tmp_path / "o" / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="o is being written by .*choose another --out"):
+        with pytest.raises(UserError, match=r"o is being written by .*choose another --out"):
             reproduce.reproduce(options)
         assert not runs.calls and all(path.exists() for path in left)
     reproduce.reproduce(options)

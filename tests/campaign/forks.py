@@ -243,6 +243,7 @@ class ForkedPopen:
         stdout: int | None = None,
         stderr: int | None = None,
         env: dict[str, str] | None = None,
+        start_new_session: bool = False,
         **_: Any,
     ) -> None:
         assert args[:3] in ([sys.executable, "-m", "fastuiat"], (sys.executable, "-m", "fastuiat"))
@@ -250,6 +251,8 @@ class ForkedPopen:
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            if start_new_session:
+                os.setsid()
             for own, wanted in ((1, stdout), (2, stderr)):
                 if wanted == subprocess.DEVNULL:
                     wanted = os.open(os.devnull, os.O_WRONLY)
@@ -341,6 +344,7 @@ def bind_to_permissions() -> None:
 
 def leave(code: int) -> NoReturn:
     """As at the end of Python, but for its tidying up, which would copy all that is shared."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # there Python itself speaks of Ctrl-C
     atexit._run_exitfuncs()
     os._exit(code)
 

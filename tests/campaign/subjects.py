@@ -191,7 +191,8 @@ class Attacking(Subject):
             words = (*SMALL, *length, "--method", "natural", "--no-compile")
             done = forks.run("train", *words, "--out", net, folder=home)
             assert done.code == 0, done.complained
-        self.words = ("eval", str(net), *self.words, "--out", ".")
+        if self.words[0] != "eval":
+            self.words = ("eval", str(net), *self.words, "--out", ".")
         super().prepare(forks, home)
 
     def faults(self, folder: Path) -> set[str]:
