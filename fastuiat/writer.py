@@ -35,6 +35,8 @@ SECONDS_TO_SIGN = 1.0
 
 _held: dict[int, tuple[Path, int]] = {}
 """By descriptor: the locked folder, and the thread that holds it."""
+_places: dict[str, os.stat_result] = {}
+"""Which folder of the disk each locked one is, by its absolute name."""
 _forks_watched = False
 
 
@@ -169,13 +171,29 @@ def only_writer(
     _watch_forks()
     descriptor = _locked(folder, say or (lambda note: None), advice)
     _held[descriptor] = place
+    _places[os.path.abspath(folder)] = os.stat(folder)
     try:
         _sign(descriptor)
         for part in (folder, *(folder / name for name in WITHIN)):
             remove_unfinished(part)
         yield
     finally:
+        _places.pop(os.path.abspath(folder), None)
         if _held.pop(descriptor, None):  # a forked child has nothing to let go of
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
             os.close(descriptor)
+
+
+def refuse_replaced(folder: Path) -> None:
+    """UserError where the folder that this process holds is no longer the one of that name.
+
+    What stands there now may be another writer's.
+    """
+    place = _places.get(os.path.abspath(folder))
+    if place is None:
+        return
+    with contextlib.suppress(OSError):
+        if os.path.samestat(place, os.stat(folder)):
+            return
+    raise UserError(f"{folder} was removed or renamed meanwhile: put it back and --resume the run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import pickle
@@ -155,6 +156,24 @@ def test_a_failed_row_is_a_row(runs, tmp_path):
     reproduce.reproduce(small(out=tmp_path / "o"), lambda text: None)
     assert len(runs.of("train")) == 1
     assert "failed" not in (tmp_path / "o" / "table1.md").read_text()
+
+
+def test_a_table_has_one_writer_who_removes_what_the_killed_left(runs, tmp_path):
+    options = small(rows=("cifar10/sat",), out=tmp_path / "o")
+    left = [
+        tmp_path / "o" / ".table1.json-01234567",
+        tmp_path / "o/cifar10-sat/seed-0/.made.json-89abcdef",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    with open(tmp_path / "o" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"o is being written by .*choose another --out"):
+            reproduce.reproduce(options)
+        assert not runs.calls and all(path.exists() for path in left)
+    reproduce.reproduce(options)
+    assert runs.calls and not any(path.exists() for path in left)
 
 
 def test_another_scale_in_the_same_folder_is_refused(runs, tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from fastuiat import writer
 from fastuiat.config import UserError
 from fastuiat.files import remove_unfinished
-from fastuiat.writer import LOCK, only_writer, refuse_links
+from fastuiat.writer import LOCK, only_writer, refuse_links, refuse_replaced
 
 ADVICE = "choose another --out"
 
@@ -255,3 +255,28 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)):
         assert "cannot be written" in refused(folder)
+
+
+@pytest.mark.parametrize("now", ["nothing", "a folder", "a file", "a link"])
+def test_a_folder_that_is_another_one_meanwhile_is_refused(now, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, aside = Path("run"), Path("aside")
+    with only_writer(run, advice=ADVICE):
+        refuse_replaced(run)
+        run.rename(aside)
+        make = {
+            "nothing": lambda: None,
+            "a folder": run.mkdir,
+            "a file": run.touch,
+            "a link": lambda: (Path("other").mkdir(), run.symlink_to("other")),
+        }
+        make[now]()
+        with pytest.raises(UserError, match="run was removed or renamed meanwhile: put it back"):
+            refuse_replaced(run)
+        if run.is_symlink() or run.is_file():
+            run.unlink()
+        elif run.exists():
+            run.rmdir()
+        aside.rename(run)
+        refuse_replaced(run)
+    refuse_replaced(run)  # of nobody

@@ -22,7 +22,7 @@ from fastuiat.data.beton_file import JPEG, PAGE, RAW, BetonImages, finish, first
 from fastuiat.data.fingerprint import LARGE, Fingerprint, fingerprint_of, sample_sum
 from fastuiat.data.picture_workers import PictureWorkers
 from fastuiat.data.pictures import Answer, Request
-from fastuiat.files import json_in, locked, sha256_of, write_json
+from fastuiat.files import TEMPORARY, json_in, locked, sha256_of, write_json
 
 RAW_UP_TO = 64
 """Pixels a side: larger squares are stored as JPEG, unless they are to be raw."""
@@ -120,6 +120,7 @@ def prepared(
                 if not _is_ready(path, how.store):
                     as_jpeg = (how.store or default_store(resolution)) == "jpeg"
                     _Writer(path, pictures, resolution, as_jpeg, how).write(name, split)
+        _remove_finished(path)
         found = _opened(path)
     except OSError as error:
         raise UserError(
@@ -139,6 +140,16 @@ def _remove_unfinished(path: Path, begin: str) -> None:
         ours = locked(left.with_name(f"{stem}.lock"), wait=False)
         with contextlib.suppress(OSError), ours:  # another process writes it, or another user's
             left.unlink()
+
+
+def _remove_finished(path: Path) -> None:
+    """Remove what processes left that were killed with the file in place, or about to be."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*"):
+        journal = left.name.endswith("-journal")
+        begun = left.with_name(left.name.removesuffix("-journal")).exists()
+        if (journal and not begun) or TEMPORARY.fullmatch(left.name):
+            with contextlib.suppress(OSError), locked(path.with_suffix(".lock"), wait=False):
+                left.unlink()
 
 
 def default_store(resolution: int) -> str:

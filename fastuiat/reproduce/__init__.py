@@ -37,6 +37,7 @@ from fastuiat.reproduce.runs import curve, evaluate_row, made, seconds_per_epoch
 from fastuiat.reproduce.table import summarise, text_table
 from fastuiat.training.checkpoint import read
 from fastuiat.training.folder import refuse_folder
+from fastuiat.writer import only_writer
 
 
 def folder_of(options: Options) -> Path:
@@ -242,7 +243,8 @@ def reproduce(
     same call goes on with it.
     """
     table = Table(options, say, stdout)
-    table.fill()
+    with only_writer(table.out, advice="wait until it ends, or choose another --out", say=say):
+        table.fill()
     document = table.document()
     if conclude:
         conclude(document, text_table(document))

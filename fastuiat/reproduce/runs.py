@@ -14,7 +14,7 @@ import torch
 
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
-from fastuiat.files import json_in, sha256_of, write_json
+from fastuiat.files import json_in, remove_unfinished, sha256_of, write_json
 from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.sealed import unsealed
@@ -161,6 +161,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:
     """What the run was made on and when, kept in its folder when it is made; and its precision."""
     path = folder / "made.json"
+    remove_unfinished(folder)  # nobody else writes there, for `reproduce` holds what is around it
     if not path.exists():
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(path, describe(device) | {"jobs": jobs, "time": now})

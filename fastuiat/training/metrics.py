@@ -82,7 +82,7 @@ class MetricsLog:
         self.path = folder / FILE
         with said_in_a_line(self.path):
             own_copy(self.path)
-            self._file = open(self.path, "ab")  # noqa: SIM115 (open for the run's whole life)
+            self._file = open(self.path, "a+b")  # noqa: SIM115 (open for the run's whole life)
             self._file.truncate(min(offset, self._file.tell()))
             self._file.seek(0, os.SEEK_END)
         self._events = Events(folder / "tensorboard", purge_step=step + 1)
@@ -95,11 +95,27 @@ class MetricsLog:
         self._events.add(kind, {**values, **clock}, step)
 
     def sync(self) -> int:
-        """Force the lines to disk; the byte offset that a checkpoint remembers."""
+        """Force the lines to disk; the byte offset that a checkpoint remembers.
+
+        Where somebody has removed or replaced the file meanwhile, all its lines are written anew.
+        """
         with said_in_a_line(self.path):
             self._file.flush()
+            if not self._is_there():
+                self._file.seek(0)
+                write_bytes(self.path, self._file.read())
+                self._file.close()
+                self._file = open(self.path, "a+b")  # noqa: SIM115 (as before)
             os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def _is_there(self) -> bool:
+        """Whether the file of this name is the one that is written to."""
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(self._file.fileno()), there)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

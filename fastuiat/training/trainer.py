@@ -27,6 +27,7 @@ from fastuiat.training.finite import listed, non_finite, sums_of, tensors_of
 from fastuiat.training.metrics import MetricsLog
 from fastuiat.training.starting import HeadFirst, Start
 from fastuiat.training.step import TrainingStep
+from fastuiat.writer import refuse_replaced
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 SAVE = 1
@@ -272,6 +273,7 @@ class Trainer:
         self.stop_if_ranks_differ()
         with self.ranks.agreed():
             if self.ranks.is_first:
+                refuse_replaced(self.folder)
                 save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", self.state())
         self.saved_at = time.monotonic()
 

@@ -277,6 +277,10 @@ def test_a_killed_preparation_goes_on(tmp_path):
     found = load(f"folder:{root}", place, "train")
     assert found.fingerprint == whole.fingerprint
     assert found.images.path.read_bytes() == whole.images.path.read_bytes()
+    stem = found.images.path.stem
+    for name in (f".{stem}.raw-journal", f".{stem}.json-01234567"):  # killed with the file in place
+        (place / name).touch()
+    load(f"folder:{root}", place, "train")
     assert not [path for path in place.iterdir() if path.name.startswith(".")]
 
 

@@ -186,3 +186,23 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"events.* cannot be written .No space left"):
             events.add("train", {"loss": 1.0}, 1)
         events.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "a link"])
+def test_a_log_that_is_taken_away_while_it_is_written_is_written_anew(how, tmp_path):
+    log = MetricsLog(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    log.write("train", 1, {"epoch": 1}, {"seconds": 1.0})
+    path.rename(tmp_path / "aside")
+    foreign = tmp_path / "foreign"
+    foreign.write_text("mine")
+    if how == "replaced":
+        path.write_text("something else")
+    elif how == "a link":
+        path.symlink_to(foreign)
+    log.write("epoch", 2, {"epoch": 1}, {"seconds": 1.0})
+    assert log.sync() == path.stat().st_size
+    log.write("train", 3, {"epoch": 2}, {"seconds": 1.0})
+    log.close()
+    assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == [1, 2, 3]
+    assert not path.is_symlink() and foreign.read_text() == "mine"
