@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -115,6 +116,14 @@ def is_endless_link(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
 
 
+def folder_that_is_gone(error: OSError) -> Path | None:
+    """The folder in which a file was to be, where that is why there is none."""
+    if error.errno != errno.ENOENT or not isinstance(error.filename, str | os.PathLike):
+        return None
+    folder = Path(os.fsdecode(error.filename)).parent
+    return None if folder.exists() else folder
+
+
 def end(code: int, line: str) -> NoReturn:
     """Say in one line, of all ranks once, why the command has ended, and exit."""
     wait_for_the_first(code)
@@ -156,17 +165,15 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        gone = folder_that_is_gone(error)
+        if error.errno not in DISK_ERRORS and gone is None:
             raise
         leave_for_good(2)
+        if gone is not None:
+            end(2, in_a_line(f"{gone} was removed or renamed meanwhile: put it back, and go on"))
         where = f"{error.filename}: " if error.filename else ""
         end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
     except Exception as error:
-        if isinstance(error, RuntimeError) and str(error).startswith(
-            "Symlink loop"
-        ):  # of resolve()
-            leave_for_good(2)
-            end(2, printable(str(error)))
         from fastuiat.training.trainer import Interrupted
 
         if is_out_of_memory(error):

@@ -33,7 +33,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is raised says more
+            temporary.unlink()
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

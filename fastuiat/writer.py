@@ -181,7 +181,8 @@ def only_writer(
         _places.pop(os.path.abspath(folder), None)
         if _held.pop(descriptor, None):  # a forked child has nothing to let go of
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink()
+                if _is_at(descriptor, folder / LOCK):  # not another's, where the folder is another
+                    (folder / LOCK).unlink()
             os.close(descriptor)
 
 

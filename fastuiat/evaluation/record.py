@@ -180,6 +180,7 @@ def evaluate(
             records.append(record_of(evaluation, attack, radius, outcome) | about)
             with ranks.agreed():
                 if ranks.is_first:
+                    refuse_links(out, ("eval",))  # put there meanwhile
                     write_json(folder / f"{name}.json", records[-1])
                     state.unlink(missing_ok=True)
     return records

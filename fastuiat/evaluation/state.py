@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastuiat.config import UserError
 from fastuiat.evaluation.package import Run
 from fastuiat.files import json_in, write_json
+from fastuiat.writer import refuse_links
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def checksum_of(state: dict[str, Any]) -> str:
 def write_state(path: Path, state: State) -> None:
     """Whole or not at all, with a checksum: a changed digit would be a wrong accuracy."""
     told = asdict(state)
+    refuse_links(path.parent.parent, (path.parent.name,))  # put there meanwhile
     write_json(path, {"checksum": checksum_of(told), **told})
 
 

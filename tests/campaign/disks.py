@@ -69,7 +69,7 @@ def subjects() -> list[Subject]:
         Reproducing(
             "reproduce",
             ("reproduce", "table5", *table, "--out", "rep", "--record", "record.jsonl"),
-            ("file", "table", "checkpoint"), 0.5, place="rep",
+            ("file", "table", "checkpoint"), 0.5, place="rep", speakers=3,
         ),
     ]  # fmt: skip
 
@@ -132,7 +132,7 @@ class Disks:
         is_mounted = way == "full" and mounted(place)
         try:
             process, what = self.disturbed(own, way, subject, folder, moment)
-            faults = refused(process)
+            faults = refused(process, subject.speakers)
             faults |= {"left behind"} if left_in(folder) else set()
             last = self.forks.run(*subject.command(folder), folder=folder)
             what = f"{subject.name}: {what}: {process.complained.strip()[-300:]}"
