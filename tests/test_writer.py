@@ -280,3 +280,12 @@ def test_a_folder_that_is_another_one_meanwhile_is_refused(now, tmp_path, monkey
         aside.rename(run)
         refuse_replaced(run)
     refuse_replaced(run)  # of nobody
+
+
+def test_the_lock_of_another_that_took_the_place_stays(tmp_path):
+    run = tmp_path / "run"
+    with only_writer(run, advice=ADVICE):
+        run.rename(tmp_path / "aside")
+        run.mkdir()
+        (run / LOCK).touch()
+    assert (run / LOCK).exists()

@@ -137,14 +137,17 @@ def answer(request: Request) -> Answer:
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer plain tuples of a Request until there is no other."""
+    """Answer plain tuples of a Request until there is no other, or nobody who asks."""
     while True:
         try:
             asked = pickle.load(questions)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the end, or that of one killed as it asked
             return
-        pickle.dump(tuple(answer(Request(*asked))), answers, protocol=5)
-        answers.flush()
+        try:
+            pickle.dump(tuple(answer(Request(*asked))), answers, protocol=5)
+            answers.flush()
+        except BrokenPipeError:
+            return
 
 
 PROGRAM = [

@@ -141,7 +141,7 @@ def since(folder: Path) -> str:
         there = parsed_json(plain_text(folder / "config.json"))  # only its checksum is wrong
         name = next(n for n in carried if n not in FREE_ON_RESUME and carried[n] != there.get(n))
         return f"; it says {name} is {there.get(name)}, the checkpoint {carried[name]}"
-    except (UserError, LookupError, TypeError, AttributeError, StopIteration):
+    except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return ""
 
 

@@ -92,9 +92,13 @@ class Process:
         return self.code
 
     def ended(self, seconds: float = PATIENCE) -> bool:
-        """Wait so long for its end; killed where it does not come."""
+        """Wait so long for its end, letting go on who stands; killed where it does not come.
+
+        Ranks come to the same moment, each in its time.
+        """
         until = time.monotonic() + seconds
         while self.poll() is None:
+            self.let_go_on()
             if time.monotonic() > until:
                 for pid in (self.pid, *below(self.pid)):
                     with contextlib.suppress(ProcessLookupError):
@@ -103,6 +107,13 @@ class Process:
                 return False
             time.sleep(SLEEP)
         return True
+
+    def let_go_on(self) -> None:
+        """Whoever of its processes stands at a moment."""
+        for pid in (self.pid, *below(self.pid)):
+            if state_of(pid)[0] == "T":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def ended_within(self, seconds: float) -> bool:
         """Wait so long at most, and leave it alone."""

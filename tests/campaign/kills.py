@@ -150,7 +150,7 @@ class Strike:
             return False
         victim = standing if standing and self.who < 0.5 else alive[int(self.who * len(alive))]
         if standing and self.delay:
-            os.kill(standing, signal.SIGCONT)
+            process.let_go_on()
             time.sleep(self.delay)
         sent = self.send(victim, self.signum)
         if standing:

@@ -1,8 +1,10 @@
 """Folders of pictures: what is read of them, in which order, and what is refused."""
 
 import os
+import pickle
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torchvision import transforms
 
 from fastuiat import data
 from fastuiat.config import UserError
-from fastuiat.data import Preparation, ffcv_loader, load, make_loader
+from fastuiat.data import Preparation, ffcv_loader, load, make_loader, pictures
 from fastuiat.data.order import Order
 
 RNG = np.random.default_rng(0)
@@ -319,3 +321,10 @@ def test_a_set_written_as_pictures_gives_its_batches(tmp_path):
     )  # fmt: skip
     for a, b in zip(expected.epoch(1), found.epoch(1), strict=True):
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+
+
+@pytest.mark.parametrize("left", [b"", pickle.dumps(("a", "b"))[:-3]])
+def test_a_worker_ends_in_silence_with_who_asks_it(left):
+    """Killed between two questions, or in one."""
+    done = subprocess.run(pictures.PROGRAM, input=left, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -11,6 +11,7 @@ import torch
 
 import fastuiat
 from fastuiat.cli import main
+from fastuiat.evaluation import record as module
 from fastuiat.training.checkpoint import FORMAT
 from fastuiat.training.config import TrainConfig
 
@@ -169,3 +170,24 @@ def test_a_report_keeps_the_choices_apart(runs, capsys):
     assert [r.attack for r in run.records] == ["clean", "clean, last checkpoint, raw weights"]
     (default,) = [r for r in run.records if r.attack == "clean"]
     assert run.record("clean") is default and default.values["checkpoint"]["which"] == "best"
+
+
+@pytest.mark.parametrize("now", ["nothing", "a link"])
+def test_records_do_not_follow_a_folder_that_went_meanwhile(
+    now, runs, tmp_path, refusal, monkeypatch
+):
+    """Between the first and the second of two records."""
+    folder, foreign = runs / "sat" / "eval", tmp_path / "foreign"
+    write = module.write_json
+
+    def then_gone(path, value):
+        write(path, value)
+        if not foreign.exists():
+            folder.rename(foreign)
+            if now == "a link":
+                folder.symlink_to(foreign)
+
+    monkeypatch.setattr(module, "write_json", then_gone)
+    said = refusal("eval", "runs/sat", *EVAL[:2], "pgd", "--steps", "1", *EVAL[2:])
+    assert ("is a link to" if now == "a link" else "removed or renamed meanwhile") in said
+    assert [path.name for path in foreign.iterdir()] == ["clean_n8.json"]

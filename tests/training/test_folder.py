@@ -148,6 +148,9 @@ def test_an_edit_by_hand_is_refused_by_its_name_and_so_is_damage(folder, capsys)
     assert "config.json" in said and "it says seed is 1, the checkpoint 0" in said
     path.write_bytes(whole.replace(b'"workers": ', b'"workerz": '))
     assert "damaged, or edited by hand" in refused(folder, capsys)
+    for damage in (b'"see\xe4": 0', b'"seed"  0'):
+        path.write_bytes(whole.replace(b'"seed": 0', damage))
+        assert "config.json cannot be read" in refused(folder, capsys)
     path.write_bytes(whole.rstrip().replace(b'"log_every": ', b'"log_every": 1'))
     main(["train", "--resume", str(folder)])
     assert "is finished" in capsys.readouterr().out
