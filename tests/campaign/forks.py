@@ -257,7 +257,8 @@ class ForkedPopen:
         start_new_session: bool = False,
         **_: Any,
     ) -> None:
-        assert args[:3] in ([sys.executable, "-m", "fastuiat"], (sys.executable, "-m", "fastuiat"))
+        python, *words = (word for word in args if word != "-u")  # torchrun's
+        assert [python, *words[:2]] == [sys.executable, "-m", "fastuiat"]
         self.args, self.returncode = args, None
         sys.stdout.flush()
         self.pid = os.fork()
@@ -272,7 +273,7 @@ class ForkedPopen:
             if env is not None:
                 os.environ.clear()
                 os.environ.update(env)
-            leave(called(list(args[3:])))
+            leave(called(words[2:]))
 
     def poll(self) -> int | None:
         return self._waited(os.WNOHANG)
