@@ -13,8 +13,10 @@ two of its rows are made seed by seed.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,11 +128,53 @@ def scaling_predicted(results: Path) -> str:
     return predicted_table.page(records) or f"{NOT_YET}\n"
 
 
+def campaign(results: Path) -> str:
+    """What `python -m tests.campaign` tried, summed by commit and kind of trial, newest first."""
+    file = results / "campaign.jsonl"
+    if not file.exists():
+        return f"{NOT_YET}\n"
+    sums: dict[tuple[str, str], Counter[str]] = {}
+    ran: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        commit = line["commit"][:10] + (" and changes" if line["dirty"] else "")
+        ran.setdefault(commit, []).append(line)
+        for part, counts in line["parts"].items():
+            sums.setdefault((commit, part), Counter()).update(counts)
+    heads = ["commit", "kind", "tried", "held", "of them", "faults"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for commit in sorted(ran, key=lambda name: ran[name][-1]["time"], reverse=True):
+        for part in sorted(part for other, part in sums if other == commit):
+            counts = sums[commit, part]
+            faults = ", ".join(f"{counts[f]} {f}" for f in FAULTS if counts[f]) or "none"
+            own = (n for n in ("kills", "refused", "accepted", "messages") if counts[n])
+            of_them = ", ".join(f"{counts[name]:,} {name}" for name in own) or table.NONE
+            tried = [f"{counts['tried']:,}", f"{counts['held']:,}"]
+            lines.append("| " + " | ".join([commit, part, *tried, of_them, faults]) + " |")
+    said = []
+    for commit, several in ran.items():
+        seeds = ", ".join(str(one["seed"]) for one in several)
+        minutes = sum(one["minutes"] for one in several)
+        said.append(f"{commit}: seeds {seeds}; {minutes:g} minutes; {several[-1]['time'][:10]}.")
+    return "\n".join([*lines, "", *said, ""])
+
+
+FAULTS = (
+    "other bits",
+    "lost validation",
+    "believed",
+    "traceback",
+    "hang",
+    "no line",
+    "left behind",
+)
+"""As `tests/campaign/trial.py` explains them."""
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,
     f"{EVIDENCE}-validation": validation,
     f"{EVIDENCE}-epochs": lambda results: validation(results, "epochs"),
     "gpu": recorded.table_of,
+    "campaign": campaign,
     "scaling-predicted": scaling_predicted,
     "cifar10-small": lambda results: table_of(results / "cifar10-small.jsonl", "cifar10-small"),
     "cifar10-small-curves": lambda results: curves_of(

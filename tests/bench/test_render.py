@@ -194,3 +194,23 @@ def test_readings_are_listed_with_their_last_epoch(tmp_path):
     assert "| uiat | eval | 3.5 | – | – | 0.1 | 2 | 25.0 | 20.0 | 40 20 |" in text
     assert "| uiat | eval | 3.5 | – | 3 | 0.1 | 2 | 25.0 | 20.0 | 40 20 |" in text
     assert "torch 9.9; n = 1; 2026-02-03." in text
+
+
+def test_campaigns_are_summed_by_commit(tmp_path):
+    def line(commit, seed, minutes, **parts):
+        told = {"commit": commit * 40, "dirty": False, "time": f"2026-01-0{seed}T00:00:00Z"}
+        return json.dumps(told | {"seed": seed, "minutes": minutes, "parts": parts, "faults": []})
+
+    lines = [
+        line("a", 1, 5, kills={"tried": 2, "held": 1, "kills": 7, "hang": 1}),
+        line("b", 2, 1.5, kills={"tried": 3, "held": 3, "kills": 9}),
+        line("b", 3, 2, kills={"tried": 1, "held": 1, "kills": 1}, words={"tried": 1, "held": 1}),
+    ]
+    (tmp_path / "campaign.jsonl").write_text("\n".join(lines) + "\n")
+    rows = render.campaign(tmp_path).splitlines()
+    assert rows[2:5] == [
+        "| bbbbbbbbbb | kills | 4 | 4 | 10 kills | none |",
+        "| bbbbbbbbbb | words | 1 | 1 | – | none |",
+        "| aaaaaaaaaa | kills | 2 | 1 | 7 kills | 1 hang |",
+    ]
+    assert "bbbbbbbbbb: seeds 2, 3; 3.5 minutes; 2026-01-03." in rows
