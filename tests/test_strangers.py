@@ -567,6 +567,7 @@ def test_what_a_terminal_or_a_page_obeys(run_folder, ended, tmp_path):
     shutil.move(run, tmp_path / EVIL.replace("/", ""))
     assert ended("report", EVIL.replace("/", "")).code == 0
     state = build_model("wrn-10-1").state_dict() | {EVIL: torch.zeros(3, 3)}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     safetensors.torch.save_file(state, tmp_path / "net.safetensors", {"arch": EVIL})
     ended("eval", "net.safetensors", "--dataset", "digits", *EVAL)
 

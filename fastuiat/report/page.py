@@ -6,11 +6,12 @@ colours are CSS variables, so that it follows the reader's colour scheme.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import re
-from collections.abc import Sequence
-from functools import partial
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,15 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
 }
-page_style = partial(matplotlib.rc_context, STYLE)
-"""`with page_style():` or `@page_style()`: draw in it, or lines and legends are matplotlib's."""
+
+
+@contextlib.contextmanager
+def page_style() -> Iterator[None]:
+    """`with page_style():` or `@page_style()`: draw in it, or lines are matplotlib's own."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a letter in a name that the font lacks
+        yield
+
 
 PIXELS_PER_INCH = 96  # of CSS
 WIDE = 6.0
