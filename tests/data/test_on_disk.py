@@ -187,6 +187,8 @@ def test_larger_than_memory(tmp_path, write):
     """In a process that may have 120 MB more than it has begun with."""
     count = 80_000
     images = np.full((count, 32, 32, 3), 7, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 8, images[:, 0].shape, np.uint8)
+    images[:, 0] = noise  # or it would unpack to so many times its size as no images do
     write(tmp_path / "pool.npz", image=images, label=np.arange(count) % 10)
     done = subprocess.run(
         [sys.executable, "-c", UNDER_A_LIMIT, tmp_path / "pool.npz"],
