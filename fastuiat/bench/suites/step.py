@@ -92,11 +92,10 @@ class StepProviders:
 
     def ours(self, name: str, *, compiled: bool) -> Call:
         self.flops[name] = total_flops(self.floor)
-        setting = self.setting
         step = training_step(
             self.case,
-            setting.device,
-            precision=setting.precision,
+            self.setting.device,
+            precision=self.setting.precision,
             compiled=compiled,
             replayed=name != "tuned-eager",
         )
