@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.campaign.forks import Forks, Process, left_in
-from tests.campaign.moments import Moment
+from tests.campaign.moments import FILE, Moment
 from tests.campaign.subjects import (
     AUTOATTACK,
     EVERY_STEP,
@@ -27,7 +27,10 @@ from tests.campaign.subjects import (
 )
 from tests.campaign.trial import Trial
 
-ACTS = ("removed", "renamed", "a file", "a link", "another's")
+FOREIGN = ("a link", "another's")
+"""What belongs to others. Not put there inside of one write: between its look at the folder and its
+rename nothing can be asked."""
+ACTS = ("removed", "renamed", "a file", *FOREIGN)
 SECOND = "a second writer"
 WRITTEN = {
     "run": ("run", "run", "run/checkpoints", "run/metrics.jsonl", "run/tensorboard"),
@@ -91,7 +94,8 @@ class Folders:
         if isinstance(subject, OwnPictures):
             places = ("pictures", "made")
         target = folder / own.choice(places)
-        act = own.choice((*ACTS, SECOND))
+        acts = [act for act in ACTS if name != FILE or act not in FOREIGN]
+        act = own.choice([*acts, SECOND])
         counts = []
         if standing is None or not target.exists():
             what, faults = f"{moment} came too early for {target.name}", set[str]()

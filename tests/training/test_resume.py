@@ -76,7 +76,8 @@ def assert_same_state(a: object, b: object, name: str = "") -> None:
         (
             "uiat-oneoff",
             "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 1 --schedule linear:0.5 "
-            "--no-nesterov --batchnorm-momentum 0.01 --no-decay-batchnorm",
+            "--no-nesterov --batchnorm-momentum 0.01 --no-decay-batchnorm "
+            "--batch-size 32 --train-size 352",
             (3, 14, 25),
         ),
         # Short: a CPU without bf16 hardware takes seconds for each of these steps.
