@@ -127,7 +127,8 @@ def refuse_broken(content: dict[str, Any], path: Path) -> None:
 
     def is_state(value: Any) -> bool:
         return isinstance(value, Mapping) and all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()
+            isinstance(k, str) and isinstance(v, torch.Tensor) and not v.is_complex()
+            for k, v in value.items()
         )
 
     net = content.get("net")

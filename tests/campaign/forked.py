@@ -47,13 +47,15 @@ HARDWARE = {"device": "a GPU of the campaign", "commit": None}
 class Outcome:
     """How a command ended: its exit code, None where it had to be killed, and what it said.
 
-    `has_begun`: it was past all refusals, at work, and may have been stopped there.
+    `has_begun`: it was past all refusals, at work, and may have been stopped there. `as_json`: it
+    was asked for a document on stdout, so that its notes go to stderr.
     """
 
     code: int | None
     out: str
     err: str
     has_begun: bool
+    as_json: bool = False
 
     def faults(self, changed: bool) -> tuple[str, ...]:
         """What of trial.FAULTS it did; `changed` is whether its folders are other than before."""
@@ -66,6 +68,7 @@ class Outcome:
             found.append("no line")
         if self.code == 2 and not found:
             line = self.err.removesuffix("\n")
+            line = line.split("\n")[-1] if self.as_json else line
             if not (line.startswith("fastuiat: ") and line.isprintable()):
                 found.append("no line")
         if self.code == 2 and changed and not self.has_begun:
@@ -128,7 +131,7 @@ def run(
     code = None if status is None else os.waitstatus_to_exitcode(status)
     shutil.rmtree(scratch)
     out, err = (stream.read_text("utf-8", "replace") for stream in streams[:2])
-    return Outcome(code, out, err, streams[2].exists())
+    return Outcome(code, out, err, streams[2].exists(), "--json" in words)
 
 
 def in_child(words: Sequence[str], folder: Path, streams: Sequence[Path], work: float) -> None:

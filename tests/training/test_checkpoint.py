@@ -74,6 +74,10 @@ BROKEN = {
     "only a format": ("model", lambda c: {"format": FORMAT}),
     "no model": ("model", lambda c: {k: v for k, v in c.items() if k != "model"}),
     "a model of other things": ("model", lambda c: c | {"model": {"a": 1}}),
+    "a model of complex numbers": (
+        "model",
+        lambda c: c | {"model": {k: v.to(torch.complex64) for k, v in c["model"].items()}},
+    ),
     "an empty model": ("model", lambda c: c | {"model": {}}),
     "averaged 5": ("averaged", lambda c: c | {"averaged": 5}),
     "no epoch": ("epoch", lambda c: {k: v for k, v in c.items() if k != "epoch"}),
