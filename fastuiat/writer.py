@@ -187,14 +187,15 @@ def only_writer(
 
 
 def refuse_replaced(folder: Path) -> None:
-    """UserError where the folder that this process holds is no longer the one of that name.
+    """UserError where the folder that this process holds is no longer the one of that name, or
+    what is written in it is a link out of it now.
 
-    What stands there now may be another writer's.
+    What stands there may be another writer's.
     """
     place = _places.get(os.path.abspath(folder))
     if place is None:
         return
     with contextlib.suppress(OSError):
         if os.path.samestat(place, os.stat(folder)):
-            return
+            return refuse_links(folder, WITHIN)  # a log is written anew where it was replaced
     raise UserError(f"{folder} was removed or renamed meanwhile: put it back and --resume the run")

@@ -289,3 +289,12 @@ def test_the_lock_of_another_that_took_the_place_stays(tmp_path):
         run.mkdir()
         (run / LOCK).touch()
     assert (run / LOCK).exists()
+
+
+def test_a_link_that_is_put_into_the_folder_meanwhile_is_refused(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    with only_writer(run, advice=ADVICE):
+        (run / "checkpoints").symlink_to(other)
+        with pytest.raises(UserError, match="checkpoints is a link to"):
+            refuse_replaced(run)
