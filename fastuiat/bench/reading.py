@@ -28,6 +28,10 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
 TIMES = ("median_s", "p20_s", "p80_s")
 
 
+MACHINES = ("cpu", "gpu")
+"""What describes one, if it was measured there."""
+
+
 def read_records(
     path: Path, *, say: Callable[[str], object] = lambda word: None
 ) -> list[dict[str, Any]]:
@@ -80,6 +84,7 @@ def checked(value: Any, where: str) -> dict[str, Any]:
     if not wrong:
         needed = suites.of(value["suite"]).needs
         wrong = [name for name, kind in needed.items() if not isinstance(value.get(name), kind)]
+    wrong += [name for name in MACHINES if not isinstance(value.get(name), dict | None)]
     times = [value.get(name) for name in TIMES]
     if value.get("error") is None and not all(is_time(t) for t in times):
         wrong += [name for name, t in zip(TIMES, times, strict=True) if not is_time(t)]

@@ -89,7 +89,7 @@ def described(options: argparse.Namespace, trials: list[Trial]) -> dict[str, Any
         "minutes": options.minutes,
         "seed": options.seed,
         "parts": counted(trials),
-        "faults": [f"{t.part}: {t.what}: {', '.join(t.faults)}" for t in trials if t.faults],
+        "faults": [f"{t.part}: {', '.join(t.faults)}: {t.what}"[:300] for t in trials if t.faults],
     }
 
 
