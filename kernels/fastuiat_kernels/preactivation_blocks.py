@@ -20,7 +20,7 @@ from torch import Tensor
 from fastuiat_kernels import checks
 from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward
 from fastuiat_kernels.conv3x3_kernel import empty_image
-from fastuiat_kernels.residual_blocks import LAYERS, check_blocks
+from fastuiat_kernels.residual_blocks import check_blocks, empty_blocks
 from fastuiat_kernels.strided3x3 import strided3x3, strided3x3_backward
 
 
@@ -53,14 +53,7 @@ def _forward(
 
 @_forward.register_fake
 def _(x, active, strides, weights, backward_weights, shifts, scales, next_shifts):  # type: ignore[no-untyped-def]
-    made, layer = [], 0
-    height, width = x.shape[2:]
-    for stride in strides:
-        layer += LAYERS[stride]
-        height, width = height // stride, width // stride
-        filters = weights[layer - 1].shape[1]
-        made += [empty_image(x, filters, height, width) for _ in range(2)]
-    return made
+    return empty_blocks(x, strides, weights)
 
 
 @torch.library.custom_op("fastuiat::preactivation_blocks_backward", mutates_args=())

@@ -53,14 +53,7 @@ def _relu(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = No
 
 @_forward.register_fake
 def _(x, strides, weights, backward_weights, shifts):  # type: ignore[no-untyped-def]
-    made, layer = [], 0
-    height, width = x.shape[2:]
-    for stride in strides:
-        layer += LAYERS[stride]
-        height, width = height // stride, width // stride
-        filters = weights[layer - 1].shape[1]
-        made += [empty_image(x, filters, height, width) for _ in range(2)]
-    return made
+    return empty_blocks(x, strides, weights)
 
 
 @torch.library.custom_op("fastuiat::residual_blocks_backward", mutates_args=())
@@ -145,3 +138,15 @@ def check_blocks(
         raise ValueError(
             f"x must be (B, C, H, W) with sides that {halved} divides, got {tuple(x.shape)}"
         )
+
+
+def empty_blocks(x: Tensor, strides: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Two images of each block: in its inner and outer shape, which are one."""
+    made, layer = [], 0
+    height, width = x.shape[2:]
+    for stride in strides:
+        layer += LAYERS[stride]
+        height, width = height // stride, width // stride
+        filters = weights[layer - 1].shape[1]
+        made += [empty_image(x, filters, height, width) for _ in range(2)]
+    return made
