@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,22 +133,25 @@ def campaign(results: Path) -> str:
     file = results / "campaign.jsonl"
     if not file.exists():
         return f"{NOT_YET}\n"
-    sums: dict[tuple[str, str], Counter[str]] = {}
+    sums: dict[tuple[str, str], dict[str, Counter[str]]] = {}
     ran: dict[str, list[dict[str, Any]]] = {}
     for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         commit = line["commit"][:10] + (" and changes" if line["dirty"] else "")
         ran.setdefault(commit, []).append(line)
         for part, counts in line["parts"].items():
-            sums.setdefault((commit, part), Counter()).update(counts)
+            own = sums.setdefault((commit, part), defaultdict(Counter))
+            own["all"].update(tried=counts["tried"], held=counts["held"])
+            for name in ("faults", "counts"):
+                own[name].update(counts[name])
     heads = ["commit", "kind", "tried", "held", "of them", "faults"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for commit in sorted(ran, key=lambda name: ran[name][-1]["time"], reverse=True):
         for part in sorted(part for other, part in sums if other == commit):
-            counts = sums[commit, part]
-            faults = ", ".join(f"{counts[f]} {f}" for f in FAULTS if counts[f]) or "none"
-            own = (n for n in ("kills", "refused", "accepted", "messages") if counts[n])
-            of_them = ", ".join(f"{counts[name]:,} {name}" for name in own) or table.NONE
-            tried = [f"{counts['tried']:,}", f"{counts['held']:,}"]
+            own = sums[commit, part]
+            faults = ", ".join(f"{n} {fault}" for fault, n in own["faults"].items()) or "none"
+            shown = (n for n in ("kills", "refused", "accepted", "messages") if own["counts"][n])
+            of_them = ", ".join(f"{own['counts'][n]:,} {n}" for n in shown) or table.NONE
+            tried = [f"{own['all'][name]:,}" for name in ("tried", "held")]
             lines.append("| " + " | ".join([commit, part, *tried, of_them, faults]) + " |")
     said = []
     for commit, several in ran.items():
@@ -157,17 +160,6 @@ def campaign(results: Path) -> str:
         said.append(f"{commit}: seeds {seeds}; {minutes:g} minutes; {several[-1]['time'][:10]}.")
     return "\n".join([*lines, "", *said, ""])
 
-
-FAULTS = (
-    "other bits",
-    "lost validation",
-    "believed",
-    "traceback",
-    "hang",
-    "no line",
-    "left behind",
-)
-"""As `tests/campaign/trial.py` explains them."""
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     EVIDENCE: evidence,

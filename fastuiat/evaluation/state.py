@@ -144,10 +144,6 @@ def read_state(path: Path | None, expected: str, *, points: int, runs: int) -> S
     return state
 
 
-MOST_STREAM = 1 << 16
-"""Bytes of a generator's state; PyTorch's on the CPU has 5,056."""
-
-
 def stream_text(device: torch.device) -> str:
     """The state of torch's generators on the CPU and the device, as text."""
     states = [torch.get_rng_state()]

@@ -201,10 +201,13 @@ def test_campaigns_are_summed_by_commit(tmp_path):
         told = {"commit": commit * 40, "dirty": False, "time": f"2026-01-0{seed}T00:00:00Z"}
         return json.dumps(told | {"seed": seed, "minutes": minutes, "parts": parts, "faults": []})
 
+    def part(tried, held, **counts):
+        return {"tried": tried, "held": held, "faults": {}, "counts": counts}
+
     lines = [
-        line("a", 1, 5, kills={"tried": 2, "held": 1, "kills": 7, "hang": 1}),
-        line("b", 2, 1.5, kills={"tried": 3, "held": 3, "kills": 9}),
-        line("b", 3, 2, kills={"tried": 1, "held": 1, "kills": 1}, words={"tried": 1, "held": 1}),
+        line("a", 1, 5, kills=part(2, 1, kills=7) | {"faults": {"hang": 1}}),
+        line("b", 2, 1.5, kills=part(3, 3, kills=9)),
+        line("b", 3, 2, kills=part(1, 1, kills=1), words=part(1, 1)),
     ]
     (tmp_path / "campaign.jsonl").write_text("\n".join(lines) + "\n")
     rows = render.campaign(tmp_path).splitlines()

@@ -53,25 +53,27 @@ def campaign(names: list[str], seconds: float, seed: int, folder: Path) -> list[
     return trials
 
 
-def counted(trials: list[Trial]) -> dict[str, dict[str, int]]:
+def counted(trials: list[Trial]) -> dict[str, dict[str, Any]]:
     """By part: tried, held, how often each fault came, and the trials' own counts."""
-    table: dict[str, Counter[str]] = {}
+    table: dict[str, dict[str, Any]] = {}
     for trial in trials:
-        row = table.setdefault(trial.part, Counter(tried=0, held=0))
+        nothing = {"tried": 0, "held": 0, "faults": Counter(), "counts": Counter()}
+        row = table.setdefault(trial.part, nothing)
         row["tried"] += 1
         row["held"] += not trial.faults
-        row.update(trial.faults)
-        row.update(dict(trial.counts))
-    return {part: dict(row) for part, row in table.items()}
+        row["faults"].update(trial.faults)
+        row["counts"].update(dict(trial.counts))
+    return table
 
 
-def as_text(table: dict[str, dict[str, int]]) -> str:
+def as_text(table: dict[str, dict[str, Any]]) -> str:
     """A line for each part; at its end what it counts beside."""
     heads = ("tried", "held", *FAULTS)
     lines = [f"{'':12}" + "".join(f"{head:>17}" for head in heads)]
     for part, row in table.items():
-        own = ", ".join(f"{n} {name}" for name, n in row.items() if name not in heads)
-        lines.append(f"{part:12}" + "".join(f"{row.get(h, 0):17}" for h in heads) + f"  {own}")
+        own = ", ".join(f"{n} {name}" for name, n in row["counts"].items())
+        numbers = (row["tried"], row["held"], *(row["faults"][fault] for fault in FAULTS))
+        lines.append(f"{part:12}" + "".join(f"{n:17}" for n in numbers) + f"  {own}")
     return "\n".join(lines)
 
 
