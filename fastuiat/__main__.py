@@ -1,6 +1,13 @@
-"""`python -m fastuiat`: the same as the `fastuiat` script."""
+"""The `fastuiat` script, and `python -m fastuiat`."""
 
-from fastuiat.cli import main
+from fastuiat.interrupts import ending_at_once
+
+
+def main() -> None:
+    with ending_at_once():
+        from fastuiat import cli
+    cli.main()
+
 
 if __name__ == "__main__":  # a bench's processes import it as well
     main()

@@ -6,24 +6,17 @@ import errno
 import io
 import logging
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from fastuiat.children import end_with_parent
-from fastuiat.commands.doctor import doctor
-from fastuiat.commands.evaluate import evaluate
-from fastuiat.commands.export import export
-from fastuiat.commands.parsing import parse, refuse_empty
-from fastuiat.commands.prepare import prepare
+from fastuiat.commands.parsing import refuse_empty
 from fastuiat.commands.process import settle_process
-from fastuiat.commands.recipes import recipes, reproduce
-from fastuiat.commands.report import report
-from fastuiat.commands.train import train
 from fastuiat.config import UserError, printable
+from fastuiat.interrupts import Interrupted, ending_at_once
 from fastuiat.torchrun import (
     RankFailed,
     is_first_rank,
@@ -49,29 +42,32 @@ All but bench take --quiet (the result alone) and --json (one JSON document on s
 """
 
 
-def bench(argv: list[str]) -> None:
-    from fastuiat.bench.cli import main
-
-    main(argv, parse)
-
-
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
 }  # fmt: skip
 """A full or unwritable disk, a path that cannot be: the user's to mend, wherever it shows."""
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train,
-    "eval": evaluate,
-    "export": export,
-    "bench": bench,
-    "data": prepare,
-    "recipes": recipes,
-    "report": report,
-    "reproduce": reproduce,
-    "doctor": doctor,
+COMMANDS = {
+    "train": "train:train",
+    "eval": "evaluate:evaluate",
+    "export": "export:export",
+    "bench": "bench:bench",
+    "data": "prepare:prepare",
+    "recipes": "recipes:recipes",
+    "report": "report:report",
+    "reproduce": "recipes:reproduce",
+    "doctor": "doctor:doctor",
 }
+"""The function of each, by its place in fastuiat.commands: imported when it is called for."""
+
+
+def function_of(name: str) -> Callable[[list[str]], None]:
+    """The function of a command, called with the words behind its name."""
+    with ending_at_once():
+        function: Callable[[list[str]], None]
+        function = pkgutil.resolve_name(f"fastuiat.commands.{COMMANDS[name]}")
+    return function
 
 
 BY_ALL_RANKS = ("train", "eval")
@@ -107,7 +103,9 @@ def in_a_line(text: object) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """As Python and PyTorch say it; the allocator of the CPU has no class of its own."""
-    kinds = MemoryError, torch.OutOfMemoryError
+    kinds: tuple[type[BaseException], ...] = (MemoryError,)
+    if torch := sys.modules.get("torch"):
+        kinds += (torch.OutOfMemoryError,)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
@@ -150,8 +148,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"unknown command '{argv[0]}': choose from {', '.join(COMMANDS)}")
         refuse_empty(argv)
         if is_mine(argv[0]):
+            run = function_of(argv[0])
             settle_process(argv[0])
-            COMMANDS[argv[0]](argv[1:])
+            run(argv[1:])
     except UserError as error:
         leave_for_good(2)
         end(2, in_a_line(error))
@@ -174,8 +173,6 @@ def main(argv: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
     except Exception as error:
-        from fastuiat.training.trainer import Interrupted
-
         if is_out_of_memory(error):
             leave_for_good(2)
             end(2, "not enough memory: a smaller net, --batch-size or data set takes less")

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from fastuiat import cli, torchrun
+from fastuiat.commands import prepare
 from fastuiat.commands.output import Output, OutputOptions
 from fastuiat.torchrun import Place, is_first_rank, place, wait_for_the_first
 
@@ -128,6 +129,6 @@ def test_commands_that_the_first_rank_does_alone(monkeypatch, capsys):
     started(monkeypatch, RANK="5")
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     with monkeypatch.context() as patch:
-        patch.setitem(cli.COMMANDS, "data", lambda argv: pytest.fail("two ranks prepare"))
+        patch.setattr(prepare, "prepare", lambda argv: pytest.fail("two ranks prepare"))
         cli.main(["data", "prepare", "digits"])
     assert capsys.readouterr() == ("", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fastuiat.interrupts import ending_at_once
+
 COMPUTING = ("train", "eval", "bench", "reproduce")
 """Commands whose process is set up for long arithmetic."""
 
@@ -13,9 +15,10 @@ def settle_process(command: str) -> None:
     """
     if command not in COMPUTING:
         return
-    import torch
+    with ending_at_once():
+        import torch
 
-    from fastuiat.fast.allocator import keep_freed_memory
+        from fastuiat.fast.allocator import keep_freed_memory
 
     if not torch.cuda.is_available():
         keep_freed_memory()

@@ -15,6 +15,8 @@ from fastuiat.commands.parsing import parse
 from fastuiat.config import UserError, parse_radius
 
 if TYPE_CHECKING:
+    import torch
+
     from fastuiat.data import ImageSet
     from fastuiat.report.document import FromNets
     from fastuiat.report.pictures import Pictures
@@ -97,17 +99,17 @@ def only_report(out: Path, runs: list[Run], output: Output) -> Iterator[None]:
 
 def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> FromNets:
     """What only the nets can tell; what they cannot is left out in words."""
-    from fastuiat.device import resolve_device
     from fastuiat.progress import show_evaluation
     from fastuiat.report.curves import strength_sweep
     from fastuiat.report.document import MOST_DRAWN, FromNets
 
-    device = resolve_device(options.device)
+    if options.device == "cuda":
+        device_of(options)  # UserError where there is none, whether a net is opened or not
     found = FromNets()
     with show_evaluation(output.console) as progress:
         swept = [(run, sweep) for run in runs if (sweep := strength_sweep(run))]
         for run, sweep in swept[:MOST_DRAWN]:
-            losses = losses_of(run, sweep.records[0], options, device, progress)
+            losses = losses_of(run, sweep.records[0], options, progress)
             if isinstance(losses, str):
                 found.left_out.append(losses)
             else:
@@ -120,7 +122,7 @@ def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> F
         return found
     for run in runs:
         try:
-            found.pictures[run.label] = pictures_of(run, options, device)
+            found.pictures[run.label] = pictures_of(run, options)
         except UserError as error:
             found.left_out.append(f"{run.label} has no inverse examples (Figure 6): {error}")
             continue
@@ -130,6 +132,12 @@ def what_nets_tell(runs: list[Run], options: ReportOptions, output: Output) -> F
                 "have: `fastuiat train --method uiat`"
             )
     return found
+
+
+def device_of(options: ReportOptions) -> torch.device:
+    from fastuiat.device import resolve_device
+
+    return resolve_device(options.device)
 
 
 def data_dir_of(run: Run, options: ReportOptions) -> Path:
@@ -147,14 +155,10 @@ def test_images(run: Run, info: dict[str, Any], options: ReportOptions) -> Image
     return data.load(info["dataset"], folder, "test", unchecked=unchecked, how=how)
 
 
-def losses_of(
-    run: Run, record: Any, options: ReportOptions, device: Any, progress: Any
-) -> list[float] | str:
+def losses_of(run: Run, record: Any, options: ReportOptions, progress: Any) -> list[float] | str:
     """Natural losses of the images of a sweep, kept in RUN/eval; or why there are none."""
-    from fastuiat.evaluation.inverse import natural_losses
     from fastuiat.files import sha256_of, write_json
     from fastuiat.report.runs import read_json
-    from fastuiat.training.checkpoint import open_checkpoint
     from fastuiat.writer import only_writer
 
     kept = run.folder / "eval" / f"natural-loss_n{record.n}.json"
@@ -179,6 +183,9 @@ def losses_of(
             "its images cannot be ranked (Figures 1 and 4): measure it anew with "
             f"`fastuiat eval {run.folder}`"
         )
+    from fastuiat.evaluation.inverse import natural_losses
+    from fastuiat.training.checkpoint import open_checkpoint
+
     try:
         model, info = open_checkpoint(file, weights=weights)
         images = test_images(run, info, options)
@@ -191,26 +198,28 @@ def losses_of(
     images = dataclasses.replace(images, images=images.images[:n], labels=images.labels[:n])
     if info["dataset"] != record.values.get("dataset") or len(images.labels) != n:
         return f"The PGD sweep of {run.label} is not of {info['dataset']}'s first {n} test images"
-    loss = natural_losses(model, images, device=device, progress=progress).tolist()
+    loss = natural_losses(model, images, device=device_of(options), progress=progress).tolist()
     # Another report makes them anew where this folder is not ours to write.
     with contextlib.suppress(UserError, OSError), only_writer(run.folder, advice=""):
         write_json(kept, identity | {"loss": loss})
     return loss
 
 
-def pictures_of(run: Run, options: ReportOptions, device: Any) -> Pictures:
+def pictures_of(run: Run, options: ReportOptions) -> Pictures:
     """Figure 6 of a run's best checkpoint; UserError where checkpoint or images are missing."""
+    from fastuiat.training.checkpoint_file import locate
+
+    file = locate(run.folder)  # a run that has none costs no PyTorch: 600 MB, three seconds
     from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples
     from fastuiat.report.pictures import Pictures
-    from fastuiat.training.checkpoint import locate, open_checkpoint, read
+    from fastuiat.training.checkpoint import open_checkpoint, read
 
-    file = locate(run.folder)
     model, info = open_checkpoint(file)
     images = test_images(run, info, options)
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
     eps = parse_radius(run.settings.get("inverse_eps", 4 / 255))
-    made = inverse_examples(model, x, y, z, eps=eps, device=device)
+    made = inverse_examples(model, x, y, z, eps=eps, device=device_of(options))
 
     def picture(tensor: Any) -> Any:
         return None if tensor is None else tensor.permute(0, 2, 3, 1).numpy()

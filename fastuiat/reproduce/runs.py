@@ -18,7 +18,8 @@ from fastuiat.files import json_in, remove_unfinished, sha256_of, write_json
 from fastuiat.machine import describe
 from fastuiat.reproduce.rows import Options, Row
 from fastuiat.sealed import unsealed
-from fastuiat.training.checkpoint import locate, read
+from fastuiat.training.checkpoint import read
+from fastuiat.training.checkpoint_file import locate
 from fastuiat.training.folder import begun_with, holds_run, stored_config
 
 Run = Callable[..., None]

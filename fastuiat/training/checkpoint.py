@@ -28,10 +28,11 @@ from fastuiat.models.interchange import (
 from fastuiat.models.libraries import OWN, is_of_library
 from fastuiat.models.normalised import Normalised, like
 from fastuiat.models.normalised import constants as checked
+from fastuiat.training.checkpoint_file import locate
 from fastuiat.training.reading import is_safetensors, read_safetensors, read_with_sha256
 
 __all__ = [
-    "FORMAT", "load_checkpoint", "locate", "net_of", "open_checkpoint", "read", "save_checkpoint",
+    "FORMAT", "load_checkpoint", "net_of", "open_checkpoint", "read", "save_checkpoint",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -92,20 +93,6 @@ def read(path: Path) -> dict[str, Any]:
 def is_own(content: dict[str, Any]) -> bool:
     """Whether a run wrote it; in others' files `format` may be an array."""
     return isinstance(told := content.get("format"), str) and told == FORMAT
-
-
-def locate(path: str | Path, which: str = "best") -> Path:
-    """The checkpoint file of a run folder (`best`, else `last`), or the file itself."""
-    path = Path(path)
-    try:
-        if not path.is_dir():
-            return path
-    except OSError as error:  # of a name that no file can have
-        raise UserError(f"{legible(path)} cannot be read: {error.strerror}") from error
-    for name in dict.fromkeys((which, "last")):
-        if (file := path / "checkpoints" / f"{name}.pt").is_file():
-            return file
-    raise UserError(f"{path} holds no checkpoints/{which}.pt: is it a run folder?")
 
 
 def net_of(content: dict[str, Any]) -> dict[str, Any]:

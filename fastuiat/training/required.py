@@ -20,7 +20,8 @@ from fastuiat.files import write_atomically
 from fastuiat.methods import Method
 from fastuiat.models.interchange import oddities
 from fastuiat.models.libraries import is_of_library
-from fastuiat.training.checkpoint import locate, open_checkpoint
+from fastuiat.training.checkpoint import open_checkpoint
+from fastuiat.training.checkpoint_file import locate
 from fastuiat.training.config import TrainConfig
 
 WHICH = "last"

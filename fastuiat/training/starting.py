@@ -19,7 +19,8 @@ from fastuiat.models.heads import head_keys
 from fastuiat.models.interchange import load_published, load_weights, oddities, some
 from fastuiat.models.libraries import OWN, at_size, is_of_library, refuse_images
 from fastuiat.models.normalised import Normalised, behind, inner, like
-from fastuiat.training.checkpoint import content_of, is_own, locate, net_of, refuse_broken
+from fastuiat.training.checkpoint import content_of, is_own, net_of, refuse_broken
+from fastuiat.training.checkpoint_file import locate
 from fastuiat.training.config import TrainConfig
 
 

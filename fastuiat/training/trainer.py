@@ -18,6 +18,7 @@ from fastuiat.config import UserError
 from fastuiat.convolutions import repeatable
 from fastuiat.data import Batch, one_ahead
 from fastuiat.distributed import ALONE, Ranks
+from fastuiat.interrupts import Interrupted
 from fastuiat.torchrun import RankFailed
 from fastuiat.training.catastrophic import CatastrophicWatch
 from fastuiat.training.checkpoint import save_checkpoint
@@ -41,14 +42,6 @@ class Progress(Protocol):
     def advance(self, done: int) -> None: ...
     def step(self, epoch: int, done: int, values: dict[str, float], rate: float) -> None: ...
     def epoch(self, epoch: int, values: dict[str, Any], rate: float) -> None: ...
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class Trainer:

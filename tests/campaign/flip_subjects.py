@@ -22,9 +22,10 @@ from fastuiat.cli import main
 from fastuiat.config import UserError
 from fastuiat.data import beton, preparation
 from fastuiat.files import write_json
+from fastuiat.interrupts import Interrupted
 from fastuiat.training import run
 from fastuiat.training.config import TrainConfig
-from fastuiat.training.trainer import Interrupted, Trainer
+from fastuiat.training.trainer import Trainer
 
 CONFIG = TrainConfig(
     dataset="digits", arch="wrn-10-1", method="natural", loader="resident", precision="fp32",

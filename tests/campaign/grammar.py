@@ -16,7 +16,7 @@ import tyro
 from fastuiat import methods
 from fastuiat.bench import suites
 from fastuiat.bench.cli import OTHERS
-from fastuiat.cli import COMMANDS
+from fastuiat.cli import COMMANDS, function_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def help_of(command: tuple[str, ...]) -> str:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         try:
             with mock.patch.object(tyro, "cli", ask):
-                COMMANDS[command[0]](["--help"] if command == ("recipes",) else list(command[1:]))
+                words = ["--help"] if command == ("recipes",) else list(command[1:])
+                function_of(command[0])(words)
         except Asked as asked:
             tyro.cli(asked.cls, **asked.how | {"args": ["--help"]})
     return printed.getvalue()

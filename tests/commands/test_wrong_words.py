@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastuiat import build_model, evaluate
-from fastuiat.cli import COMMANDS
+from fastuiat.commands import doctor
 from fastuiat.config import UserError, printable
 from fastuiat.evaluation import record
 from fastuiat.evaluation.arrays import as_images
@@ -111,9 +111,9 @@ def test_memory_that_is_not_enough_is_a_line(refusal, monkeypatch):
     def none_left(argv: list[str]) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(COMMANDS, "doctor", none_left)
+    monkeypatch.setattr(doctor, "doctor", none_left)
     assert "not enough memory" in refusal("doctor")
-    monkeypatch.setitem(COMMANDS, "doctor", lambda argv: torch.empty(1 << 57))
+    monkeypatch.setattr(doctor, "doctor", lambda argv: torch.empty(1 << 57))
     assert "not enough memory" in refusal("doctor")
 
 

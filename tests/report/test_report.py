@@ -22,7 +22,7 @@ from fastuiat.files import sha256_of
 from fastuiat.report import curves
 from fastuiat.report.runs import Record, labels_of, read_run, read_runs
 from fastuiat.report.sensitivity import sensitivities, sensitivity_curves
-from fastuiat.training.checkpoint import locate
+from fastuiat.training.checkpoint_file import locate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import open_browser

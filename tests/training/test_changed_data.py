@@ -18,7 +18,7 @@ import fastuiat
 from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.data import ffcv_loader
-from fastuiat.training.trainer import Interrupted
+from fastuiat.interrupts import Interrupted
 
 PER_BATCH = 16
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]

@@ -49,7 +49,8 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("runs")
     whole = run.train(dataclasses.replace(CONFIG, out=folder / "whole"), say=lambda _: None)
 
-    from fastuiat.training.trainer import Interrupted, Trainer
+    from fastuiat.interrupts import Interrupted
+    from fastuiat.training.trainer import Trainer
 
     take = Trainer.take_step
 

@@ -14,10 +14,10 @@ from PIL import Image
 import fastuiat
 from fastuiat.cli import main
 from fastuiat.data import load
+from fastuiat.interrupts import Interrupted
 from fastuiat.training import run
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import config_of
-from fastuiat.training.trainer import Interrupted
 
 
 class StopsInside:

@@ -18,6 +18,7 @@ import torch
 import fastuiat
 from fastuiat.cli import main
 from fastuiat.config import UserError
+from fastuiat.interrupts import Interrupted
 from fastuiat.training import run
 from fastuiat.training.averaging import Averaged
 from fastuiat.training.checkpoint import save_checkpoint
@@ -25,7 +26,7 @@ from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import config_of
 from fastuiat.training.optim import make_optimizer
 from fastuiat.training.starting import HeadFirst, begun
-from fastuiat.training.trainer import Interrupted, Trainer
+from fastuiat.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from library_steps import images, method_of
