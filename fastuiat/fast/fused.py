@@ -1,8 +1,11 @@
 """The frozen net's blocks as one operator of `fastuiat_kernels`, where that was measured faster.
 
 A ResNet in eval mode is convolutions with a shift, a shortcut and a ReLU behind each: one launch a
-layer, forward and backward, in place of a convolution of cuDNN and a pass over its result. No net
-is fused by default: not before `fastuiat bench step --providers fused cudnn` has a record of it.
+layer, forward and backward, in place of a convolution of cuDNN and a pass over its result. A step
+of an attack in eval mode (SAT, TRADES, MART, HAT, IAT, UIAT) is one launch with the gradient of the
+first layer's input; not those of z, which sums gradients over a class, nor of an inverse image, nor
+of attacks on batch statistics or in training mode. No net is fused by default: not before
+`fastuiat bench step --providers fused cudnn` has a record of it.
 """
 
 from __future__ import annotations
