@@ -31,8 +31,10 @@ def attack_step(
     bn: BatchNormMode,
 ) -> Tensor:
     """One step from x_adv inside the ball around x; zero and non-finite gradients into counts."""
-    grad = input_gradient(net, x_adv, y, target_probs, loss, sign_per_sample=bn == "eval")
-    return sign_step(x, x_adv, grad, alpha=alpha, eps=eps, ascend=ascend, counts=counts)
+    stem, behind = net.parted(x)
+    grad = input_gradient(behind, x_adv, y, target_probs, loss, bn == "eval", stem)
+    step = sign_step if stem is None else stem.sign_step
+    return step(x, x_adv, grad, alpha=alpha, eps=eps, ascend=ascend, counts=counts)
 
 
 def as_noise(noise: Noise | Tensor | int | None, x: Tensor) -> Noise:

@@ -93,15 +93,18 @@ def input_gradient(
     target_probs: Tensor | None,
     loss: AttackLoss,
     sign_per_sample: bool = False,
+    stem: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """∂loss/∂x (B, C, H, W) in x's layout; `loss` is a sum over the batch.
+
+    With a `stem`, the net is what stands behind it, and the gradient is that of what it makes of x.
 
     With `sign_per_sample` only the signs count and no sample touches another's gradient (BatchNorm
     in eval mode), so a half-precision network may be given seeds of unit size per sample: the
     result is then the gradient times a positive factor of each sample's own.
     """
     with torch.enable_grad():
-        x = leaf(x)
+        x = leaf(x) if stem is None else stem(leaf(x))
         logits = net(x)
         if sign_per_sample and logits.dtype in HALF and loss in UNIT_SEEDS:
             seed = UNIT_SEEDS[loss](wide(logits.detach()), y, target_probs)

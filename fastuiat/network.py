@@ -17,6 +17,15 @@ BatchNormMode = Literal["eval", "batch", "train"]
 Function = Callable[..., Any]
 
 
+class Stem(Protocol):
+    """A first convolution that steps by its gradient."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def sign_step(self, x: Tensor, x_adv: Tensor, grad: Tensor, **how: Any) -> Tensor:
+        """`fastuiat_kernels.sign_step`, given the gradient of what it made of x_adv."""
+
+
 class FrozenNetwork(Protocol):
     """A network whose weights take no gradient: what attacks and targets differentiate."""
 
@@ -25,6 +34,10 @@ class FrozenNetwork(Protocol):
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and features (B, D): the input of the last linear layer."""
+
+    def parted(self, x: Tensor) -> tuple[Stem | None, Callable[[Tensor], Tensor]]:
+        """Its first convolution, and the network behind it, where an attack's step is made in one
+        with that one's gradient of images such as x; else None, and the network."""
 
     def region(self, function: Function) -> Function:
         """`function(net, …)` as one compiled region where the network's owner compiles, or as it
@@ -175,6 +188,9 @@ class PlainFrozen:
             return self.net(x), features.take()
         finally:
             features.remove()
+
+    def parted(self, x: Tensor) -> tuple[Stem | None, Callable[[Tensor], Tensor]]:
+        return None, self
 
     def region(self, function: Function) -> Function:
         return function

@@ -32,7 +32,8 @@ class Setting:
             "naive": f"eager, fp32, NCHW. {known.source if known else ''}",
             "tuned-eager": f"eager, {arithmetic}, channels-last, the passes of the floor",
             "fastuiat": f"the step of `fastuiat train`: {arithmetic}, {compiled}",
-            "fused": "fastuiat's, the frozen blocks by the kernels of conv3x3 and strided3x3",
+            "fused": "fastuiat's, the frozen blocks by the kernels of conv3x3 and strided3x3, an "
+            "attack's step by conv3x3_sign_step",
             "cudnn": "fastuiat's, the frozen blocks by cuDNN and pointwise graphs",
             "convolutions": f"its convolutions and matrix products alone: eager, {arithmetic}",
         }

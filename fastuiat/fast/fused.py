@@ -1,12 +1,16 @@
 """The frozen net's blocks as one operator of `fastuiat_kernels`, where that was measured faster.
 
 A ResNet in eval mode is convolutions with a shift, a shortcut and a ReLU behind each: one launch a
-layer, forward and backward, in place of a convolution of cuDNN and a pass over its result. No net
-is fused by default: not before `fastuiat bench step --providers fused cudnn` has a record of it.
+layer, forward and backward, in place of a convolution of cuDNN and a pass over its result. A step
+of an attack in eval mode (SAT, TRADES, MART, HAT, IAT, UIAT) is one launch with the gradient of the
+first layer's input; not those of z, which sums gradients over a class, nor of an inverse image, nor
+of attacks on batch statistics or in training mode. No net is fused by default: not before
+`fastuiat bench step --providers fused cudnn` has a record of it.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -23,7 +27,9 @@ from fastuiat.fast.regions import Regions
 from fastuiat.models.preact_resnet import PreActBlock, PreActResNet18
 from fastuiat.models.resnet import BasicBlock, ResNet18
 from fastuiat_kernels import (
+    conv3x3_sign_step,
     pack_conv3x3,
+    pack_image_gradient,
     pack_strided,
     preactivation_blocks,
     residual_blocks,
@@ -144,7 +150,7 @@ class Activation(nn.Module):
 def fold(parts: nn.ModuleList) -> Tensor:
     """All of them; what comes back says where it was done."""
     for part in parts:
-        assert isinstance(part, Layer | Activation)
+        assert isinstance(part, Layer | Activation | Stem)
         part.fold()
     first = parts[0]
     assert isinstance(first, Layer)
@@ -196,15 +202,26 @@ class PreActBlocks(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution, of images with empty channels."""
+    """The first convolution, of images with empty channels; backward, the step of an attack."""
+
+    backward_weight: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
+        self.register_buffer("backward_weight", pack_image_gradient(conv.weight.detach()))
+
+    def fold(self) -> None:
+        """Of the weight as it is now."""
+        self.backward_weight.copy_(pack_image_gradient(self.conv.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         more = (0, 0, 0, 0, 0, STEM_CHANNELS - x.shape[1])
-        return F.conv2d(F.pad(x, more), F.pad(self.conv.weight, more), padding=1)
+        weight = self.conv.weight
+        return F.conv2d(F.pad(x.to(weight.dtype), more), F.pad(weight, more), padding=1)
+
+    def sign_step(self, x: Tensor, x_adv: Tensor, grad: Tensor, **how: Any) -> Tensor:
+        return conv3x3_sign_step(x, x_adv, grad, self.backward_weight, **how)
 
 
 STAGES = tuple(f"layer{number}" for number in range(1, 5))
@@ -230,7 +247,8 @@ def layers_of(block: BasicBlock | PreActBlock, dtype: torch.dtype) -> list[Layer
 
 
 class Fused:
-    """`net`, a copy of `frozen` with its blocks in one; the rest is shared with it.
+    """`net`, a copy of `frozen` with its blocks in one; the rest is shared with it. `behind` is the
+    same behind its `stem`.
 
     The factors come from `live`, in its dtype, at each `refresh`.
     """
@@ -249,18 +267,27 @@ class Fused:
             setattr(self.net, "bn", None)  # noqa: B010  # the blocks end with it
         else:
             fused = Blocks(strides, layers)
-        self.parts, self.halves = nn.ModuleList([*layers, *active]), math.prod(strides)
         assert isinstance(self.net.conv1, nn.Conv2d)
-        self.net.conv1 = Stem(self.net.conv1)
+        self.stem = self.net.conv1 = Stem(self.net.conv1)
+        self.parts = nn.ModuleList([*layers, *active, self.stem])
+        self.halves = math.prod(strides)
         setattr(self.net, STAGES[0], fused)
         for stage in STAGES[1:]:
             setattr(self.net, stage, nn.Identity())
+        self.behind = copy.copy(self.net)
+        self.behind._modules = self.net._modules | {"conv1": nn.Identity()}
 
     def takes(self, x: Tensor) -> bool:
         """Whether it is for images of this size: those that can be halved as often as it does."""
         return all(side % self.halves == 0 for side in x.shape[2:])
 
+    def steps(self, x: Tensor) -> bool:
+        """Whether the stem steps in such images."""
+        return self.takes(x) and x.is_contiguous(memory_format=torch.channels_last)
+
     def refresh(self, regions: Regions) -> None:
         """Fold the live weights and running statistics as they are now."""
+        # Compiled for a CPU it leaves NaN in bf16 weights: Inductor's transposition (PyTorch 2.14).
+        on_cpu = self.stem.backward_weight.device.type == "cpu"
         with torch.no_grad():
-            regions(fold, "fold")(self.parts)
+            (fold if on_cpu else regions(fold, "fold"))(self.parts)

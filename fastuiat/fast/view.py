@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from fastuiat.network import (
     BatchNormMode,
     Features,
     Function,
+    Stem,
     batchnorm_mode,
     last_linear,
     offers_features,
@@ -136,6 +137,10 @@ class FrozenNet(nn.Module):
             return self._called(x)(x.to(self.dtype)), self._features.take()
         both: tuple[Tensor, Tensor] = self._called(x)(x.to(self.dtype), return_features=True)
         return both
+
+    def parted(self, x: Tensor) -> tuple[Stem | None, Callable[[Tensor], Tensor]]:
+        fused = self._folded if isinstance(self._folded, Fused) and self.bn == "eval" else None
+        return (fused.stem, fused.behind) if fused and fused.steps(x) else (None, self)
 
     def region(self, function: Function) -> Function:
         """`function(net, …)` compiled whole, once per BatchNorm mode and shape."""

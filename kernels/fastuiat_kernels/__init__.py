@@ -13,6 +13,8 @@ from fastuiat_kernels.bank_step import SPEC as _bank_step
 from fastuiat_kernels.bank_step import bank_accumulate, bank_step, bank_update
 from fastuiat_kernels.conv3x3 import SPEC as _conv3x3
 from fastuiat_kernels.conv3x3 import conv3x3, conv3x3_backward, pack_conv3x3
+from fastuiat_kernels.conv3x3_sign_step import SPEC as _conv3x3_sign_step
+from fastuiat_kernels.conv3x3_sign_step import conv3x3_sign_step, pack_image_gradient
 from fastuiat_kernels.distill_loss import SPEC as _distill_loss
 from fastuiat_kernels.distill_loss import distill_loss
 from fastuiat_kernels.memory_update import SPEC as _memory_update
@@ -38,6 +40,7 @@ SPECS: tuple[KernelSpec, ...] = (
     _memory_update,
     _conv3x3,
     _strided3x3,
+    _conv3x3_sign_step,
 )
 
 __all__ = [
@@ -56,10 +59,12 @@ __all__ = [
     "bank_update",
     "conv3x3",
     "conv3x3_backward",
+    "conv3x3_sign_step",
     "distill_loss",
     "memory_update",
     "noise_key",
     "pack_conv3x3",
+    "pack_image_gradient",
     "pack_strided",
     "philox_uint32",
     "preactivation_blocks",

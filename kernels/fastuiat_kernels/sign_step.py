@@ -52,6 +52,31 @@ def sign_step_reference(
 
 
 @triton.jit
+def take_step(x_ref, x_cur, grad, alpha, eps, lo, hi):
+    """The step of elements, all fp32 but the constants."""
+    # Inductor hands Python floats over as fp64, which would promote all that follows.
+    alpha, eps = tl.cast(alpha, tl.float32), tl.cast(eps, tl.float32)
+    lo, hi = tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)
+    sign = (grad > 0).to(tl.float32) - (grad < 0).to(tl.float32)
+    out = x_cur + alpha * sign  # alpha·sign is exact, so fusing it into the sum changes nothing
+    keep_nan: tl.constexpr = tl.PropagateNan.ALL
+    out = tl.maximum(out, x_ref - eps, propagate_nan=keep_nan)
+    out = tl.minimum(out, x_ref + eps, propagate_nan=keep_nan)
+    out = tl.maximum(out, lo, propagate_nan=keep_nan)
+    return tl.minimum(out, hi, propagate_nan=keep_nan)
+
+
+@triton.jit
+def add_counts(counts_ptr, grad):
+    """How many of these are zero, and how many not finite."""
+    zeros = tl.sum((grad == 0).to(tl.int32)).to(tl.int64)
+    non_finite = tl.sum(((grad - grad) != 0).to(tl.int32)).to(tl.int64)
+    # Integer sums do not depend on the order of the atomics; most programs have none to make.
+    tl.atomic_add(counts_ptr, zeros, mask=zeros > 0)
+    tl.atomic_add(counts_ptr + 1, non_finite, mask=non_finite > 0)
+
+
+@triton.jit
 def _sign_step_kernel(
     x_ref_ptr,
     x_cur_ptr,
@@ -72,23 +97,10 @@ def _sign_step_kernel(
     grad = tl.load(grad_ptr + start + offsets, mask=inside, other=1.0).to(tl.float32)
     x_ref = tl.load(x_ref_ptr + start + offsets, mask=inside)
     x_cur = tl.load(x_cur_ptr + start + offsets, mask=inside)
-    # Inductor hands Python floats over as fp64, which would promote all that follows.
-    alpha, eps = tl.cast(alpha, tl.float32), tl.cast(eps, tl.float32)
-    lo, hi = tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)
-    sign = (grad > 0).to(tl.float32) - (grad < 0).to(tl.float32)
-    out = x_cur + alpha * sign  # alpha·sign is exact, so fusing it into the sum changes nothing
-    keep_nan: tl.constexpr = tl.PropagateNan.ALL
-    out = tl.maximum(out, x_ref - eps, propagate_nan=keep_nan)
-    out = tl.minimum(out, x_ref + eps, propagate_nan=keep_nan)
-    out = tl.maximum(out, lo, propagate_nan=keep_nan)
-    out = tl.minimum(out, hi, propagate_nan=keep_nan)
+    out = take_step(x_ref, x_cur, grad, alpha, eps, lo, hi)
     tl.store(out_ptr + start + offsets, out, mask=inside)
     if COUNT:
-        zeros = tl.sum((grad == 0).to(tl.int32)).to(tl.int64)
-        non_finite = tl.sum(((grad - grad) != 0).to(tl.int32)).to(tl.int64)
-        # Integer sums do not depend on the order of the atomics; most programs have none to make.
-        tl.atomic_add(counts_ptr, zeros, mask=zeros > 0)
-        tl.atomic_add(counts_ptr + 1, non_finite, mask=non_finite > 0)
+        add_counts(counts_ptr, grad)
 
 
 def _launch(
@@ -158,17 +170,21 @@ def sign_step(
     """
     checks.floating(x_ref=x_ref, x_cur=x_cur, grad=grad)
     checks.same_layout(x_cur=x_cur, x_ref=x_ref, grad=grad)
+    check_counts(x_cur, counts)
+    signed = alpha if ascend else -alpha
+    fp32 = x_ref.dtype == x_cur.dtype == torch.float32
+    if takes_kernel(x_cur) and fp32 and grad.dtype in _DTYPES:
+        return _sign_step(x_ref, x_cur, grad, signed, eps, lo, hi, counts)
+    return sign_step_reference(x_ref, x_cur, grad, signed, eps, lo, hi, counts)
+
+
+def check_counts(x_cur: Tensor, counts: Tensor | None) -> None:
     if counts is not None:
         checks.same_device(x_cur=x_cur, counts=counts)
         if counts.dtype != torch.int64 or counts.shape != (2,):
             raise ValueError(
                 f"counts must be int64 of shape (2,), got {counts.dtype} {tuple(counts.shape)}"
             )
-    signed = alpha if ascend else -alpha
-    fp32 = x_ref.dtype == x_cur.dtype == torch.float32
-    if takes_kernel(x_cur) and fp32 and grad.dtype in _DTYPES:
-        return _sign_step(x_ref, x_cur, grad, signed, eps, lo, hi, counts)
-    return sign_step_reference(x_ref, x_cur, grad, signed, eps, lo, hi, counts)
 
 
 def _inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastuiat.bench import calls, suites
-from fastuiat.bench.suites.layers import WAYS, Layer, LayerOptions
+from fastuiat.bench.suites.layers import WAYS, FirstLayer, Layer, LayerOptions, layers_at
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,22 @@ def test_backward(stride):
     torch.testing.assert_close(alone[0] if stride == 2 else alone, gradient)
 
 
+def test_the_first_layer(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    first = FirstLayer(3, 8, 1, 2, "backward", torch.bfloat16, CPU)
+    inputs = first.inputs()
+    alone, around, ours = (way()(**inputs) for way in first.ways().values())
+    x, weight = inputs["x"].double().requires_grad_(), inputs["weight"][:, :3].double()
+    out = torch.conv2d(x, weight, padding=1)
+    (gradient,) = torch.autograd.grad(out, x, inputs["grad"].double())
+    torch.testing.assert_close(alone[:, :3].double(), gradient, rtol=1e-2, atol=1e-2)
+    assert (alone[:, 3:] == 0).all()
+    moved = inputs["x_adv"] + 2 / 255 * gradient.sign().float()
+    moved = moved.clamp(inputs["x"] - 8 / 255, inputs["x"] + 8 / 255).clamp(0, 1)
+    assert torch.equal(ours, moved)
+    assert (around - ours).abs().gt(1e-6).float().mean() < 0.01
+
+
 def test_operations_and_bytes_by_hand():
     plain, strided = (Layer(64, 32, s, 128, "forward", torch.bfloat16, CPU) for s in (1, 2))
     assert plain.flops == 2 * 128 * 1024 * 64 * 64 * 9
@@ -50,6 +66,21 @@ def test_operations_and_bytes_by_hand():
     assert strided.moved(strided.inputs()) == 2 * (
         128 * 1024 * 64 + 2 * 128 * 256 * 128 + 10 * 64 * 128
     )
+    first = FirstLayer(3, 32, 1, 128, "backward", torch.bfloat16, CPU)
+    assert first.flops == 2 * 128 * 1024 * 64 * 3 * 9
+    images = 3 * 4 * 128 * 1024 * 3
+    assert first.moved(first.inputs()) == images + 2 * (128 * 1024 * 64 + 3 * 64 * 16)
+
+
+def test_which_layers_are_met():
+    """Every width's in both directions, the image's end beside those of its width."""
+    names = {
+        widths: [layer.name for layer in layers_at(LayerOptions(widths=widths), CPU)]
+        for widths in ((32, 16, 8, 4), (32,), (4,))
+    }
+    assert len(names[32, 16, 8, 4]) == len(set(names[32, 16, 8, 4])) == 15
+    assert "3 channels at 32×32/backward" in names[(32,)] and len(names[(32,)]) == 5
+    assert names[(4,)] == [f"512 channels at 4×4/{way}" for way in ("forward", "backward")]
 
 
 def test_records_and_figures(monkeypatch):

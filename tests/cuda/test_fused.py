@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from test_training import state_of, steps
 
+import fastuiat
 from fastuiat.bench.workload import Case, make_step
 from fastuiat.convolutions import full_fp32
 from fastuiat.fast import fused, recording
@@ -71,6 +72,26 @@ def test_the_attack_is_weakened_no_more_than_by_half_precision_itself(arch, prec
     assert (ours_losses - losses).abs().max() < 2 * (cudnn_losses - losses).abs().max() + 0.02
     assert (ours - exact).norm() < 1.3 * (cudnn - exact).norm()
     assert wrong_signs(ours) < wrong_signs(cudnn) + 0.005
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("arch", ["resnet-18", "prn-18"])
+def test_the_first_layer_s_step_is_that_by_the_image_s_gradient(arch, precision):
+    """But for sums that are rounding alone, and those that half precision had rounded to zero."""
+    net, (x, y) = trained_a_little(arch), batch(97, 1000)
+
+    def attacked(stem):
+        with fused.instead(True):
+            view = TrainingView(net, device=CUDA, precision=precision, compiled=False)
+        if not stem:
+            view.shadow.parted = lambda x: (None, view.shadow)
+        out = fastuiat.pgd(view, x, y, eps="8/255", alpha="2/255", steps=1, noise=3)
+        return out, view.gradient_metrics()
+
+    (ours, counts), (plain, plain_counts) = attacked(True), attacked(False)
+    assert (ours - plain).abs().gt(1e-6).float().mean() < 0.005
+    assert counts["grad_zero_share"] <= plain_counts["grad_zero_share"]
+    assert counts["grad_nonfinite"] <= plain_counts["grad_nonfinite"]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ NETS = {
 }
 
 
+@functools.cache
 def born(name):
     """In fp64, with statistics that are not those it was born with."""
     torch.manual_seed(0)
@@ -66,7 +68,7 @@ def test_logits_features_and_gradient(name):
 
 @pytest.mark.parametrize("name", ["resnet-18", "prn-18"])
 def test_a_refresh_follows_weights_and_statistics(name):
-    live = born(name)
+    live = copy.deepcopy(born(name))
     blocks = Fused(live, frozen(live), torch.float64)
     with torch.no_grad():
         for name, value in live.state_dict().items():
@@ -126,3 +128,108 @@ def test_eval_mode_alone_goes_by_them(net):
         with view.frozen() as shadow:
             moved = shadow(x)
         torch.testing.assert_close(moved, copy.deepcopy(live).eval()(x), rtol=1e-4, atol=1e-5)
+
+
+# --- the step of an attack by its first convolution ---
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+X = X.to(memory_format=torch.channels_last)
+Y = torch.tensor([1, 7])
+ATTACK = {"eps": "8/255", "alpha": "2/255", "steps": 2, "noise": 5}
+
+
+def view_of(net, way, *, compiled=False):
+    live = copy.deepcopy(net).float()
+    with fused.instead(way):
+        view = TrainingView(live, device=CPU, precision="fp32", compiled=compiled)
+    view.regions.strict = True
+    return view
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The shapes of the gradients that the stem stepped by."""
+    seen, step = [], fused.conv3x3_sign_step
+
+    def noted(x, x_adv, grad, *given, **how):
+        seen.append(tuple(grad.shape))
+        return step(x, x_adv, grad, *given, **how)
+
+    monkeypatch.setattr(fused, "conv3x3_sign_step", noted)
+    return seen
+
+
+TARGET = torch.softmax(torch.randn(2, 10, generator=torch.Generator().manual_seed(3)), 1)
+HOW = {
+    "resnet-18": [{}],
+    "prn-18": [
+        {"loss": "margin", "targeted": True},
+        {"loss": "kl", "target_probs": TARGET, "project": False, "start": "normal"},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HOW)
+def test_an_attack_is_that_of_the_net_as_it_is_written(name, steps):
+    """In either direction, by every loss, zero gradients counted alike."""
+    plain, ours = (view_of(born(name), way) for way in (False, True))
+    for how in HOW[name]:
+        steps.clear()
+        expected, actual = (fastuiat.pgd(view, X, Y, **ATTACK | how) for view in (plain, ours))
+        assert steps == 2 * [(2, 64, 8, 8)]
+        # A sum that is nothing but rounding has the sign of its order.
+        assert (expected - actual).abs().gt(1e-6).float().mean() < 2e-3
+        assert (expected - X).abs().gt(1e-3).float().mean() > 0.5
+        assert plain.gradient_metrics() == ours.gradient_metrics()
+    for view in (plain, ours):
+        view.net.linear.weight.data.zero_()
+        still = fastuiat.pgd(view, X, Y, **ATTACK | {"start": "zero"})
+        assert torch.equal(still, X) and view.gradient_metrics()["grad_zero_share"] == 1
+
+
+def test_the_step_follows_the_first_convolution(net, steps):
+    plain, ours = (view_of(net, way) for way in (False, True))
+    for view in (plain, ours):
+        with torch.no_grad():
+            view.net.conv1.weight.copy_(view.net.conv1.weight.flip(2) - 0.1)
+        view.refresh()
+    expected, actual = (fastuiat.pgd(view, X, Y, **ATTACK) for view in (plain, ours))
+    assert len(steps) == 2
+    assert (expected - actual).abs().gt(1e-6).float().mean() < 2e-3
+
+
+def test_other_passes_step_by_the_image_s_gradient(net, steps):
+    """On batch statistics, in training mode, of images in another layout or that are not taken;
+    then nothing of an attack is changed."""
+    plain, ours = (view_of(net, way) for way in (False, True))
+    for x, how in (
+        (X, {"bn": "batch"}),
+        (X, {"bn": "train"}),
+        (torch.rand(2, 3, 6, 6).to(memory_format=torch.channels_last), {}),
+    ):
+        assert torch.equal(*(fastuiat.pgd(view, x, Y, **ATTACK | how) for view in (plain, ours)))
+    contiguous = fastuiat.pgd(ours, X.contiguous(), Y, **ATTACK)
+    assert steps == [] and contiguous.is_contiguous()
+    expected = fastuiat.pgd(ours, X, Y, **ATTACK)
+    assert len(steps) == 2
+    assert (expected - contiguous).abs().gt(1e-6).float().mean() < 2e-3
+
+
+def test_the_step_in_one_graph(net, monkeypatch):
+    """A region holds the net behind the stem, its gradient and the step."""
+    monkeypatch.setattr("fastuiat.fast.regions.BACKEND", "aot_eager")
+    eager, compiled = (view_of(net, True, compiled=way) for way in (False, True))
+    once = ATTACK | {"steps": 1}
+    expected, actual = (fastuiat.pgd(view, X, Y, **once) for view in (eager, compiled))
+    assert (expected - actual).abs().gt(1e-6).float().mean() < 2e-3
+    assert eager.gradient_metrics() == compiled.gradient_metrics()
+
+
+def test_folding_on_a_cpu_is_as_it_is_written(net):
+    """Compiled for a CPU, it left forward weights in bf16 that were no numbers."""
+    net, weights = copy.deepcopy(net).float(), []
+    for compiled in (False, True):
+        blocks = Fused(net, frozen(net).bfloat16(), torch.bfloat16)
+        blocks.refresh(Regions(compiled=compiled))
+        weights.append([buffer.clone() for buffer in blocks.parts.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -283,6 +283,33 @@ def test_strided_convolutions_made_worse_fail(tmp_path):
     assert any("operands by registers" in failure for failure in row.failures()), row.failures()
 
 
+IMAGE = {v.name: v for spec in SPECS if spec.name == "conv3x3_sign_step" for v in spec.variants}
+
+
+def image_step(*targets: str) -> list[report.CodeRow]:
+    name = "conv3x3_sign_step, counted"
+    case = report.Case("conv3x3_sign_step", name, "bfloat16", "cifar10")
+    return report.code_rows(case, IMAGE[name], torch.bfloat16, targets)
+
+
+def test_the_step_by_an_image_s_gradient():
+    """Its product from shared memory, nothing spilled, several programs at once."""
+    hopper, blackwell, ampere = image_step("sm_90", "sm_100", "sm_80")
+    for row in (hopper, blackwell, ampere):
+        assert row.failures() == [] and row.compiled.matrix_instructions > 0
+    for row in (hopper, blackwell):
+        assert row.launched and row.programs >= 4 and row.compiled.registers <= 64
+        assert set(row.compiled.widths) == {p for p in row.declared if not p.endswith("_desc")}
+    assert not ampere.launched
+
+
+def test_the_step_by_an_image_s_gradient_made_worse_fails(monkeypatch):
+    module = sys.modules["fastuiat_kernels.conv3x3_sign_step"]
+    monkeypatch.setattr(module, "_NUM_WARPS", 2)
+    (row,) = image_step("sm_90")
+    assert any("its product takes no HGMMA" in failure for failure in row.failures())
+
+
 def test_parameters_lie_where_the_code_says(monkeypatch):
     """Behind descriptors of 128 bytes, or what they are taken apart into."""
     code = {}

@@ -2,13 +2,14 @@
 
 cudnn: the convolutions alone, in the layer's precision. with-graph: with what stands around them in
 the net (BatchNorm, shortcut, ReLU; their masks backward), compiled. fastuiat: all of it by conv3x3
-or strided3x3. On a GPU by replays, as the kernels are timed. Elsewhere all three are PyTorch's
-convolutions, and nothing is to be learnt of the kernels.
+or strided3x3. Of the first layer: the gradient of images, then with an attack's step by it, then
+both by conv3x3_sign_step. On a GPU by replays, as the kernels are timed. Elsewhere all three are
+PyTorch's convolutions, and nothing is to be learnt of the kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,11 +25,15 @@ from fastuiat.bench.suite import Columns, Done, Measuring, Record, Records, Suit
 from fastuiat.config import positive
 from fastuiat.convolutions import repeatable
 from fastuiat.device import DTYPES, resolve_device
+from fastuiat.fast.fused import STEM_CHANNELS
 from fastuiat_kernels import (
     conv3x3,
     conv3x3_backward,
+    conv3x3_sign_step,
     pack_conv3x3,
+    pack_image_gradient,
     pack_strided,
+    sign_step,
     strided3x3,
     strided3x3_backward,
 )
@@ -45,6 +50,8 @@ SHAPES = (
     (256, 8, 2),
 )
 """(channels, width, stride) of what is met in ResNet-18; striding doubles the channels."""
+IMAGE = (3, 32)
+"""Those of what its first layer takes."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,79 @@ WAYS: dict[tuple[int, Direction], tuple[Function, Function, Function]] = {
 """By stride and direction: cuDNN alone, with what stands around it, and ours."""
 
 
+class FirstLayer(Layer):
+    """That of images, backward: its gradient, and an attack's step by that. cuDNN is given images
+    with as many channels as the fused net gives it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels} channels at {self.width}×{self.width}/{self.direction}"
+
+    @property
+    def filters(self) -> int:
+        return 64
+
+    def inputs(self) -> dict[str, Tensor]:
+        random = torch.Generator(self.device).manual_seed(self.channels)
+
+        def drawn(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=random, device=self.device)
+            return values.contiguous(memory_format=torch.channels_last)
+
+        images = self.batch, self.channels, self.width, self.width
+        x, grad = drawn(*images).sigmoid(), drawn(self.batch, self.filters, *images[2:])
+        weight = (drawn(self.filters, self.channels, 3, 3) / 9).to(self.dtype)
+        more = (0, 0, 0, 0, 0, STEM_CHANNELS - self.channels)
+        return {
+            "x": x,
+            "x_adv": x + drawn(*images) / 64,
+            "grad": grad.to(self.dtype),
+            "wide": F.pad(x.to(self.dtype), more),
+            "weight": F.pad(weight, more),
+            "packed": pack_image_gradient(weight),
+        }
+
+    def moved(self, inputs: Mapping[str, Tensor]) -> int:
+        """Bytes that gradient and step must read and write at least."""
+        named = (inputs[name] for name in ("x", "x_adv", "x", "grad", "packed"))
+        return sum(tensor.numel() * tensor.element_size() for tensor in named)
+
+    def ways(self) -> dict[str, Callable[[], Function]]:
+        return {
+            "cudnn": lambda: _image_gradient,
+            "with-graph": lambda: torch.compile(_image_step, fullgraph=True, dynamic=False),
+            "fastuiat": lambda: _image_step_ours,
+        }
+
+
+STEP: dict[str, Any] = {"alpha": 2 / 255, "eps": 8 / 255}
+
+
+def _image_gradient(wide: Tensor, grad: Tensor, weight: Tensor, **_: Any) -> Tensor:
+    return _gradient(grad, wide, weight, 1)
+
+
+def _image_step(x: Tensor, x_adv: Tensor, **given: Tensor) -> Tensor:
+    gradient = _image_gradient(**given)[:, : x.shape[1]]
+    return sign_step(x, x_adv, torch.empty_like(x).copy_(gradient), **STEP)
+
+
+def _image_step_ours(x: Tensor, x_adv: Tensor, grad: Tensor, packed: Tensor, **_: Any) -> Tensor:
+    return conv3x3_sign_step(x, x_adv, grad, packed, **STEP)
+
+
+def layers_at(options: LayerOptions, device: torch.device) -> Iterator[Layer]:
+    """Those of ResNet-18 whose images are of the widths that are asked for."""
+    batch, dtype = options.batch_size, DTYPES[options.precision]
+    directions: tuple[Direction, ...] = ("forward", "backward")
+    for channels, width, stride in SHAPES:
+        for direction in directions:
+            if width in options.widths:
+                yield Layer(channels, width, stride, batch, direction, dtype, device)
+    if IMAGE[1] in options.widths:
+        yield FirstLayer(*IMAGE, 1, batch, "backward", dtype, device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions(Measuring):
     """Time a frozen ResNet-18's layers: cuDNN alone, with its pointwise graph, and our kernels."""
@@ -248,17 +328,10 @@ class LayerSuite(Suite):
 
     def measure(self, options: LayerOptions, done: Done) -> Records:
         device = resolve_device(options.device)
-        directions: tuple[Direction, ...] = ("forward", "backward")
         records: Records = []
-        for channels, width, stride in SHAPES:
-            for direction in directions:
-                if width in options.widths:
-                    dtype = DTYPES[options.precision]
-                    layer = Layer(
-                        channels, width, stride, options.batch_size, direction, dtype, device
-                    )
-                    done(layer.name)
-                    records += self.measured(layer, options)
+        for layer in layers_at(options, device):
+            done(layer.name)
+            records += self.measured(layer, options)
         return records
 
     def measured(self, layer: Layer, options: LayerOptions) -> Records:

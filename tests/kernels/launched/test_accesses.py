@@ -96,6 +96,19 @@ def test_convolution_reads_each_pixel_for_each_tap_that_meets_it(channels, width
     assert counted["weight_desc"] == (2 * 9 * channels**2,) * 2
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 32), (4, 32)])
+def test_an_image_s_gradient_is_read_once_for_each_row_of_taps(height, width):
+    """Three times, but for what lies beside the image."""
+    variant, counted = VARIANTS["conv3x3_sign_step"], {}
+    inputs = variant.inputs(Size(2, 64, height, width, 10, 1), torch.float16, CPU)
+    with watched(lambda launch, run: counted.update(count_launch(launch, run))):
+        variant.launcher(**inputs)
+    pixels = 2 * width * height
+    assert counted["grad_desc"] == (2 * 64 * (3 * pixels - 2 * 2 * width), 2 * 64 * pixels)
+    assert counted["weight_desc"][1] == 2 * 3 * 64 * 16
+    assert counted["x_ref_ptr"][0] == counted["out_ptr"][0] == 4 * 3 * pixels
+
+
 @pytest.mark.parametrize(("channels", "width", "blocks"), [(64, 4, 1), (128, 8, 2)])
 def test_strided_convolutions_read_each_pixel_for_each_tap_that_meets_it(channels, width, blocks):
     """There and back again: the gradient's four products meet what the convolution met. The
