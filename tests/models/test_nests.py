@@ -101,7 +101,7 @@ def test_averages_that_prefixes_set_apart(loaded, raw, average):
             | prefixed(average, "ema_model.module.")
             | {"ema_model.n_averaged": torch.tensor(5)}
         },
-        prefixed(raw, "net.") | prefixed(average, "twin.module.") | {"twin.n_averaged": torch.ones(1)},
+        prefixed(raw, "net.") | prefixed(average, "a.module.") | {"a.n_averaged": torch.ones(1)},
     ):
         content.pop("step", None)
         assert is_same(loaded(content)[0], average)
