@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastuiat.config import UserError
+from fastuiat.config import UserError, legible
 from fastuiat.data.on_disk import Npz, described
 from fastuiat.data.preparation import HIGHEST, LOWEST, STEP
 from fastuiat.data.sources import DatasetInfo, refuse_labels, register_kind
@@ -77,18 +78,31 @@ def labels_of(path: Path, split: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def refuse_images(images: Any, file: Path, name: str) -> None:
+    """UserError on an array of images, or its header, of another shape or dtype than is wanted."""
+    shape = tuple(images.shape)
+    is_grey = len(shape) == 3
+    is_colour = len(shape) == 4 and shape[3] in (1, 3)
+    if images.dtype != np.uint8 or not (is_grey or is_colour) or 0 in shape[1:3]:
+        advice = ""
+        if len(shape) == 4 and not is_colour and shape[1] in (1, 3):
+            advice = ", channels first: .transpose(0, 2, 3, 1) them"
+        elif images.dtype.kind == "f":
+            advice = ": grey levels 0 … 255 as bytes, of pixels in [0, 1] by (255 * image).round()"
+        raise UserError(
+            f"{file}: {name!r} must be uint8 (N, H, W, 3), or grey (N, H, W), got "
+            f"{images.dtype} {shape}{advice}"
+        )
+
+
 def read(path: Path, data_dir: Path, split: str) -> tuple[Any, np.ndarray]:
     """(images, labels) as they lie in the file, on disk where they are large and can stay there."""
     file, name, _ = place_of(path, split)
     with opened(file) as content:
         images = content.on_disk(name)
+    refuse_images(images, file, name)
     if images.ndim == 3 and isinstance(images, np.ndarray):
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise UserError(
-            f"{file}: {name!r} must be uint8 (N, H, W, 3), or grey (N, H, W), got "
-            f"{images.dtype} {tuple(images.shape)}"
-        )
     labels = labels_of(path, split)
     if len(images) != len(labels):
         raise UserError(f"{file}: {len(images)} images but {len(labels)} labels")
@@ -118,8 +132,13 @@ def classes_in(path: Path) -> tuple[str, ...]:
         )
     highest = labels_of(path, "test").max()
     if highest >= len(names):
-        raise UserError(f"{test_file(path)}: a test label is {highest}, of {len(names)} classes")
-    return tuple(map(str, names.tolist()))
+        file = place_of(path, "test")[0]
+        raise UserError(f"{file}: a test label is {highest}, of {len(names)} classes")
+    texts = tuple(map(str, names.tolist()))
+    twice, times = Counter(texts).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path}: 'classes' names {times} of them {legible(twice)!r}")
+    return texts
 
 
 def own_resolution(path: Path) -> int | None:
@@ -133,6 +152,10 @@ def own_resolution(path: Path) -> int | None:
 
 def open_arrays(path: Path, name: str) -> DatasetInfo:
     """What is known of a file before its images are read; UserError on one that is none."""
+    for split in ("train", "test"):
+        file, name_of_images, _ = place_of(path, split)
+        with opened(file) as content:
+            refuse_images(content.header(name_of_images), file, name_of_images)
     classes = classes_in(path)
     return DatasetInfo(
         name=name,

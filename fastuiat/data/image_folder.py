@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,12 @@ RESOLUTION = 32
 TEST_SHARE = 0.2
 """Of each class, where there is no folder of test pictures."""
 LAYOUT = "a folder for each class is wanted, under train/ and test/ or in it"
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""Names, in small letters, of folders that are parts of a set and no classes."""
+NOT_READ = (
+    ".gif", ".tif", ".tiff", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".tga",
+)  # fmt: skip
+"""Endings of pictures that are none of those that are read, so that leaving them out is said."""
 MOST_NAMED = 5
 
 
@@ -54,6 +61,12 @@ def parts_of(root: Path) -> dict[str, Path]:
         rest = [name for name in names if name not in there]
         instead = f" (there is {', '.join(rest[:MOST_NAMED])})" if rest else ""
         raise UserError(f"{root} has {there[0]}/ and no {other}/{instead}: {LAYOUT}")
+    parts = [name for name in names if name.lower() in SPLITS and folders_in(root / name)]
+    if parts:
+        raise UserError(
+            f"{root} has {', '.join(parts)} with folders inside, which look like parts and not "
+            f"like classes: name them train and test; {LAYOUT}"
+        )
     return {"all": root}
 
 
@@ -100,17 +113,31 @@ def entries_of(place: str) -> tuple[list[str], list[str]]:
     return folders, names
 
 
-def files_in(folder: Path) -> list[tuple[str, int, int]]:
+def refuse_parts(place: str, folders: list[str]) -> None:
+    """UserError on a class that is itself split into training and test pictures."""
+    parts = sorted(name for name in map(os.path.basename, folders) if name.lower() in SPLITS)
+    if len(parts) > 1:
+        raise UserError(
+            f"{legible(place, 200)} has {', '.join(parts)} in it, of which all would be used "
+            f"alike: {LAYOUT}"
+        )
+
+
+def files_in(folder: Path, not_read: Counter[str]) -> list[tuple[str, int, int]]:
     """(path, size, time) of the pictures in a folder and below it, by name.
 
     The folder itself may be a link, and a picture; UserError on one inside that leads to a folder.
+    Pictures of other kinds are counted in `not_read`, by their ending.
     """
     found: list[tuple[str, int, int]] = []
     waiting = [str(folder)]
     while waiting:
         place = waiting.pop()
         folders, names = entries_of(place)
+        refuse_parts(place, folders)
         waiting += folders
+        endings = (os.path.splitext(name)[1].lower() for name in names)
+        not_read.update(ending for ending in endings if ending in NOT_READ)
         for name in names:
             if name.lower().endswith(SUFFIXES):
                 path = os.path.join(place, name)
@@ -132,9 +159,9 @@ def pictures_of(root: Path, split: str, seed: int) -> Pictures:
     parts = parts_of(root)
     classes = classes_of(parts)
     folder = parts.get(split) or parts["all"]
-    rows = []
+    rows, not_read = [], Counter[str]()
     for label, name in enumerate(classes):
-        inside = files_in(folder / name)
+        inside = files_in(folder / name, not_read)
         if not inside:
             raise UserError(f"{folder / name} holds no picture ({', '.join(SUFFIXES)})")
         rows += [(in_order(os.path.basename(file[0])), label, *file) for file in inside]
@@ -157,6 +184,7 @@ def pictures_of(root: Path, split: str, seed: int) -> Pictures:
         labels=labels,
         classes=classes,
         identity=digest.hexdigest(),
+        not_read=not_read if split in parts or split == "train" else {},
     )
 
 

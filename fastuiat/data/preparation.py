@@ -8,8 +8,8 @@ import hashlib
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -80,6 +80,8 @@ class Pictures:
     classes: tuple[str, ...]
     identity: str
     """Another one as soon as one of them changes."""
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    """How many files beside them are pictures of kinds that are not read, by ending."""
 
     def block(self, first: int, last: int) -> list[str] | np.ndarray:
         block = self.source[first:last]
@@ -126,6 +128,9 @@ def prepared(
         raise UserError(
             f"cannot prepare {pictures.what} as {path}: {error.strerror or error}"
         ) from error
+    if pictures.not_read and how.say:
+        kinds = ", ".join(f"{n:,} {ending}" for ending, n in sorted(pictures.not_read.items()))
+        how.say(f"{pictures.what}: only JPEG, PNG, WebP and BMP are read, {kinds} are left out")
     if found.skipped and how.say:
         how.say(f"{pictures.what}: {found.skipped} pictures that cannot be read are left out")
     return found

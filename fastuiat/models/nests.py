@@ -55,6 +55,11 @@ def words_of(name: str) -> set[str]:
     return set(re.findall("[a-z]+", name.lower()))
 
 
+def is_count(key: str) -> bool:
+    """Whether an entry says how many nets an AveragedModel has averaged."""
+    return key.rpartition(".")[2] == "n_averaged"
+
+
 @dataclass(frozen=True, eq=False)
 class Nest:
     """A net in a file: `path` leads to its mapping, `prefix` is what its keys begin with there."""
@@ -96,10 +101,19 @@ class Nest:
 
     @property
     def averaged(self) -> bool:
-        counted = any(key.rpartition(".")[2] == "n_averaged" for key in (*self.rest, *self.weights))
         words = (word for name in self.names for word in words_of(name))
         told = self.matches(AVERAGED) or any(map(AVERAGING.fullmatch, words))
-        return not self.raw and (counted or told)
+        return not self.raw and (bool(self.counts) or told)
+
+    @property
+    def counts(self) -> list[Tensor]:
+        """Its `n_averaged`, which stands inside it or beside a module that it is in."""
+        found = [v for k, v in self.weights.items() if is_count(k)]
+        return found + [
+            value
+            for key, value in self.rest.items()
+            if is_count(key) and self.prefix.startswith(key.removesuffix("n_averaged"))
+        ]
 
     @property
     def which(self) -> str | None:
@@ -108,8 +122,7 @@ class Nest:
     @property
     def is_fresh(self) -> bool:
         """Whether its counter says that it averages nothing yet."""
-        counts = [v for k, v in (self.rest | self.weights).items() if k.endswith("n_averaged")]
-        return any(count.numel() == 1 and count.item() == 0 for count in counts)
+        return any(count.numel() == 1 and count.item() == 0 for count in self.counts)
 
     def has_shape_of(self, other: Nest) -> bool:
         return {k: v.shape for k, v in self.weights.items()} == {

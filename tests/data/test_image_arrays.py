@@ -1,5 +1,7 @@
 """`npz:PATH`: arrays of a user's own, and what is refused of them."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -70,8 +72,16 @@ def test_published_sets_are_resized(tmp_path):
         ({"image": IMAGES, "label": LABELS, "classes": ["a", "b"]}, "names 2 .* a label is 2"),
         ({"image": IMAGES, "label": LABELS, "classes": np.arange(3)}, "must be texts"),
         ({"image": IMAGES[:5], "label": LABELS}, "5 images but 12 labels"),
-        ({"image": IMAGES / 255, "label": LABELS}, "must be uint8"),
-        ({"image": IMAGES.transpose(0, 3, 1, 2), "label": LABELS}, "must be uint8"),
+        (
+            {"image": IMAGES, "label": LABELS, "classes": ["a", "b", "a"]},
+            "own.npz: 'classes' names 2 of them 'a'",
+        ),
+        ({"image": IMAGES / 255, "label": LABELS}, r"must be uint8.*bytes.*\(255 \* image\)"),
+        (
+            {"image": IMAGES.transpose(0, 3, 1, 2), "label": LABELS},
+            r"must be uint8.*channels first: \.transpose\(0, 2, 3, 1\) them",
+        ),
+        ({"image": IMAGES[:, :0], "label": LABELS}, "must be uint8"),
         ({"image": IMAGES[:0], "label": LABELS[:0]}, "holds no images"),
     ],
 )
@@ -82,6 +92,27 @@ def test_what_is_refused(tmp_path, arrays, said):
     with pytest.raises(UserError, match=said) as raised:
         load(f"npz:{path}", tmp_path, "train", how=Preparation(resolution=32))
     assert "\n" not in str(raised.value) and str(path.stem) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (IMAGES.transpose(0, 3, 1, 2), "'image_test' must be uint8.*channels first"),
+        (IMAGES / 255, "'image_test' must be uint8"),
+        (IMAGES[:, :20], None),
+    ],
+)
+def test_test_images_are_looked_at_before_a_run_is_trained_on_the_others(tmp_path, test, said):
+    np.savez(tmp_path / "own", image=IMAGES, label=LABELS, image_test=test, label_test=LABELS)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        load(f"npz:{tmp_path}/own.npz", tmp_path, "train", how=Preparation(resolution=32))
+
+
+def test_a_test_label_too_high_is_one_of_the_file_that_has_it(tmp_path):
+    arrays = {"image": IMAGES, "label": LABELS, "image_test": IMAGES, "label_test": LABELS + 1}
+    np.savez(tmp_path / "own", **arrays)
+    with pytest.raises(UserError, match=r"own\.npz: a test label is 3, of 3 classes"):
+        dataset_info(f"npz:{tmp_path}/own.npz")
 
 
 def test_what_is_no_file(tmp_path):

@@ -191,6 +191,18 @@ def test_a_broken_picture_is_named_and_may_be_skipped(flowers, tmp_path):
     assert again.skipped == 2 and again.fingerprint == part.fingerprint
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted_aloud(tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "Test/2.png", "Test/3.png"):
+        save(tmp_path / "own" / name, picture())
+    for name in ("a/x.GIF", "b/y.gif", "b/z.tif", "b/notes.txt"):
+        (tmp_path / "own" / name).write_bytes(b"")
+    said = []
+    for split in ("train", "test"):
+        part = load(f"folder:{tmp_path / 'own'}", tmp_path, split, how=Preparation(say=said.append))
+    assert said == ["own train: only JPEG, PNG, WebP and BMP are read, 2 .gif, 1 .tif are left out"]
+    assert part.classes == ("Test", "a", "b")  # a class's name, where it holds no folders
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
@@ -202,6 +214,9 @@ def test_a_broken_picture_is_named_and_may_be_skipped(flowers, tmp_path):
         (["train/a/0", "train/b/0", "test/a/0", "test/c/0"], "not the same classes: b, c in one"),
         (["train/a/0", "train/b/", "test/a/0", "test/b/0"], "train/b holds no picture"),
         (["a/0", "b/0", "b/1"], "a has one picture alone"),
+        (["Train/a/0", "Train/b/0", "Test/a/0", "Test/b/0"], "has Test, Train with folders inside"),
+        (["training/a/0", "training/b/0", "rest/a/0"], "has training with .*: name them train and"),
+        (["a/train/0", "a/test/1", "b/train/0", "b/test/1"], "own/a has test, train in it"),
     ],
 )
 def test_other_layouts_are_refused(tmp_path, made, said):

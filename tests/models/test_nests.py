@@ -95,6 +95,13 @@ def test_averages_that_prefixes_set_apart(loaded, raw, average):
         {"state_dict": prefixed(raw, "model.") | prefixed(average, "model_ema.")},
         prefixed(raw, "online_model.") | prefixed(average, "ema_model.") | {"step": torch.ones(1)},
         raw | {"ema": average},
+        # A LightningModule that holds torch's AveragedModel beside its net.
+        {
+            "state_dict": prefixed(raw, "model.")
+            | prefixed(average, "ema_model.module.")
+            | {"ema_model.n_averaged": torch.tensor(5)}
+        },
+        prefixed(raw, "net.") | prefixed(average, "a.module.") | {"a.n_averaged": torch.ones(1)},
     ):
         content.pop("step", None)
         assert is_same(loaded(content)[0], average)
