@@ -39,6 +39,13 @@ def calls_in(action: Callable[[], Any]) -> int:
     return count
 
 
+def moved() -> tuple[int, int]:
+    """Bytes that this process has read and written, by system calls."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    counts = {name: int(value) for name, value in (line.split(": ") for line in lines)}
+    return counts["rchar"], counts["wchar"]
+
+
 def log_lines(count: int, *, each: int = 100, seed: int = 0) -> Iterator[dict[str, Any]]:
     """`count` lines of metrics.jsonl; every `each`-th one ends an epoch."""
     draw = random.Random(seed)

@@ -191,8 +191,8 @@ def pictures_of(root: Path, split: str, seed: int) -> Pictures:
 def split_by_seed(labels: np.ndarray, split: str, seed: int) -> np.ndarray:
     """Sorted rows of `train` or `test`: a fifth of each class is for testing, at least one."""
     test = []
-    for label in range(int(labels.max()) + 1):
-        rows = np.flatnonzero(labels == label)
+    by_label = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    for label, rows in enumerate(by_label):
         shuffled = generator(seed, "test", label).permutation(rows)
         test.append(shuffled[: max(1, round(TEST_SHARE * len(rows)))])
     chosen = np.sort(np.concatenate(test))

@@ -113,27 +113,48 @@ class Order:
             return np.empty((self.steps_per_epoch, 0), np.int64)
         size = len(self.train_index)
         first, last = (epoch - 1) * count // size, (epoch * count - 1) // size
-        stretch = np.concatenate([self._cycle(c) for c in range(first, last + 1)])
+        stretch = np.concatenate(self._cycles(first, last))
         begin = (epoch - 1) * count - first * size
         return stretch[begin : begin + count].reshape(-1, width)
 
-    def _cycle(self, cycle: int) -> np.ndarray:
-        """The permutation of one cycle.
+    def _cycles(self, first: int, last: int) -> list[np.ndarray]:
+        """The permutations of some cycles in a row."""
+        begin = first
+        while self._depends_on_the_one_before(begin):
+            begin -= 1
+        previous, cycles = self._shuffled(begin - 1), []
+        for cycle in range(begin, last + 1):
+            previous = self._cycle(cycle, previous)
+            if cycle >= first:
+                cycles.append(previous)
+        return cycles
+
+    def _overhang(self, cycle: int) -> int:
+        """Samples of the cycle before in the batch that a cycle begins in."""
+        width = self.batch_size - self.extra_per_batch
+        return cycle * len(self.train_index) % width
+
+    def _depends_on_the_one_before(self, cycle: int) -> bool:
+        """Whether a cycle follows from more than the plain shuffle of the one before.
+
+        The end of that one is its plain shuffle unless its own first batch reaches that far, which
+        deferral then changes. A cycle without overhang follows from none, and there is one in as
+        many cycles as a batch has originals.
+        """
+        overhang, width = self._overhang(cycle), self.batch_size - self.extra_per_batch
+        return overhang > 0 and 2 * width + overhang > len(self.train_index)
+
+    def _cycle(self, cycle: int, previous: np.ndarray) -> np.ndarray:
+        """The permutation of one cycle behind the one before.
 
         The batch that straddles its beginning starts with the end of the cycle before, so samples
         that occur there are put off behind that batch, in their order: the first batch's part of
         this cycle takes the next samples instead.
         """
-        width = self.batch_size - self.extra_per_batch
+        width, overhang = self.batch_size - self.extra_per_batch, self._overhang(cycle)
         own = self._shuffled(cycle)
-        overhang = cycle * len(own) % width  # samples of the cycle before in the shared batch
-        if cycle == 0 or overhang == 0:
+        if overhang == 0:
             return own
-        # The end of the cycle before is its plain shuffle unless its own first batch reaches
-        # that far, which deferral then changes; follow that chain back.
-        previous = self._shuffled(cycle - 1)
-        if 2 * width + overhang > len(own):
-            previous = self._cycle(cycle - 1)
         tail = previous[-overhang:]
         needed = width - overhang
         clear = np.flatnonzero(~np.isin(own, tail))[:needed]

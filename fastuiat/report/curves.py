@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastuiat.report.log import MARK, Line, Log
 from fastuiat.report.page import INK, MUTED, PALETTE, new_figure, page_style
-from fastuiat.report.runs import Record, Run, same_radius
+from fastuiat.report.runs import ByRadius, Record, Run, same_radius
 
 NATURAL, ROBUST, TRAINING = PALETTE[0], PALETTE[1], PALETTE[2]
 MOST_POINTS = 2000
@@ -199,6 +199,15 @@ def sweeps(run: Run, attack: str) -> list[Sweep]:
     return sorted(found, key=lambda sweep: (-len(sweep.records), -sweep.records[0].n))
 
 
+def unlike(found: Sequence[Sweep]) -> list[Sweep]:
+    """The first of those at the same radii on the same images, whatever their seeds."""
+    kinds: dict[Any, Sweep] = {}
+    for sweep in found:
+        first = sweep.records[0]
+        kinds.setdefault((first.points, first.test_set, *sweep.levels), sweep)
+    return list(kinds.values())
+
+
 def strength_sweep(run: Run) -> Sweep | None:
     """The PGD sweep that Figures 1 and 4 are drawn from, or None: it needs both directions."""
     for sweep in sweeps(run, "pgd"):
@@ -260,11 +269,12 @@ def difference(first: Run, other: Run, attack: str = "autoattack") -> Difference
     The error is that of paired samples: which ones each run gets right is known.
     """
     best: Difference | None = None
-    for a in sweeps(first, attack):
-        for b in sweeps(other, attack):
+    theirs = [(b, ByRadius((s.eps, s) for s in b.records)) for b in unlike(sweeps(other, attack))]
+    for a in unlike(sweeps(first, attack)):
+        for b, at_radius in theirs:
             if not a.records[0].on_the_same_images(b.records[0]):
                 continue
-            pairs = [(r, s) for r in a.records for s in b.records if same_radius(r.eps, s.eps)]
+            pairs = [(r, s) for r in a.records for s in at_radius.at(r.eps)]
             if len(pairs) < 2 or (best and len(best.levels) >= len(pairs)):
                 continue
             errors = []

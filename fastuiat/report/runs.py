@@ -8,12 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastuiat.config import UserError, of_this_version, radius_text
 from fastuiat.files import json_in
 from fastuiat.report.log import Log, read_metrics
 
+Item = TypeVar("Item")
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
 """Entries of config.json that move no number."""
 RADII = ("eps", "alpha")
@@ -189,6 +190,20 @@ def same_radius(a: float, b: float) -> bool:
 def radius_cell(eps: float) -> int:
     """Radii that are the same lie in one cell or in neighbouring ones."""
     return math.floor(eps / SAME_RADIUS)
+
+
+class ByRadius(Generic[Item]):
+    """Things by their radius, found by one that is the same."""
+
+    def __init__(self, items: Iterable[tuple[float, Item]]) -> None:
+        self._cells: dict[int, list[tuple[float, Item]]] = defaultdict(list)
+        for eps, item in items:
+            self._cells[radius_cell(eps)].append((eps, item))
+
+    def at(self, eps: float) -> list[Item]:
+        cell = radius_cell(eps)
+        near = (self._cells.get(c, ()) for c in (cell - 1, cell, cell + 1))
+        return [item for found in near for other, item in found if same_radius(other, eps)]
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastuiat.config import radius_text
 from fastuiat.report.page import Cell, Marked
-from fastuiat.report.runs import Measurements, Record, Run, same_radius, text_of
+from fastuiat.report.runs import ByRadius, Measurements, Record, Run, text_of
 
 Rows = tuple[list[str], list[list[Cell]]]
 """Headings and rows."""
@@ -22,11 +22,9 @@ def radius_cell(record: Record) -> str:
 
 def at_training_radius(runs: Sequence[Run], records: Sequence[Record]) -> list[Record]:
     """The clean records, and those at a radius that a run was trained for."""
-    radii = {run.eps for run in runs}
+    trained = ByRadius((eps, eps) for eps in {run.eps for run in runs})
     return [
-        record
-        for record in records
-        if record.values["attack"] == "clean" or any(same_radius(record.eps, r) for r in radii)
+        record for record in records if record.values["attack"] == "clean" or trained.at(record.eps)
     ]
 
 

@@ -175,7 +175,7 @@ class Table:
         return Outcome(accuracies, seconds, origin, bool(begun), curve(folder))
 
     def enter(self, row: Row, seed: int, outcome: Outcome | UserError) -> None:
-        """Write down what a run came to, and save the table so far."""
+        """Write down what a run came to."""
         entry = self.entries[row.name]
         if isinstance(outcome, UserError):
             entry["failed"] = f"seed {seed}: {outcome}"
@@ -191,18 +191,27 @@ class Table:
             self.made[f"{row.name} {seed}"] = outcome.made
             shown = ", ".join(f"{c} {value:.1f}%" for c, value in outcome.accuracies.items())
             self.say(f"{self.options.table} {row.name}, seed {seed}: {shown}")
-        name = self.options.table
+
+    def save(self) -> None:
+        """The table so far."""
+        name, document = self.options.table, self.document()
         self.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / f"{name}.json", self.document())
-        write_bytes(self.out / f"{name}.md", (text_table(self.document()) + "\n").encode())
+        write_json(self.out / f"{name}.json", document)
+        write_bytes(self.out / f"{name}.md", (text_table(document) + "\n").encode())
 
     def fill(self) -> None:
-        """Make all runs; all rows of a seed come before the next seed."""
+        """Make all runs; all rows of a seed come before the next seed.
+
+        The table is saved behind each run that was made or failed, and at the end.
+        """
         tasks = [(row, seed) for seed in self.scale.seeds for row in self.rows]
         began, anew = time.monotonic(), 0
         for done, ((row, seed), outcome) in enumerate(self.children.each(tasks, self.make), 1):
             self.enter(row, seed, outcome)
-            anew += isinstance(outcome, UserError) or outcome.anew
+            is_new = isinstance(outcome, UserError) or outcome.anew
+            anew += is_new
+            if is_new or done == len(tasks):
+                self.save()
             left = (time.monotonic() - began) / max(anew, 1) * (len(tasks) - done)
             self.say(f"{done} of {len(tasks)} runs, at most {left / 60:.0f} min left")
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastuiat import sealed
+from fastuiat.bounds import opened
 from fastuiat.config import UserError
 from fastuiat.reproduce.rows import Row
 
@@ -68,55 +70,79 @@ def is_run(line: Any) -> bool:
     )
 
 
-def whole_lines(content: bytes) -> bytes:
-    """Without the line that a killed process had begun."""
-    return content[: content.rfind(b"\n") + 1]
-
-
 class Ledger:
-    """The runs of a table on a file. UserError where the file is none of runs."""
+    """The runs of a table on a file. UserError where the file is none of runs.
+
+    A line is parsed once, however often the file grows. Threads may share a ledger.
+    """
 
     def __init__(self, path: Path, table: str) -> None:
         self.path, self.table = path, table
-        self.lines: Lines = {}
-        self._state: tuple[int, int, int] | None = None
+        self._lock = threading.Lock()
+        self._forget()
         self.read()
 
-    def read(self) -> None:
-        """What is on the file by now; it is parsed again only where it has changed."""
-        state, content = None, b""
-        try:
-            stat = self.path.stat()
-            state = stat.st_ino, stat.st_size, stat.st_mtime_ns
-            if state == self._state:
-                return
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
-        self.lines = self._parsed(whole_lines(content))
-        self._state = state
+    def _forget(self) -> None:
+        self.lines: Lines = {}
+        self._inode: int | None = None
+        self._end = 0
+        """Bytes of the lines that are known."""
+        self._count = 0
+        self._last = b""
+        """Of those lines."""
 
-    def _parsed(self, content: bytes) -> Lines:
-        lines: Lines = {}
-        for number, text in enumerate(content.split(b"\n"), 1):
-            if not text.strip():
-                continue
+    def read(self) -> None:
+        """Take in what is on the file by now."""
+        with self._lock:
             try:
-                line = sealed.unsealed(text)
-                missing = [name for name in NEEDED if name not in line]
-            except sealed.Damaged as error:
-                raise UserError(f"{self.path}, line {number}: {error}") from error
-            except (ValueError, TypeError):
-                missing = list(NEEDED)
-            if missing or not is_run(line):
-                raise UserError(f"{self.path}, line {number}, is no record of a run")
-            if line["table"] == self.table:
-                known = lines.setdefault((line["row"], line["seed"]), line)
-                if len(line["accuracies"]) > len(known["accuracies"]):
-                    lines[line["row"], line["seed"]] = line
-        return lines
+                with opened(self.path) as file:
+                    self._take(file)
+            except FileNotFoundError:
+                self._forget()
+            except OSError as error:
+                raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def _take(self, file: IO[bytes]) -> bool:
+        """Take in the lines behind the known ones, or all where those are no longer there.
+
+        Returns whether a line follows that a killed process had begun.
+        """
+        inode = os.fstat(file.fileno()).st_ino
+        file.seek(max(0, self._end - len(self._last)))
+        if inode != self._inode or file.read(len(self._last)) != self._last:
+            self._forget()
+        self._inode = inode
+        file.seek(self._end)
+        for text in file:
+            if not text.endswith(b"\n"):
+                return True
+            if text.strip():
+                self._keep(self._parsed(text))
+            self._known(text)
+        return False
+
+    def _known(self, text: bytes) -> None:
+        self._end, self._count, self._last = self._end + len(text), self._count + 1, text
+
+    def _parsed(self, text: bytes) -> Line:
+        number = self._count + 1
+        try:
+            line: Line = sealed.unsealed(text)
+            missing = [name for name in NEEDED if name not in line]
+        except sealed.Damaged as error:
+            raise UserError(f"{self.path}, line {number}: {error}") from error
+        except (ValueError, TypeError):
+            missing = list(NEEDED)
+        if missing or not is_run(line):
+            raise UserError(f"{self.path}, line {number}, is no record of a run")
+        return line
+
+    def _keep(self, line: Line) -> None:
+        """A line counts if it is of the table, and the first of its run or of more columns."""
+        if line["table"] == self.table:
+            known = self.lines.setdefault((line["row"], line["seed"]), line)
+            if len(line["accuracies"]) > len(known["accuracies"]):
+                self.lines[line["row"], line["seed"]] = line
 
     def find(self, row: Row, seed: int, points: dict[str, int]) -> Line | None:
         """The line of a run that has all columns; UserError on other settings or test images.
@@ -137,18 +163,17 @@ class Ledger:
         """Append a run, unless somebody else has, and wait until it is on the disk."""
         line = {"table": self.table, "row": row.name, "seed": seed, "settings": settings_of(row)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
+        with self._lock, open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            there = file.read()
-            whole = whole_lines(there)
-            self.lines = self._parsed(whole)
+            is_cut = self._take(file)
             known = self.lines.get((row.name, seed))
             if known and len(known["accuracies"]) >= len(content["accuracies"]):
                 return
-            if whole != there:
-                file.truncate(len(whole))
-            file.write(sealed.line(line | content))
+            if is_cut:
+                file.truncate(self._end)
+            text = sealed.line(line | content)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        self.lines[row.name, seed] = line | content
+            self._known(text)
+            self._keep(line | content)

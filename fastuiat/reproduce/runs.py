@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastuiat.bounds import lines_in
 from fastuiat.config import UserError
 from fastuiat.evaluation.record import file_name
 from fastuiat.files import json_in, remove_unfinished, sha256_of, write_json
@@ -105,24 +105,21 @@ def evaluate_row(
     return result
 
 
-def logged_in(folder: Path) -> list[dict[str, Any]]:
+def logged_in(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a finished run's log; UserError where they are lost or damaged."""
-    path = folder / "metrics.jsonl"
+    path, number = folder / "metrics.jsonl", 0
     try:
-        lines = io.BytesIO(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} is lost: move {folder} away, and it is made anew") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
+        for line in lines_in(path):
+            number += 1
             values = unsealed(line)
             _ = values["kind"], values["step"], values["epoch"], values["clock"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number} is damaged: move {folder} away, and it is made anew"
-            ) from error
-        found.append(values)
-    return found
+            yield values
+    except OSError as error:
+        raise UserError(f"{path} is lost: move {folder} away, and it is made anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}, line {number} is damaged: move {folder} away, and it is made anew"
+        ) from error
 
 
 def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
@@ -141,22 +138,27 @@ def seconds_per_epoch(folder: Path, batch_size: int) -> float | None:
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """What each epoch ended with: validation, and the mean of what training logged."""
-    lines = logged_in(folder)
-    trained: dict[int, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["kind"] == "train":
-            trained.setdefault(line["epoch"], []).append(line)
+    logged: dict[int, list[dict[str, Any]]] = {}  # of one epoch: a log may be large
     result = []
-    for end in (line for line in lines if line["kind"] == "epoch"):
-        logged = trained.get(end["epoch"], [])
-        means = {
-            name: statistics.fmean(line[name] for line in logged)
-            for name in (LOGGED if logged else ())
-            if name in logged[0]
-        }
-        values = {k: v for k, v in end.items() if k == "epoch" or k.startswith(("val_", "test_"))}
-        result.append({k: round(v, 5) for k, v in (values | means).items()})
+    for line in logged_in(folder):
+        if line["kind"] == "train":
+            if line["epoch"] not in logged:
+                logged = {line["epoch"]: []}
+            logged[line["epoch"]].append(line)
+        elif line["kind"] == "epoch":
+            result.append(point(line, logged.get(line["epoch"], [])))
     return result
+
+
+def point(end: dict[str, Any], logged: list[dict[str, Any]]) -> dict[str, float]:
+    """Of a curve: an epoch's last line, and the lines of its training."""
+    means = {
+        name: statistics.fmean(line[name] for line in logged)
+        for name in (LOGGED if logged else ())
+        if name in logged[0]
+    }
+    values = {k: v for k, v in end.items() if k == "epoch" or k.startswith(("val_", "test_"))}
+    return {k: round(v, 5) for k, v in (values | means).items()}
 
 
 def made(folder: Path, jobs: int, device: torch.device) -> dict[str, Any]:

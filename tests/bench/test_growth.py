@@ -38,6 +38,17 @@ def test_comparing_grows_with_the_records(distinct, tmp_path, monkeypatch, capsy
     assert counts[2] < TWICE * counts[1]
 
 
+def test_comparing_grows_with_the_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_page, "add_charts", lambda *of_it: None)
+    cases, counts = list(bench_records(10, distinct=True))[::2], []
+    for n in (2, 40, 80):  # the first fills the caches
+        named = (f"card {i}" for i in range(n))
+        records = [one | {"device": name, "gpu": None} for name in named for one in cases]
+        (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        counts.append(calls_in(lambda: all_of_it(tmp_path / "r.jsonl")))
+    assert counts[2] < TWICE * counts[1]
+
+
 def test_a_net_is_built_once_for_all_its_batches(monkeypatch):
     built, build = [], floors.build_model
 

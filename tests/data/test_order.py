@@ -81,7 +81,7 @@ def test_a_deferred_sample_comes_in_the_next_batch():
     for cycle in range(1, 200, 2):  # two samples of the previous cycle share the first batch
         tail, raw = mix._shuffled(cycle - 1)[-2:], mix._shuffled(cycle)
         late = [i for i in raw[:2] if i in tail]
-        ordered = mix._cycle(cycle)
+        (ordered,) = mix._cycles(cycle, cycle)
         assert set(late) <= set(ordered[2:6])
         deferred += len(late)
     assert deferred

@@ -13,10 +13,16 @@ import pytest
 from fastuiat.cli import main
 from fastuiat.config import UserError
 from fastuiat.report import curves, document, page
+from fastuiat.report.curves import difference
 from fastuiat.report.log import MARK, Log, Reader, read_metrics
-from fastuiat.report.runs import Record, Run, read_run, read_runs
+from fastuiat.report.runs import SAME_RADIUS, ByRadius, Record, Run, read_run, read_runs
 from fastuiat.report.sensitivity import sensitivities
-from fastuiat.report.tables import evaluations_beside, kinds_of, settings_beside
+from fastuiat.report.tables import (
+    at_training_radius,
+    evaluations_beside,
+    kinds_of,
+    settings_beside,
+)
 from tests.large import calls_in, log_lines, write_log, write_run
 
 TWICE = 2.3
@@ -106,7 +112,7 @@ def runs_of(count: int) -> list[Run]:
             )
             for attack, level in (("clean", 0), ("pgd", 4), ("pgd", 8))
         ]
-        settings = {"lam": float(i), "seed": 0, "beta": 1.0}
+        settings = {"lam": float(i), "seed": 0, "beta": 1.0, "attack.eps": (i + 1) / 10_000}
         runs.append(Run(Path(f"{i}"), {}, {}, Log(), Log(), records, f"run {i}", settings))
     return runs
 
@@ -115,12 +121,50 @@ def beside(runs: list[Run]) -> None:
     evaluations_beside(runs, kinds_of(runs)[:20])
     settings_beside(runs)
     sensitivities(runs)
+    at_training_radius(runs, kinds_of(runs))
 
 
 def test_tables_of_many_runs_grow_with_the_runs():
     beside(runs_of(3))
     few, many = (calls_in(partial(beside, runs_of(n))) for n in (100, 200))
     assert many < TWICE * few
+
+
+def swept(count: int) -> Run:
+    """AutoAttack at three radii, with so many seeds."""
+    records = [
+        Record(
+            {"attack": "autoattack", "accuracy": 0.5, "n": 4, "dataset": "own", "split": "test"}
+            | {"eps_value": level / 255, "seed": seed, "per_sample": "0110"},
+            Path(f"{seed}-{level}.json"),
+        )
+        for seed in range(count)
+        for level in (2, 4, 8)
+    ]
+    return Run(Path("swept"), {}, {}, Log(), Log(), records, "swept")
+
+
+def test_a_difference_grows_with_the_sweeps_and_with_their_radii():
+    found = difference(swept(1), swept(1))
+    assert found is not None and found.levels == [2, 4, 8]
+    assert difference(swept(3), swept(2)) == found
+    few, many = (calls_in(partial(difference, swept(n), swept(n))) for n in (30, 60))
+    assert many < TWICE * few
+    costs = []
+    for n in (100, 200):
+        run = swept(1)
+        for level in range(10, n):
+            values = run.records[0].values | {"eps_value": level / 255}
+            run.records.append(Record(values, Path(f"{level}.json")))
+        costs.append(calls_in(partial(difference, run, run)))
+    assert costs[1] < TWICE * costs[0]
+
+
+def test_radii_are_the_same_across_a_border_of_cells():
+    edge = 7 * SAME_RADIUS
+    near = ByRadius([(edge - 1e-9, "below"), (edge + 1e-9, "above"), (edge + 3e-6, "far")])
+    assert near.at(edge) == ["below", "above"] and near.at(edge + 3e-6) == ["far"]
+    assert near.at(1.0) == []
 
 
 def test_of_many_runs_a_few_are_drawn_and_the_page_says_which(tmp_path, monkeypatch, capsys):
