@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,8 @@ from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.models.blocks import Classifier, pooled
 from fastuiat.models.convolution import Conv3x3
+from tests.forks import ROOT, Forks
+from tests.processes import Process
 
 SMALL_RUN = {
     "--dataset": "digits",
@@ -38,28 +41,27 @@ SMALL_RUN = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who starts the command as a process, or has it packed, is slow; others say so themselves."""
     for item in items:
-        if {"fastuiat", "distributions"} & set(getattr(item, "fixturenames", ())):
+        if {"distributions", "fastuiat", "forks"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture
-def fastuiat(tmp_path: Path):
-    """Run `fastuiat WORDS…` in tmp_path to its end; returns the CompletedProcess."""
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts `fastuiat` as a process without a start of Python, which would cost seconds."""
+    with Forks() as started:
+        yield started
 
-    def run(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fastuiat", *map(str, words)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
+
+@pytest.fixture
+def fastuiat(tmp_path: Path, forks: Forks):
+    """Run `fastuiat WORDS…` in tmp_path to its end; returns the Process."""
+
+    def run(*words: Any, timeout: float = 300) -> Process:
+        process = forks.start(*words, folder=tmp_path)
+        process.wait(timeout)
+        return process
 
     return run
-
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,24 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.campaign.forks import Forks, Process, left_in
-from tests.campaign.moments import Moment
 from tests.campaign.subjects import (
-    AUTOATTACK,
     DATA,
     EVERY_STEP,
     SMALL,
     TRAINING,
-    Attacking,
-    Folder,
     Preparing,
     Reporting,
     Reproducing,
     Subject,
     Training,
+    attacked_beside_clean,
+    pictures,
     refused,
 )
 from tests.campaign.trial import Trial
+from tests.forks import Forks
+from tests.moments import Moment
+from tests.processes import Process, left_in
 
 SIZE = 48
 """Megabytes of a disk."""
@@ -51,16 +51,8 @@ def subjects() -> list[Subject]:
     return [
         Training("uiat", (*uiat, *EVERY_STEP), written, 4),
         Training("uiat, epoch by epoch", uiat, written, 2),
-        Attacking(
-            "autoattack",
-            ("--attacks", "clean", *AUTOATTACK[1:]),
-            ("file", "state", "record"), 2, place="eval",
-        ),
-        Folder(
-            "a folder of pictures",
-            ("data", "prepare", "folder:../pictures", "--data-dir", "made", "--resolution", "16"),
-            ("file", "batch of pictures"), 2, place="made",
-        ),
+        attacked_beside_clean(2),
+        pictures(2),
         Preparing(
             "a published set", ("data", "prepare", "digits", "--data-dir", "made"),
             ("file",), 1, place="made",
@@ -135,10 +127,10 @@ class Disks:
             faults = refused(process, subject.speakers)
             faults |= {"left behind"} if left_in(folder) else set()
             last = self.forks.run(*subject.command(folder), folder=folder)
-            what = f"{subject.name}: {what}: {process.complained.strip()[-300:]}"
-            if last.code != 0:
+            what = f"{subject.name}: {what}: {process.stderr.strip()[-300:]}"
+            if last.returncode != 0:
                 faults.add("other bits")
-                what += f" [then {last.complained.strip()[-300:]}]"
+                what += f" [then {last.stderr.strip()[-300:]}]"
             else:
                 faults |= subject.faults(folder)
         finally:
