@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import itertools
 import os
@@ -53,11 +54,25 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture
-def fastuiat(tmp_path: Path, forks: Forks):
+def start(tmp_path: Path, forks: Forks):
+    """Begin `fastuiat WORDS…` in tmp_path; returns the Process, which ends with the test."""
+    begun = []
+
+    def run(*words: Any, **how: Any) -> Process:
+        begun.append(forks.start(*words, folder=tmp_path, **how))
+        return begun[-1]
+
+    yield run
+    for process in begun:
+        process.ended(0)
+
+
+@pytest.fixture
+def fastuiat(start):
     """Run `fastuiat WORDS…` in tmp_path to its end; returns the Process."""
 
     def run(*words: Any, timeout: float = 300) -> Process:
-        process = forks.start(*words, folder=tmp_path)
+        process = start(*words)
         process.wait(timeout)
         return process
 
@@ -84,8 +99,24 @@ class Distributions:
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """Built without a network: with the setuptools that is installed, as `dev` asks for it."""
-    folder = tmp_path_factory.mktemp("distributions")
+    """Built without a network: with the setuptools that is installed, as `dev` asks for it.
+
+    Once for all workers: the first builds, and the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributions"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "built").exists():
+            build(folder)
+            (folder / "built").touch()
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return Distributions(sdist, wheel, folder / "unpacked")
+
+
+def build(folder: Path) -> None:
+    """An sdist, a wheel and `unpacked`, of a copy of the sources."""
     source, unpacked = folder / "source", folder / "unpacked"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -99,9 +130,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
         assert done.returncode == 0, done.stdout + done.stderr
 
     module("build", "--no-isolation", "--outdir", folder, source)
-    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     module("pip", "install", "-q", "--no-deps", "--no-index", "--target", unpacked, wheel)
-    return Distributions(sdist, wheel, unpacked)
 
 
 @pytest.fixture
@@ -125,7 +155,7 @@ def refusal(tmp_path: Path, monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run() -> list[str]:
     return [word for pair in SMALL_RUN.items() for word in pair] + ["--no-compile"]
 

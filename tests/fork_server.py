@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from tests.moments import stop_at
 from tests.processes import SLEEP, exit_code, memory
 
 PR_SET_PDEATHSIG = 1
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 CAPABILITIES = 0x20080522
 """Of capset(2), the version of 64 bits."""
 OVERRIDING = 0b110
@@ -35,7 +37,7 @@ OVERRIDING = 0b110
 
 
 class ForkedPopen:
-    """`Popen([python, "-m", "fastuiat", …])` by a fork, for commands that start commands."""
+    """`Popen([python, "-m", "fastuiat", …])`, or of a script, by a fork: for what starts them."""
 
     def __init__(
         self,
@@ -48,11 +50,14 @@ class ForkedPopen:
         **_: Any,
     ) -> None:
         python, *words = (word for word in args if word != "-u")  # torchrun's
-        assert [python, *words[:2]] == [sys.executable, "-m", "fastuiat"]
+        assert python == sys.executable
         self.args, self.returncode = args, None
         sys.stdout.flush()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # for its own handlers
         self.pid = os.fork()
-        if self.pid == 0:
+        if self.pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        else:
             if start_new_session:
                 os.setsid()
             for own, wanted in ((1, stdout), (2, stderr)):
@@ -62,7 +67,7 @@ class ForkedPopen:
                     os.dup2(wanted, own)
             if env is not None:
                 be_in(env)
-            leave(called(words[2:]))
+            leave(begun(*words[1:] if words[0] == "-m" else words))
 
     def poll(self) -> int | None:
         return self._waited(os.WNOHANG)
@@ -103,16 +108,27 @@ def as_started() -> None:
     """What a new process has, and a forked one has from its parent."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     logging.disable(logging.NOTSET)
 
 
-def called(words: list[str]) -> int:
-    """The exit code of `fastuiat WORDS…`, done here; what Python says of an error is said."""
-    from fastuiat import cli
-
+def begun(module: str, *words: str) -> int:
+    """The exit code of `python -m MODULE WORDS…`, or of a script, done here; what Python says of an
+    error is said."""
     as_started()
-    sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *words]
-    return exit_code(lambda: cli.main(words))
+    if module == "fastuiat":
+        from fastuiat import cli
+
+        sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *words]
+        return exit_code(lambda: cli.main([*words]))
+    if module == "torch.distributed.run":
+        from torch.distributed.run import main
+
+        return exit_code(lambda: main([*words]))
+    assert module.endswith(".py"), module
+    sys.argv = [module, *words]
+    sys.path.insert(0, str(Path(module).parent))
+    return exit_code(lambda: runpy.run_path(module, run_name="__main__"))
 
 
 def fork_what_is_started() -> None:
@@ -174,12 +190,7 @@ def child(order: Order) -> int:
         limit(resource.RLIMIT_AS, memory()[0] + (order.memory << 20))
     fork_what_is_started()
     stop_at(order.moment, Path(order.folder), order.counts and Path(order.counts))
-    if order.module != "fastuiat":
-        from torch.distributed.run import main
-
-        main([*order.words])
-        return 0
-    return called([*order.words])
+    return begun(order.module, *order.words)
 
 
 def serve(descriptor: int) -> int:

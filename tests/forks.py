@@ -32,7 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Order:
-    """What the server is asked for: `fastuiat WORDS…` in a folder, or another module's start.
+    """What the server is asked for: `fastuiat WORDS…` in a folder, torchrun's module, or a script.
 
     `fresh`: Python's own start, which has no moments. `largest`: bytes that a file may have;
     `memory`: MB of address space beside what the imports have taken. `bound`: it heeds the

@@ -14,7 +14,7 @@ COMMANDS = (
 )  # fmt: skip
 LIBRARIES = (
     "importlib.readers", "importlib.resources.readers", "matplotlib.backends.backend_agg",
-    "pyautoattack", "rich._emoji_codes", "safetensors.torch", "sklearn.datasets.data",
+    "pyautoattack", "pytest", "rich._emoji_codes", "safetensors.torch", "sklearn.datasets.data",
     "sklearn.datasets.descr", "torch._inductor.compile_fx", "torch.distributed.run",
     "torch.utils.flop_counter", "torch.utils.serialization.config", "torch.utils.tensorboard",
     "typeguard", "tyro._backends._argparse_formatter", "tyro._backends._tyro_backend",

@@ -125,7 +125,7 @@ def children_of(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             found += map(int, (task / "children").read_text().split())
-    return sorted(found)
+    return sorted(child for child in found if state_of(child)[0] != "Z")
 
 
 def below(pid: int) -> list[int]:

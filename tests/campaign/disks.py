@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.campaign.subjects import (
@@ -23,6 +22,7 @@ from tests.campaign.subjects import (
     Reproducing,
     Subject,
     Training,
+    Trials,
     attacked_beside_clean,
     pictures,
     refused,
@@ -99,22 +99,18 @@ def permit(place: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-class Disks:
+class Disks(Trials):
     """The trials, which share what had room."""
 
+    all_subjects = staticmethod(subjects)
+
     def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+        super().__init__(draw, home, forks)
         ways = ["full"] * 3 if can_mount(home) else []
         self.ways = [*ways, "limited", "read-only", "read-only from the start"]
 
     def trial(self) -> Trial:
-        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(self.draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         place = folder / subject.place
         place.mkdir(parents=True)
         subject.before(self.forks, folder)
@@ -172,10 +168,3 @@ class Disks:
         if way == "read-only":
             permit(place, 0o755)
         return process, what
-
-
-def disks(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Disks(draw, folder, forks)
-        while True:
-            yield trials.trial()

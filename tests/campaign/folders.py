@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.campaign.subjects import (
@@ -19,6 +18,7 @@ from tests.campaign.subjects import (
     Folder,
     Subject,
     Training,
+    Trials,
     attacked_beside_clean,
     pictures,
     refused,
@@ -63,20 +63,13 @@ def subjects() -> list[Subject]:
     ]  # fmt: skip
 
 
-class Folders:
+class Folders(Trials):
     """The trials, which share what was left alone."""
 
-    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+    all_subjects = staticmethod(subjects)
 
     def trial(self) -> Trial:
-        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(self.draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         folder.mkdir()
         subject.before(self.forks, folder)
         name = own.choice(subject.moments)
@@ -200,10 +193,3 @@ def content_of(folder: Path) -> dict[str, bytes]:
     """What the files below a folder hold."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def folders(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Folders(draw, folder, forks)
-        while True:
-            yield trials.trial()

@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.campaign.subjects import (
@@ -28,6 +27,7 @@ from tests.campaign.subjects import (
     Subject,
     Torchrun,
     Training,
+    Trials,
     pictures,
 )
 from tests.campaign.trial import Trial
@@ -190,21 +190,13 @@ def said_wrong(process: Process, subject: Subject, struck: bool) -> set[str]:
     return faults
 
 
-class Kills:
+class Kills(Trials):
     """The trials, which share what nobody touched."""
 
-    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+    all_subjects = staticmethod(subjects)
 
     def trial(self) -> Trial:
-        draw = self.draw
-        (subject,) = draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         folder.mkdir()
         subject.before(self.forks, folder)
         strikes, counts, faults = [], Counter[str](), set[str]()
@@ -228,10 +220,3 @@ class Kills:
         if not faults:
             shutil.rmtree(folder)
         return Trial("kills", what, tuple(sorted(faults)), tuple(counts.items()))
-
-
-def kills(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Kills(draw, folder, forks)
-        while True:
-            yield trials.trial()

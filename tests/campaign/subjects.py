@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from fastuiat.files import TEMPORARY
+from tests.campaign.trial import Trial
 from tests.forks import Forks
 from tests.processes import Process
 
@@ -297,6 +300,35 @@ class Reporting(Subject):
         # A temporary file cannot be removed from a folder that became read-only.
         names = {n for n in names_in(folder / "page") if not TEMPORARY.fullmatch(Path(n).name)}
         return set() if names == names_in(self.whole / "page") else {"left behind"}
+
+
+class Trials:
+    """What the trials of a part share: what nobody disturbed, and who starts commands."""
+
+    all_subjects: Callable[[], list[Subject]]
+
+    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
+        self.draw, self.home, self.forks = draw, home, forks
+        self.subjects = self.all_subjects()
+        self.number = 0
+
+    def trial(self) -> Trial:
+        raise NotImplementedError
+
+    def drawn(self) -> tuple[Subject, random.Random, Path]:
+        """(what is disturbed now, the draws of its own, its folder, which is not there yet)."""
+        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
+        own = random.Random(self.draw.random())
+        subject.prepare(self.forks, self.home)
+        self.number += 1
+        return subject, own, self.home / str(self.number)
+
+    @classmethod
+    def endless(cls, draw: random.Random, folder: Path) -> Iterator[Trial]:
+        with Forks() as forks:
+            trials = cls(draw, folder, forks)
+            while True:
+                yield trials.trial()
 
 
 def refused(process: Process, speakers: int = 1) -> set[str]:
