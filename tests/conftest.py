@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,8 @@ from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.models.blocks import Classifier, pooled
 from fastuiat.models.convolution import Conv3x3
+from tests.forks import ROOT, Forks
+from tests.processes import Process
 
 SMALL_RUN = {
     "--dataset": "digits",
@@ -38,28 +42,41 @@ SMALL_RUN = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who starts the command as a process, or has it packed, is slow; others say so themselves."""
     for item in items:
-        if {"fastuiat", "distributions"} & set(getattr(item, "fixturenames", ())):
+        if {"distributions", "fastuiat", "forks"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture
-def fastuiat(tmp_path: Path):
-    """Run `fastuiat WORDS…` in tmp_path to its end; returns the CompletedProcess."""
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts `fastuiat` as a process without a start of Python, which would cost seconds."""
+    with Forks() as started:
+        yield started
 
-    def run(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fastuiat", *map(str, words)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
+
+@pytest.fixture
+def start(tmp_path: Path, forks: Forks):
+    """Begin `fastuiat WORDS…` in tmp_path; returns the Process, which ends with the test."""
+    begun = []
+
+    def run(*words: Any, **how: Any) -> Process:
+        begun.append(forks.start(*words, folder=tmp_path, **how))
+        return begun[-1]
+
+    yield run
+    for process in begun:
+        process.ended(0)
+
+
+@pytest.fixture
+def fastuiat(start):
+    """Run `fastuiat WORDS…` in tmp_path to its end; returns the Process."""
+
+    def run(*words: Any, timeout: float = 300) -> Process:
+        process = start(*words)
+        process.wait(timeout)
+        return process
 
     return run
-
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,24 @@ class Distributions:
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """Built without a network: with the setuptools that is installed, as `dev` asks for it."""
-    folder = tmp_path_factory.mktemp("distributions")
+    """Built without a network: with the setuptools that is installed, as `dev` asks for it.
+
+    Once for all workers: the first builds, and the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributions"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "built").exists():
+            build(folder)
+            (folder / "built").touch()
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return Distributions(sdist, wheel, folder / "unpacked")
+
+
+def build(folder: Path) -> None:
+    """An sdist, a wheel and `unpacked`, of a copy of the sources."""
     source, unpacked = folder / "source", folder / "unpacked"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -97,9 +130,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
         assert done.returncode == 0, done.stdout + done.stderr
 
     module("build", "--no-isolation", "--outdir", folder, source)
-    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     module("pip", "install", "-q", "--no-deps", "--no-index", "--target", unpacked, wheel)
-    return Distributions(sdist, wheel, unpacked)
 
 
 @pytest.fixture
@@ -123,7 +155,7 @@ def refusal(tmp_path: Path, monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run() -> list[str]:
     return [word for pair in SMALL_RUN.items() for word in pair] + ["--no-compile"]
 

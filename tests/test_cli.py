@@ -6,10 +6,7 @@ import json
 import os
 import pickle
 import re
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,24 +261,14 @@ def test_results_of_another_checkpoint_stay(refused, tmp_path, run_folder):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, run_folder):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, start):
     """The file-size limit of a real process stands for the full disk."""
     run = tmp_path / "run"
     words = [*SMALL, *SHORT, "--method", "natural", "--max-steps", "100", "--epochs", "9"]
     words.remove("--steps"), words.remove("1")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = subprocess.run(
-        [sys.executable, "-m", "fastuiat", "train", *words, "--out", str(run)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        timeout=300,
-    )
-    assert done.returncode == 2, done.stderr
+    done = start("train", *words, "--out", run, largest=100_000)
+    assert done.wait() == 2, done.stderr
     assert done.stderr.count("\n") == 1 and "could not be written" in done.stderr
     assert [p.name for p in (run / "checkpoints").iterdir()] == []
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,22 +35,29 @@ def environment(rank: int, world: int, port: str) -> dict[str, str]:
     return {k: str(v) for k, v in here.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-def said_by(job: str, folder: Path) -> list[list[str]]:
-    """The lines of each rank at a job of this file."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, job, str(folder)], text=True, stdout=subprocess.PIPE,
-            env=os.environ | environment(rank, WORLD, port),
-        )
-        for rank in range(WORLD)
-    ]  # fmt: skip
-    return [process.communicate(timeout=120)[0].splitlines() for process in processes]
+@pytest.fixture
+def said_by(start, tmp_path):
+    """said_by(JOB): the lines of each rank at a job of this file, in tmp_path."""
+
+    def run(job: str) -> list[list[str]]:
+        port = free_port()
+        processes = [
+            start(
+                job, tmp_path, module=__file__,
+                environment={**os.environ, **environment(rank, WORLD, port)},
+            )
+            for rank in range(WORLD)
+        ]  # fmt: skip
+        for process in processes:
+            process.wait(120)
+        return [process.stdout.splitlines() for process in processes]
+
+    return run
 
 
 @pytest.mark.slow
-def test_exchanges(tmp_path):
-    assert said_by("exchange", tmp_path) == [
+def test_exchanges(said_by, tmp_path):
+    assert said_by("exchange") == [
         [
             "sum [3, 30]",
             "rows [[0], [0], [1], [1], [2], [2]]",
@@ -66,8 +72,8 @@ def test_exchanges(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_one_rank_raises_all_raise(tmp_path):
-    *others, own = said_by("raise", tmp_path)
+def test_what_one_rank_raises_all_raise(said_by):
+    *others, own = said_by("raise")
     for said in others:
         assert said == [
             "UserError rank 2: no such net",
@@ -86,9 +92,9 @@ def test_what_one_rank_raises_all_raise(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_others(tmp_path):
+def test_a_killed_rank_ends_the_others(said_by):
     began = time.monotonic()
-    first, second, killed = said_by("killed", tmp_path)
+    first, second, killed = said_by("killed")
     assert time.monotonic() - began < 60
     assert killed == []
     assert len(first) == 1 and first[0].startswith("RankFailed rank 2 has ended or hangs")
@@ -97,8 +103,8 @@ def test_a_killed_rank_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs(tmp_path):
-    first, second, _ = said_by("hang", tmp_path)
+def test_a_rank_that_hangs(said_by):
+    first, second, _ = said_by("hang")
     assert len(first) == 1
     assert first[0].startswith("RankFailed rank 2 has ended or hangs: it did not come to step 7, ")
     assert len(second) == 1  # the store may be gone with rank 0
@@ -106,8 +112,8 @@ def test_a_rank_that_hangs(tmp_path):
 
 
 @pytest.mark.slow
-def test_unlike_devices(tmp_path):
-    for said in said_by("unlike", tmp_path):
+def test_unlike_devices(said_by):
+    for said in said_by("unlike"):
         (line,) = said
         assert "unlike devices (rank 0 cpu, rank 1 meta, rank 2 cpu)" in line
 

@@ -9,8 +9,6 @@ import math
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from fastuiat.evaluation.record import file_name
 from fastuiat.files import sha256_of
 from fastuiat.reproduce import Options, rows
 from fastuiat.reproduce.runs import curve, seconds_per_epoch
+from tests.processes import living_in
 
 
 class FakeRuns:
@@ -333,38 +332,21 @@ def test_all_methods_are_in_the_preset_under_the_same_budget():
     assert {round(255 * row.eps) for row in made} == {8, 16}
 
 
-def end_once_begun(words, folder, signum):
+def end_once_begun(process, folder, signum):
     """While two runs are under way: they end with it however it ends, and it begins no other."""
-    command = [sys.executable, "-m", "fastuiat", "reproduce", *words]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while len(alive_in(folder)) < 3 or len(list((folder / "o").glob("*/*/config.json"))) < 2:
+    while len(living_in(folder)) < 3 or len(list((folder / "o").glob("*/*/config.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=300)  # until the children let go of its output
-    assert process.returncode == (130 if signum == signal.SIGTERM else -signum)
-    assert "Traceback" not in output
-    while signum == signal.SIGKILL and alive_in(folder):  # nobody waits for them
+    assert process.wait(300) == (130 if signum == signal.SIGTERM else -signum)
+    while signum == signal.SIGKILL and living_in(folder):  # nobody waits for them
         time.sleep(0.02)
-    assert not alive_in(folder)
-
-
-def alive_in(folder):
-    """Processes that work in a folder."""
-    return [p for p in Path("/proc").glob("[0-9]*/cwd") if is_in(p, folder)]
-
-
-def is_in(link, folder):
-    try:
-        return link.resolve() == folder.resolve()
-    except OSError:  # another user's, or gone meanwhile
-        return False
+    assert not living_in(folder)
+    assert "Traceback" not in process.stdout + process.stderr
 
 
 @pytest.mark.timeout(1200)
-def test_real_runs(fastuiat, tmp_path):
+def test_real_runs(fastuiat, start, tmp_path):
     """Two rows of real training and evaluation; the second call finds nothing left to do."""
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -376,7 +358,7 @@ def test_real_runs(fastuiat, tmp_path):
     words = ["figure2", "--arch", "wrn-10-1", "--epochs", "1", "--n", "8", "--jobs", "2"]
     words += ["--unchecked-data"]
     for signum in (signal.SIGKILL, signal.SIGTERM):
-        end_once_begun([*words, "--out", "o"], tmp_path, signum)
+        end_once_begun(start("reproduce", *words, "--out", "o"), tmp_path, signum)
     first = fastuiat("reproduce", *words, "--out", "o", timeout=900)
     assert first.returncode == 0, first.stderr
     table = json.loads((tmp_path / "o/figure2.json").read_text())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -44,20 +43,15 @@ def test_one_phase_of_a_one_off_run(fastuiat):
 
 
 @pytest.mark.slow
-def test_what_a_killed_bench_had_finished_is_on_disk(tmp_path):
+def test_what_a_killed_bench_had_finished_is_on_disk(tmp_path, start):
     """Three cases, one a phase; killed in the second, the first stands whole."""
     path = tmp_path / "step.jsonl"
     words = ["--method", "uiat-oneoff", "--no-compile", "--repeats", "3", "--json", str(path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastuiat", *STEP, *words],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(*STEP, *words)
     until = time.monotonic() + 200
     while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     assert process.wait() < 0, "it had ended by itself"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["provider"] for r in records] == ["naive", "tuned-eager", "fastuiat", "convolutions"]
@@ -100,8 +94,8 @@ def test_bad_input_is_one_line(words, said, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_input_in_a_process_of_its_own(fastuiat):
-    done = fastuiat("bench", "step", "--arch", "wrn-11-2", "--json", "x.jsonl")
-    assert done.returncode == 2 and done.stdout == ""
+def test_bad_input_in_a_process_of_its_own(start):
+    done = start("bench", "step", "--arch", "wrn-11-2", "--json", "x.jsonl", fresh=True)
+    assert done.wait() == 2 and done.stdout == ""
     assert "'wrn-11-2' has no legal depth and width" in done.stderr
     assert "Traceback" not in done.stderr

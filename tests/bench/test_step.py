@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from fastuiat.bench import suites, workload
+from fastuiat.bench import step_rows, suites, workload
 from fastuiat.bench.passes import Inventory, TensorSpec, inventory, total_flops
 from fastuiat.bench.replay import OperandPool, replay
+from fastuiat.bench.setting import Setting
+from fastuiat.bench.step_rows import measure
 from fastuiat.bench.suites import step as suite
 from fastuiat.bench.timing import Plan, WallClock
 from fastuiat.bench.workload import (
@@ -25,7 +27,7 @@ from fastuiat.bench.workload import (
 from fastuiat.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-SETTING = suite.Setting(device=CPU, precision="fp32", compiled=False)
+SETTING = Setting(device=CPU, precision="fp32", compiled=False)
 QUICK = {"attack": {"steps": 1}}
 PLAN = Plan(warmup=0, rounds=2)
 
@@ -36,7 +38,7 @@ def small(method: str = "uiat", **more) -> Case:
 
 @pytest.mark.slow
 def test_every_row_has_its_passes_and_its_costs():
-    records = suite.measure(small(settings={}), SETTING, plan=PLAN)
+    records = measure(small(settings={}), SETTING, plan=PLAN)
     rows = {r["provider"]: r for r in records}
     assert list(rows) == ["naive", "tuned-eager", "fastuiat", "convolutions"]
     assert {name: round(r["passes"]) for name, r in rows.items()} == {
@@ -66,7 +68,7 @@ def test_ratios_come_from_an_injected_clock():
             return float(self.turns)
 
     names = ("tuned-eager", "fastuiat")
-    records = suite.measure(
+    records = measure(
         small("natural", settings={}),
         SETTING,
         plan=Plan(warmup=0, rounds=1),
@@ -84,8 +86,8 @@ def test_a_failed_row_leaves_the_others(monkeypatch):
     def fails(case, device):
         raise MemoryError("no room for a naive step")
 
-    monkeypatch.setattr(suite, "naive_training_step", fails)
-    records = suite.measure(small("natural", settings={}), SETTING, plan=PLAN)
+    monkeypatch.setattr(step_rows, "naive_training_step", fails)
+    records = measure(small("natural", settings={}), SETTING, plan=PLAN)
     assert records[0]["error"] == "MemoryError: no room for a naive step"
     assert records[0]["median_s"] is None and records[0]["ratio_median"] is None
     assert all(r["error"] is None for r in records[1:])

@@ -10,27 +10,27 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-from tests.campaign.forks import Forks, Process, left_in
-from tests.campaign.moments import Moment
 from tests.campaign.subjects import (
-    AUTOATTACK,
     DATA,
     EVERY_STEP,
     SMALL,
     TRAINING,
-    Attacking,
-    Folder,
     Preparing,
     Reporting,
     Reproducing,
     Subject,
     Training,
+    Trials,
+    attacked_beside_clean,
+    pictures,
     refused,
 )
 from tests.campaign.trial import Trial
+from tests.forks import Forks
+from tests.moments import Moment
+from tests.processes import Process, left_in
 
 SIZE = 48
 """Megabytes of a disk."""
@@ -51,16 +51,8 @@ def subjects() -> list[Subject]:
     return [
         Training("uiat", (*uiat, *EVERY_STEP), written, 4),
         Training("uiat, epoch by epoch", uiat, written, 2),
-        Attacking(
-            "autoattack",
-            ("--attacks", "clean", *AUTOATTACK[1:]),
-            ("file", "state", "record"), 2, place="eval",
-        ),
-        Folder(
-            "a folder of pictures",
-            ("data", "prepare", "folder:../pictures", "--data-dir", "made", "--resolution", "16"),
-            ("file", "batch of pictures"), 2, place="made",
-        ),
+        attacked_beside_clean(2),
+        pictures(2),
         Preparing(
             "a published set", ("data", "prepare", "digits", "--data-dir", "made"),
             ("file",), 1, place="made",
@@ -107,22 +99,18 @@ def permit(place: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-class Disks:
+class Disks(Trials):
     """The trials, which share what had room."""
 
+    all_subjects = staticmethod(subjects)
+
     def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+        super().__init__(draw, home, forks)
         ways = ["full"] * 3 if can_mount(home) else []
         self.ways = [*ways, "limited", "read-only", "read-only from the start"]
 
     def trial(self) -> Trial:
-        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(self.draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         place = folder / subject.place
         place.mkdir(parents=True)
         subject.before(self.forks, folder)
@@ -135,10 +123,10 @@ class Disks:
             faults = refused(process, subject.speakers)
             faults |= {"left behind"} if left_in(folder) else set()
             last = self.forks.run(*subject.command(folder), folder=folder)
-            what = f"{subject.name}: {what}: {process.complained.strip()[-300:]}"
-            if last.code != 0:
+            what = f"{subject.name}: {what}: {process.stderr.strip()[-300:]}"
+            if last.returncode != 0:
                 faults.add("other bits")
-                what += f" [then {last.complained.strip()[-300:]}]"
+                what += f" [then {last.stderr.strip()[-300:]}]"
             else:
                 faults |= subject.faults(folder)
         finally:
@@ -180,10 +168,3 @@ class Disks:
         if way == "read-only":
             permit(place, 0o755)
         return process, what
-
-
-def disks(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Disks(draw, folder, forks)
-        while True:
-            yield trials.trial()

@@ -23,6 +23,7 @@ from tests.campaign import forked, spoiling
 from tests.campaign.places import ON_RECORD, filled
 from tests.campaign.trial import Trial
 from tests.campaign.words import TRAIN, counted
+from tests.imported import import_all
 
 Words = tuple[str, ...]
 EVAL: Words = ("--attacks", "clean", "--n", "8", "--device", "cpu")
@@ -252,7 +253,7 @@ def beside(folder: Path) -> None:
 
 def trials(random: random.Random, folder: Path) -> Iterator[Trial]:
     """Endless; the first makes a run, records and the rest."""
-    forked.import_all(with_ffcv=False)
+    import_all()
     fill = filled(folder / "kept", beside)
     place = forked.Place(folder / "place", fill)
     values = spoiling.values(random.randrange(1 << 30))

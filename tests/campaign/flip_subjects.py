@@ -51,7 +51,7 @@ class Subject:
     begins_with: Callable[[], object] | None = None
     """Makes what several subjects have, in a folder that is copied for each of them."""
     imports: tuple[str, ...] = ()
-    """What the command imports late, and a fork should find."""
+    """What this one's command imports late, and a fork should find, beside tests/imported.py."""
 
 
 def quiet(_: str) -> None:
@@ -339,8 +339,7 @@ SUBJECTS = (
             begins_with=stopped),
     Subject("log", ("run/metrics.jsonl",), as_it_is, resumed, begins_with=stopped),
     Subject("report", ("run/*.json", "run/metrics.jsonl", "run/eval/*.json"), evaluated_run,
-            reported, begins_with=trained,
-            imports=("fastuiat.report.document", "fastuiat.evaluation.inverse")),
+            reported, begins_with=trained),
     Subject("record", ("run/eval/clean*.json",), evaluated_run, measured_again,
             begins_with=trained),
     Subject("autoattack", ("run/eval/*.state*",), attacked_in_part, attacked, begins_with=trained),

@@ -7,24 +7,20 @@ file to the bit; a result of its own that nothing is said about is believed.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import pickle
 import random
 import shutil
-import signal
-import sys
-import time
-import traceback
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.campaign.flip_subjects import SUBJECTS, Subject
+from tests.campaign.forked import done_in_child
 from tests.campaign.trial import Trial
+from tests.imported import import_all
+from tests.processes import exit_code
 
 PATIENCE = 120.0
 SECTOR = 512
@@ -40,46 +36,17 @@ class Done:
     result: Any
 
 
-def in_fork(work: Any, folder: Path, *positional: Any) -> Done:
-    """`work(*positional)` in a child, in the folder; what it prints goes to files beside it."""
-    streams = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err", "result")]
-    for stream in streams:
-        stream.unlink(missing_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            for number, stream in enumerate(streams[:2], 1):
-                os.dup2(os.open(stream, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
-            sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
-            os.chdir(folder)
-            streams[2].write_bytes(pickle.dumps(work(*positional)))
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    end = time.monotonic() + PATIENCE
-    done, status = os.waitpid(child, os.WNOHANG)
-    while not done and time.monotonic() < end:
-        time.sleep(0.005)
-        done, status = os.waitpid(child, os.WNOHANG)
-    with contextlib.suppress(ProcessLookupError):  # its children too
-        os.killpg(child, signal.SIGKILL)
-    if not done:
-        os.waitpid(child, 0)
-    out, err = (stream.read_text(errors="replace") for stream in streams[:2])
-    result = pickle.loads(streams[2].read_bytes()) if streams[2].exists() else None
-    return Done(os.waitstatus_to_exitcode(status) if done else None, out, err, result)
+def in_fork(work: Callable[[], object], folder: Path) -> Done:
+    """`work()` in a child, in the folder; what it prints goes to files beside it."""
+    kept = folder.with_name(f"{folder.name}.result")
+    kept.unlink(missing_ok=True)
+
+    def keep() -> None:
+        kept.write_bytes(pickle.dumps(work()))
+
+    code, process = done_in_child(lambda: exit_code(keep), folder, folder, PATIENCE)
+    result = pickle.loads(kept.read_bytes()) if kept.exists() else None
+    return Done(code, process.stdout, process.stderr, result)
 
 
 def damaged(content: bytes, drawn: random.Random, *, may_cut: bool) -> tuple[bytes, str]:
@@ -126,6 +93,7 @@ def is_said(done: Done, name: str) -> bool:
 
 def trials(drawn: random.Random, folder: Path) -> Iterator[Trial]:
     """Of each kind of file in turn."""
+    import_all()
     wholes = {subject.name: Whole(subject, folder / subject.name) for subject in SUBJECTS}
     while True:
         for subject in SUBJECTS:

@@ -9,23 +9,24 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-from tests.campaign.forks import Forks, Process, left_in
-from tests.campaign.moments import FILE, Moment
 from tests.campaign.subjects import (
-    AUTOATTACK,
     EVERY_STEP,
     SMALL,
     TRAINING,
-    Attacking,
     Folder,
     Subject,
     Training,
+    Trials,
+    attacked_beside_clean,
+    pictures,
     refused,
 )
 from tests.campaign.trial import Trial
+from tests.forks import Forks
+from tests.moments import FILE, Moment
+from tests.processes import Process, left_in
 
 FOREIGN = ("a link", "another's")
 """What belongs to others. Not put there inside of one write: between its look at the folder and its
@@ -57,33 +58,18 @@ def subjects() -> list[Subject]:
         Training("uiat", (*eager, *EVERY_STEP), TRAINING, 4),
         Training("uiat, epoch by epoch", eager, TRAINING, 2),
         OwnPictures("own pictures", (*eager, *own, *EVERY_STEP), ("step", "checkpoint"), 1),
-        Attacking(
-            "autoattack",
-            ("--attacks", "clean", *AUTOATTACK[1:]),
-            ("file", "state", "record"), 1, place="eval",
-        ),
-        Folder(
-            "a folder of pictures",
-            ("data", "prepare", "folder:../pictures", "--data-dir", "made", "--resolution", "16"),
-            ("file", "batch of pictures"), 1, place="made",
-        ),
+        attacked_beside_clean(1),
+        pictures(1),
     ]  # fmt: skip
 
 
-class Folders:
+class Folders(Trials):
     """The trials, which share what was left alone."""
 
-    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+    all_subjects = staticmethod(subjects)
 
     def trial(self) -> Trial:
-        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(self.draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         folder.mkdir()
         subject.before(self.forks, folder)
         name = own.choice(subject.moments)
@@ -140,12 +126,12 @@ class Folders:
         held = subject_holds(aside if target.name == "run" else target.parent)
         self.let_go(standing)
         faults = refused(process)
-        said = process.complained.strip()[-300:]
+        said = process.stderr.strip()[-300:]
         what = f"{target.relative_to(folder)} {act}: {said or 'nothing was said'}"
         after = content_of(target if act == "another's" else foreign)
         if held and after != before and (act == "a link" or target.name == "run"):
             faults.add("believed")  # what is another's was written
-        if target.name == "metrics.jsonl" and process.code == 0 and not target.is_symlink():
+        if target.name == "metrics.jsonl" and process.returncode == 0 and not target.is_symlink():
             aside.unlink(missing_ok=True)  # written anew
         elif act != "removed":
             if target.is_symlink() or target.is_file():
@@ -175,15 +161,15 @@ class Folders:
         waits = subject.place == "made" and not second.ended_within(2.0)
         faults = set() if waits else refused(second)
         if not waits and subject.place != "made":
-            if second.code == 0 and begun:
+            if second.returncode == 0 and begun:
                 faults.add("believed")
-            if content_of(folder / subject.place) != before and second.code:
+            if content_of(folder / subject.place) != before and second.returncode:
                 faults.add("believed")
         self.let_go(standing)
         faults |= refused(process) | (refused(second) if waits else set())
-        if process.code:
+        if process.returncode:
             faults.add("other bits")
-        return f"{words[0]} beside it: {second.complained.strip()[-300:]}", faults
+        return f"{words[0]} beside it: {second.stderr.strip()[-300:]}", faults
 
     def gone_on_with(self, subject: Subject, folder: Path, target: Path, act: str) -> set[str]:
         """Where it does not end in the same bits, once all that can be is as it was."""
@@ -192,7 +178,7 @@ class Folders:
         for name in ("aside", "foreign"):
             shutil.rmtree(folder / name, ignore_errors=True)
         last = self.forks.run(*subject.command(folder), folder=folder)
-        if last.code:
+        if last.returncode:
             return {"other bits"} | refused(last)
         # TensorBoard's files are made of the log, and not made again for a run that has ended.
         return subject.faults(folder) - ({"left behind"} if target.name == "tensorboard" else set())
@@ -207,10 +193,3 @@ def content_of(folder: Path) -> dict[str, bytes]:
     """What the files below a folder hold."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def folders(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Folders(draw, folder, forks)
-        while True:
-            yield trials.trial()

@@ -1,9 +1,8 @@
-"""A command of fastuiat in a child forked after the imports: a start of its own costs seconds."""
+"""What is tried in a child of the campaign itself, after the imports, and how it ended."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import resource
@@ -13,32 +12,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from fastuiat import data
 from fastuiat.writer import LOCK
+from tests.processes import Process, exit_code, memory
 
 SECONDS = 60.0
 """For what is refused and for what begins its work; one is done in a tenth, two share a core."""
 MORE_BYTES = 3 << 30
 """Of address space, beside what the imports have taken."""
 FILE_BYTES = 1 << 28
-LATE = (
-    "bench.cli", "cli", "commands.published", "evaluation.inverse", "export", "models.nests",
-    "progress", "recipes", "report.document", "reproduce", "training.run",
-)  # fmt: skip
-"""What commands import when they need it."""
-
-
 HARDWARE = {"device": "a GPU of the campaign", "commit": None}
 """What `bench gpu` is told that the machine has."""
 
@@ -82,15 +73,6 @@ class Outcome:
         return () if ours else ("traceback",)
 
 
-def import_all(*, with_ffcv: bool = True) -> None:
-    """So that no child pays for it; FFCV, which few commands come to, takes ten seconds."""
-    for name in LATE:
-        importlib.import_module(f"fastuiat.{name}")
-    importlib.import_module("sklearn.datasets")  # digits
-    if with_ffcv:
-        data.ffcv_available()
-
-
 def run(
     words: Sequence[str],
     folder: Path,
@@ -104,46 +86,55 @@ def run(
     It is killed after `seconds`, and stopped `work` seconds after it has begun to train, attack,
     measure or start others. Its own children end with it.
     """
-    streams = [beside.with_name(f"{beside.name}.{name}") for name in ("out", "err", "begun")]
-    for stream in streams:
-        stream.unlink(missing_ok=True)
-    scratch = beside.with_name(f"{beside.name}.tmp")
+    mark, scratch = (beside.with_name(f"{beside.name}.{name}") for name in ("begun", "tmp"))
+    mark.unlink(missing_ok=True)
     scratch.mkdir()
+
+    def command() -> int:
+        from fastuiat.cli import main
+
+        tempfile.tempdir = str(scratch)
+        bound()
+        stop_after_begin(mark, work)
+        code = exit_code(lambda: main(list(words)))
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()  # one that does not end would hang the command
+        return code
+
+    code, process = done_in_child(command, folder, beside, seconds)
+    shutil.rmtree(scratch)
+    return Outcome(code, process.stdout, process.stderr, mark.exists(), "--json" in words)
+
+
+def done_in_child(
+    work: Callable[[], int], folder: Path, beside: Path, seconds: float
+) -> tuple[int | None, Process]:
+    """(the exit code that `work` made in `folder`, None where it had to be killed; the child).
+
+    What it says goes into files of the name `beside`. Its own children end with it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-        child = os.fork()
-    if child == 0:
-        tempfile.tempdir = str(scratch)
-        in_child(words, folder, streams, work)
-    status, end = None, time.monotonic() + seconds
-    pause = 0.001
-    while status is None and time.monotonic() < end:
-        done, told = os.waitpid(child, os.WNOHANG)
-        status = told if done else None
-        time.sleep(0 if done else pause)
-        pause = min(0.02, 1.3 * pause)
+        process = Process(os.fork(), beside)
+    if process.pid == 0:
+        leave_after(work, folder, process)
+    is_ended = process.ended(seconds)
     with contextlib.suppress(ProcessLookupError):  # it had not got as far as its own group
-        os.killpg(child, signal.SIGKILL)
-    if status is None:
-        os.waitpid(child, 0)
-    code = None if status is None else os.waitstatus_to_exitcode(status)
-    shutil.rmtree(scratch)
-    out, err = (stream.read_text("utf-8", "replace") for stream in streams[:2])
-    return Outcome(code, out, err, streams[2].exists(), "--json" in words)
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode if is_ended else None, process
 
 
-def in_child(words: Sequence[str], folder: Path, streams: Sequence[Path], work: float) -> None:
-    """Never comes back: exits as Python does after main()."""
+def leave_after(work: Callable[[], int], folder: Path, process: Process) -> NoReturn:
+    """Exits as Python does after main()."""
     code = 70
     try:
         os.setsid()
+        redirect([process.output(descriptor) for descriptor in (1, 2)])
         os.chdir(folder)
-        redirect(streams)
-        bound()
-        stop_after_begin(streams[2], work)
-        code = called(words)
+        code = work()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -155,26 +146,8 @@ def in_child(words: Sequence[str], folder: Path, streams: Sequence[Path], work: 
         os._exit(code & 255)
 
 
-def called(words: Sequence[str]) -> int:
-    """The exit code of the command, as Python's own start makes one."""
-    from fastuiat.cli import main
-
-    code: Any = 0
-    try:
-        main(list(words))
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()  # one that does not end would hang the command
-    return int(code)
-
-
 def redirect(streams: Sequence[Path]) -> None:
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_TRUNC
     for number, path in ((0, None), (1, streams[0]), (2, streams[1])):
         opened = os.open(path, flags, 0o600) if path else os.open(os.devnull, os.O_RDONLY)
         os.dup2(opened, number)
@@ -186,8 +159,7 @@ def redirect(streams: Sequence[Path]) -> None:
 
 def bound() -> None:
     """Limits on memory and files, one thread, no network."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MORE_BYTES
+    most = memory()[0] + MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

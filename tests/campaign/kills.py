@@ -11,11 +11,8 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-from tests.campaign.forks import Forks, Process, below, left_in
-from tests.campaign.moments import Moment
 from tests.campaign.subjects import (
     AUTOATTACK,
     DATA,
@@ -24,15 +21,19 @@ from tests.campaign.subjects import (
     TRAINING,
     Attacking,
     Benching,
-    Folder,
     Pool,
     Preparing,
     Reproducing,
     Subject,
     Torchrun,
     Training,
+    Trials,
+    pictures,
 )
 from tests.campaign.trial import Trial
+from tests.forks import Forks
+from tests.moments import Moment
+from tests.processes import Process, below, left_in
 
 TIME = "a time"
 """In place of a moment: anywhere in the life of the process, by the clock."""
@@ -102,11 +103,7 @@ def subjects() -> list[Subject]:
             ("data", "prepare", "digits", "--data-dir", "made", "--extra-data", "../pool.npz"),
             ("file", "file", TIME), 0.5,
         ),
-        Folder(
-            "a folder of pictures",
-            ("data", "prepare", "folder:../pictures", "--data-dir", "made", "--resolution", "16"),
-            ("file", "batch of pictures", TIME), 1,
-        ),
+        pictures(1, TIME),
         Benching(
             "bench", ("bench", "step", *step, "--no-compile", "--json", "records.jsonl"),
             ("file", "case", TIME), 0.3,
@@ -183,31 +180,23 @@ def said_wrong(process: Process, subject: Subject, struck: bool) -> set[str]:
     faults = set()
     if not process.ended():
         faults.add("hang")
-    complained = process.complained
+    complained = process.stderr
     if "Traceback" in complained and not isinstance(subject, Torchrun):
         faults.add("traceback")
-    if not struck and process.code != 0:
+    if not struck and process.returncode != 0:
         faults.add("other bits" if "fastuiat: " in complained else "no line")
-    if struck and (process.code or 0) > 0 and process.code not in STOPPED:
+    if struck and (process.returncode or 0) > 0 and process.returncode not in STOPPED:
         faults |= set() if "fastuiat: " in complained else {"no line"}
     return faults
 
 
-class Kills:
+class Kills(Trials):
     """The trials, which share what nobody touched."""
 
-    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
-        self.draw, self.home, self.forks = draw, home, forks
-        self.subjects = subjects()
-        self.number = 0
+    all_subjects = staticmethod(subjects)
 
     def trial(self) -> Trial:
-        draw = self.draw
-        (subject,) = draw.choices(self.subjects, [s.weight for s in self.subjects])
-        own = random.Random(draw.random())
-        subject.prepare(self.forks, self.home)
-        self.number += 1
-        folder = self.home / str(self.number)
+        subject, own, folder = self.drawn()
         folder.mkdir()
         subject.before(self.forks, folder)
         strikes, counts, faults = [], Counter[str](), set[str]()
@@ -225,16 +214,9 @@ class Kills:
         what = f"{subject.name}: {'; '.join(strikes)}"
         last = self.forks.run(*subject.command(folder), folder=folder, **subject.how)
         if wrong := said_wrong(last, subject, struck=False):
-            what += f" [{last.complained.strip()[-300:]}]"
+            what += f" [{last.stderr.strip()[-300:]}]"
         faults |= wrong or subject.faults(folder)
         faults |= {"left behind"} if left_in(folder) else set()
         if not faults:
             shutil.rmtree(folder)
         return Trial("kills", what, tuple(sorted(faults)), tuple(counts.items()))
-
-
-def kills(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    with Forks() as forks:
-        trials = Kills(draw, folder, forks)
-        while True:
-            yield trials.trial()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from tests.campaign import files, flips, words
-from tests.campaign.disks import disks
-from tests.campaign.folders import folders
-from tests.campaign.kills import kills
+from tests.campaign.disks import Disks
+from tests.campaign.folders import Folders
+from tests.campaign.kills import Kills
 from tests.campaign.trial import Part
 
 PARTS: dict[str, Part] = {
-    "disks": disks,
+    "disks": Disks.endless,
     "files": files.trials,
     "flips": flips.trials,
-    "folders": folders,
-    "kills": kills,
+    "folders": Folders.endless,
+    "kills": Kills.endless,
     "words": words.trials,
 }

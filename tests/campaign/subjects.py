@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 from PIL import Image
 
 from fastuiat.files import TEMPORARY
-from tests.campaign.forks import Forks, Process
+from tests.campaign.trial import Trial
+from tests.forks import Forks
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 DATA = ("--data-dir", str(ROOT / "data"))
@@ -115,9 +119,13 @@ class Subject:
         counted = self.whole / ".counts"
         self.before(forks, self.whole)
         process = forks.run(
-            *self.command(self.whole), folder=self.whole, counts=counted, seconds=COLD, **self.how
+            *self.command(self.whole),
+            folder=self.whole,
+            counts=str(counted),
+            seconds=COLD,
+            **self.how,
         )
-        assert process.code == 0, process.complained
+        assert process.returncode == 0, process.stderr
         self.counts = json.loads(counted.read_text()) if counted.exists() else {}
 
     def before(self, forks: Forks, folder: Path) -> None:
@@ -193,7 +201,7 @@ class Attacking(Subject):
             length = ("--batch-size", "16", "--train-size", "64", "--epochs", "2")
             words = (*SMALL, *length, "--method", "natural", "--no-compile")
             done = forks.run("train", *words, "--out", net, folder=home)
-            assert done.code == 0, done.complained
+            assert done.returncode == 0, done.stderr
         if self.words[0] != "eval":
             self.words = ("eval", str(net), *self.words, "--out", ".")
         super().prepare(forks, home)
@@ -210,6 +218,11 @@ class Attacking(Subject):
             faults |= {"other bits"} if any(own[k] != wanted[k] for k in kept) else set()
         left = names_in(folder / "eval") != names_in(self.whole / "eval")
         return faults | ({"left behind"} if left else set())
+
+
+def attacked_beside_clean(weight: float) -> Attacking:
+    words = ("--attacks", "clean", *AUTOATTACK[1:])
+    return Attacking("autoattack", words, ("file", "state", "record"), weight, place="eval")
 
 
 class Preparing(Subject):
@@ -236,6 +249,13 @@ class Folder(Preparing):
                 path = source / ("train", "test")[i % 5 == 4] / "ab"[i % 2] / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(noise.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+
+
+def pictures(weight: float, *moments: str) -> Folder:
+    """Prepared; disturbed at more moments than those of every part."""
+    words = ("data", "prepare", "folder:../pictures", "--data-dir", "made", "--resolution", "16")
+    moments = ("file", "batch of pictures", *moments)
+    return Folder("a folder of pictures", words, moments, weight, place="made")
 
 
 class Pool(Preparing):
@@ -270,7 +290,7 @@ class Reporting(Subject):
         if not run.exists():
             words = (*SMALL, "--epochs", "1", "--method", "natural", "--no-compile")
             done = forks.run("train", *words, "--out", run, folder=home)
-            assert done.code == 0, done.complained
+            assert done.returncode == 0, done.stderr
         self.words = ("report", str(run), "--out", "page/page.html")
         super().prepare(forks, home)
 
@@ -282,14 +302,44 @@ class Reporting(Subject):
         return set() if names == names_in(self.whole / "page") else {"left behind"}
 
 
+class Trials:
+    """What the trials of a part share: what nobody disturbed, and who starts commands."""
+
+    all_subjects: Callable[[], list[Subject]]
+
+    def __init__(self, draw: random.Random, home: Path, forks: Forks) -> None:
+        self.draw, self.home, self.forks = draw, home, forks
+        self.subjects = self.all_subjects()
+        self.number = 0
+
+    def trial(self) -> Trial:
+        raise NotImplementedError
+
+    def drawn(self) -> tuple[Subject, random.Random, Path]:
+        """(what is disturbed now, the draws of its own, its folder, which is not there yet)."""
+        (subject,) = self.draw.choices(self.subjects, [s.weight for s in self.subjects])
+        own = random.Random(self.draw.random())
+        subject.prepare(self.forks, self.home)
+        self.number += 1
+        return subject, own, self.home / str(self.number)
+
+    @classmethod
+    def endless(cls, draw: random.Random, folder: Path) -> Iterator[Trial]:
+        with Forks() as forks:
+            trials = cls(draw, folder, forks)
+            while True:
+                yield trials.trial()
+
+
 def refused(process: Process, speakers: int = 1) -> set[str]:
     """Where a command that could not go on has not said so in a line, or so many processes of it
     in a line each; none where it could."""
     if not process.ended():
         return {"hang"}
-    complained = process.complained
+    complained = process.stderr
     if "Traceback" in complained:
         return {"traceback"}
     lines = complained.splitlines()
     is_said = 1 <= len(lines) <= speakers and all(x.startswith("fastuiat: ") for x in lines)
-    return set() if process.code == 0 or (process.code == 2 and is_said) else {"no line"}
+    held = process.returncode == 0 or (process.returncode == 2 and is_said)
+    return set() if held else {"no line"}

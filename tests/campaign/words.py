@@ -19,6 +19,7 @@ from tests.campaign import forked, grammar
 from tests.campaign.grammar import Flag
 from tests.campaign.places import HAZARDS, filled
 from tests.campaign.trial import Trial
+from tests.imported import import_all
 
 Words = list[str]
 
@@ -236,9 +237,10 @@ def counted(outcome: forked.Outcome, messages: set[str]) -> tuple[tuple[str, int
     return (("refused", 1), *([("messages", 1)] if new else []))
 
 
-def trials(random: random.Random, folder: Path, *, with_ffcv: bool = True) -> Iterator[Trial]:
+def trials(random: random.Random, folder: Path) -> Iterator[Trial]:
     """Endless; the first makes what stands around the commands."""
-    forked.import_all(with_ffcv=with_ffcv)
+    import_all()
+    data.ffcv_available()  # few commands come to it, and it takes ten seconds
     drawing = Grammar(random)
     place = forked.Place(folder / "place", filled(folder / "kept"))
     messages: set[str] = set()

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -287,10 +286,10 @@ def test_goes_on_from_every_batch(tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on(tmp_path, whole):
+def test_a_killed_evaluation_goes_on(start, tmp_path, whole):
     positions = []
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
+        process = start(tmp_path, module=__file__)
         written: set[str] = set()
         while len(written) < 3 and process.poll() is None:  # two batches further
             if (tmp_path / "state").exists():

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,13 +29,13 @@ from fastuiat.evaluation.sharing import refuse_other_work
 from fastuiat.evaluation.tape import Tapes
 from fastuiat.training import run
 from fastuiat.training.config import TrainConfig
+from tests.processes import Process
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_autoattack import EPS, Flat, Noisy, few_steps, points, small_net
 
 CPU = torch.device("cpu")
 N, BATCH = 29, 4  # eight batches, the last one of a single point
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def test_every_batch_has_one_rank():
@@ -74,19 +73,21 @@ def test_the_tape_of_a_batch_is_found_by_whoever_takes_it_up(tmp_path):
     assert Tapes(None, ALONE).path(0) is None
 
 
-def torchrun(world: int, *words: str | Path) -> subprocess.Popen[str]:
-    """A launcher with the ranks that it starts."""
-    return subprocess.Popen(
-        [*TORCHRUN, f"--nproc-per-node={world}", *map(str, words)],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture
+def torchrun(start):
+    """torchrun(WORLD, *WORDS): a launcher with the ranks that it starts."""
+
+    def run(world: int, *words: str | Path) -> Process:
+        launcher = ("--standalone", f"--nproc-per-node={world}")
+        return start(*launcher, *words, module="torch.distributed.run")
+
+    return run
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def ended(process: Process) -> str:
     """What it printed; it has gone well."""
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out
+    assert process.wait() == 0, process.stderr
+    return process.stdout
 
 
 def run_alone(job: str, folder: Path) -> None:
@@ -164,7 +165,7 @@ JOBS = {"measured": measured, "autoattacked": autoattacked, "slowly": slowly}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "world"), [("measured", 2), ("measured", 3), ("autoattacked", 3)])
-def test_the_numbers_of_one_process(tmp_path, job, world):
+def test_the_numbers_of_one_process(torchrun, tmp_path, job, world):
     run_alone(job, tmp_path / "alone")
     (tmp_path / "shared").mkdir()
     ended(torchrun(world, __file__, job, tmp_path / "shared"))
@@ -183,7 +184,7 @@ def test_the_numbers_of_one_process(tmp_path, job, world):
         assert any(len(set(record.get("restart_accuracy", []))) > 1 for record in records)
 
 
-def wait_for_states(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_states(path: Path, count: int, process: Process) -> None:
     """Until so many states have been written since."""
     seen = {path.read_text()} if path.exists() else {""}
     while len(seen) <= count:
@@ -194,7 +195,7 @@ def wait_for_states(path: Path, count: int, process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with_by_other_worlds(tmp_path):
+def test_killed_and_gone_on_with_by_other_worlds(torchrun, tmp_path):
     run_alone("slowly", tmp_path / "alone")
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -203,11 +204,10 @@ def test_killed_and_gone_on_with_by_other_worlds(tmp_path):
         process = torchrun(world, __file__, "slowly", folder)
         wait_for_states(folder / "state", 3, process)
         if killed == "launcher":
-            process.kill()  # and all ranks end with it
+            process.send_signal(signal.SIGKILL)  # and all ranks end with it
         else:
             os.kill(int((folder / f"process-{killed}").read_text()), signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode != 0
+        assert process.wait(60) != 0
         state = json.loads((folder / "state").read_text())
         done.append((state["run"], sum(part["points"] for part in state["parts"])))
         assert done == sorted(set(done))  # each went further than the one before
@@ -228,7 +228,7 @@ def checkpoint(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, fastuiat):
+def test_the_command(tmp_path, fastuiat, torchrun):
     with checkpoint(tmp_path) as net:
         words = [
             "eval", net, "--arch", "wrn-10-1", "--dataset", "digits", "--attacks", "clean", "pgd",
@@ -247,12 +247,13 @@ def test_the_command(tmp_path, fastuiat):
 
 
 @pytest.mark.slow
-def test_an_error_is_said_once(tmp_path):
+def test_an_error_is_said_once(tmp_path, torchrun):
     with checkpoint(tmp_path) as net:
         (tmp_path / "eval").write_text("a file where the folder should be")
         words = ["eval", net, "--arch", "wrn-10-1", "--dataset", "digits", "--n", "8"]
         process = torchrun(2, "-m", "--", "fastuiat", *words)
-        _, err = process.communicate(timeout=120)
+        process.wait(120)
+        err = process.stderr
         said = [line for line in err.splitlines() if line.startswith("fastuiat: ")]
         assert len(said) == 1 and "eval cannot be written" in said[0]
         assert err.count("exitcode  : 2") == 2  # of both ranks, as torchrun tells

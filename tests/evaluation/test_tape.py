@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,13 +51,13 @@ def evaluate(state: Path, seconds: float = 0.0) -> tuple[list[bool], int]:
     return result.robust.tolist(), Slow.asked
 
 
-def test_killed_inside_one_batch(tmp_path):
+def test_killed_inside_one_batch(start, tmp_path):
     verdicts, questions = evaluate(tmp_path / "whole")
     assert 0 < sum(verdicts) < 6 and questions > QUERIES
     state, answers = tmp_path / "state", tmp_path / "state.answers"
     sizes = []
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, __file__, str(state)])
+        process = start(state, module=__file__)
         before = answers.stat().st_size if answers.exists() else 0
         while (answers.stat().st_size if answers.exists() else 0) < before + 3000:
             assert process.poll() is None

@@ -7,6 +7,7 @@ backward included, and mean the same. Inductor's own rounding flips single signs
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -64,5 +65,5 @@ def test_gradalign_compiles_in_half_precision():
     case = Case(arch="wrn-10-1", batch_size=16, method="gradalign")
     step = make_step(case, torch.device("cpu"), precision="bf16", compiled=True)
     batches = make_loader(case, torch.device("cpu")).epoch(1)
-    losses = [step(batch).loss.item() for batch in batches]
-    assert len(losses) == 4 and all(map(math.isfinite, losses))
+    losses = [step(batch).loss.item() for batch in itertools.islice(batches, 2)]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +18,10 @@ from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.data import ffcv_loader
 from fastuiat.interrupts import Interrupted
+from tests.training.tiny import StopsAt
 
 PER_BATCH = 16
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
-
-
-class StopsInside:
-    """Shows nothing, and asks the run to stop in its second step, as Ctrl-C does."""
-
-    def begin(self, done, total):
-        pass
-
-    def advance(self, done):
-        if done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def step(self, epoch, done, values, rate):
-        pass
-
-    def epoch(self, epoch, values, rate):
-        pass
 
 
 def batch_of(folder: Path, name: str) -> dict:
@@ -75,7 +58,7 @@ def stopped(tmp_path_factory) -> Path:
             settings={"attack": {"steps": 1}}, unchecked_data=True, device="cpu",
         )  # fmt: skip
         with pytest.raises(Interrupted):
-            fastuiat.train(config, progress=StopsInside(), say=lambda line: None)
+            fastuiat.train(config, progress=StopsAt(2), say=lambda line: None)
     finally:
         os.chdir(before)
     return place

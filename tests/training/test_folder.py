@@ -13,23 +13,11 @@ import torch
 from fastuiat.cli import main
 from fastuiat.config import UserError
 from fastuiat.training import run
-from fastuiat.training.config import TrainConfig, plain
+from fastuiat.training.config import plain
 from fastuiat.training.folder import FREE_ON_RESUME, config_of, refuse_folder
+from tests.training.tiny import TINY
 
-MADE = TrainConfig(
-    dataset="digits",
-    arch="wrn-10-1",
-    method="rs-fgsm",
-    loader="resident",
-    precision="fp32",
-    compile=False,
-    device="cpu",
-    val_size=16,
-    train_size=64,
-    batch_size=32,
-    epochs=3,
-    max_steps=3,
-)
+MADE = dataclasses.replace(TINY, method="rs-fgsm", settings=None, epochs=3, max_steps=3)
 
 
 @pytest.fixture(scope="module")

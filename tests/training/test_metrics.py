@@ -16,24 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastuiat.config import UserError
 from fastuiat.report.log import read_metrics
 from fastuiat.training import run
-from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import config_of
 from fastuiat.training.metrics import Events, MetricsLog, cut_back, is_kept
+from tests.training.tiny import TINY
 
-CONFIG = TrainConfig(
-    dataset="digits",
-    arch="wrn-10-1",
-    method="natural",
-    loader="resident",
-    precision="fp32",
-    compile=False,
-    device="cpu",
-    val_size=16,
-    train_size=64,
-    batch_size=32,
-    epochs=4,
-    log_every=1,
-)
+CONFIG = dataclasses.replace(TINY, epochs=4, log_every=1)
 
 
 def without_clocks(folder: Path) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,46 +16,48 @@ import torch
 
 from fastuiat.cli import main
 from fastuiat.writer import LOCK
+from tests.processes import Process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 LENGTH = ["--method", "sat", "--steps", "1", "--epochs", "200", "--train-size", "64"]
 LENGTH += ["--checkpoint-minutes", "0.001", "--batch-size", "32", "--log-every", "1"]
 
 
-def launch(cwd: Path, *words: str, **named) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastuiat", *map(str, words)],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **named,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
+def wait_for(condition, process: Process) -> None:
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.stderr
         time.sleep(0.02)
 
 
-def kill(process: subprocess.Popen[str]) -> str:
+def kill(process: Process) -> str:
     process.send_signal(signal.SIGKILL)
-    return process.communicate()[1]
+    process.wait()
+    return process.stderr
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.fixture(scope="module")
+def finished(forks, small_run, tmp_path_factory) -> Path:
+    """A run of one step with a record of its evaluation, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    train = ("train", *small_run, *LENGTH, "--max-steps", "1", "--out", "run")
+    for words in (train, ("eval", "run", "--attacks", "clean", "--n", "8")):
+        done = forks.run(*words, folder=folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
 def is_free(folder: Path) -> bool:
     return subprocess.run(["flock", "-n", folder / LOCK, "true"]).returncode == 0
 
 
-def test_a_run_under_way_is_nobody_elses(tmp_path, small_run, refusal):
+def test_a_run_under_way_is_nobody_elses(tmp_path, small_run, refusal, start):
     """Another start, a resume, an evaluation into it, its report; read it may be by all."""
     run = tmp_path / "run"
-    process = launch(tmp_path, "train", *small_run, *LENGTH, "--out", "run")
+    process = start("train", *small_run, *LENGTH, "--out", "run")
     last = run / "checkpoints" / "last.pt"
     wait_for(last.exists, process)
     os.kill(process.pid, signal.SIGSTOP)  # so that nothing changes by itself
@@ -82,11 +85,11 @@ def test_a_run_under_way_is_nobody_elses(tmp_path, small_run, refusal):
     assert not (run / LOCK).exists()
 
 
-def test_of_two_that_begin_at_once_one_wins(tmp_path, small_run):
+def test_of_two_that_begin_at_once_one_wins(tmp_path, small_run, start):
     words = ["train", *small_run, *LENGTH[:-2], "--max-steps", "6", "--out", "run"]
-    processes = [launch(tmp_path, *words) for _ in range(3)]
-    errors = [process.communicate()[1] for process in processes]
-    codes = [process.returncode for process in processes]
+    processes = [start(*words) for _ in range(3)]
+    codes = [process.wait() for process in processes]
+    errors = [process.stderr for process in processes]
     assert sorted(codes) == [0, 2, 2], errors
     for code, said in zip(codes, errors, strict=True):
         if code:
@@ -97,11 +100,11 @@ def test_of_two_that_begin_at_once_one_wins(tmp_path, small_run):
     assert steps == sorted(set(steps))
 
 
-def test_a_kill_while_it_compiles_lets_go_at_once(tmp_path, small_run):
+def test_a_kill_while_it_compiles_lets_go_at_once(tmp_path, small_run, start):
     """Inductor's workers outlive it for a while: they hold nothing."""
     flags = [word for word in small_run if word != "--no-compile"]
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    process = launch(tmp_path, "train", *flags, *LENGTH, "--out", "run", env=env)
+    process = start("train", *flags, *LENGTH, "--out", "run", environment=env, fresh=True)
 
     def compiling() -> bool:
         return any((tmp_path / "cache").rglob("*.cpp")) if (tmp_path / "cache").exists() else False
@@ -112,35 +115,36 @@ def test_a_kill_while_it_compiles_lets_go_at_once(tmp_path, small_run):
     assert is_free(tmp_path / "run")
 
 
-def test_what_a_killed_run_left_goes_with_the_next_start(tmp_path, small_run):
+def test_what_a_killed_run_left_goes_with_the_next_start(tmp_path, small_run, start):
     run = tmp_path / "run"
-    process = launch(tmp_path, "train", *small_run, *LENGTH, "--out", "run")
+    process = start("train", *small_run, *LENGTH, "--out", "run")
     wait_for((run / "checkpoints" / "last.pt").exists, process)
     kill(process)
     left = [run / "checkpoints" / ".best.pt-01234567", run / ".config.json-89abcdef"]
     for path in left:
         path.write_bytes(b"half")
-    process = launch(tmp_path, "train", "--resume", "run")
+    process = start("train", "--resume", "run")
     wait_for(lambda: not any(path.exists() for path in left), process)
     kill(process)
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed"])
-def test_a_folder_that_goes_while_it_is_trained_in_is_one_line(how, tmp_path, small_run):
+def test_a_folder_that_goes_while_it_is_trained_in_is_one_line(how, tmp_path, small_run, start):
     run = tmp_path / "run"
-    process = launch(tmp_path, "train", *small_run, *LENGTH, "--out", "run")
+    process = start("train", *small_run, *LENGTH, "--out", "run")
     wait_for((run / "checkpoints" / "last.pt").exists, process)
     os.kill(process.pid, signal.SIGSTOP)
     run.rename(tmp_path / "gone")
     if how == "removed":
         subprocess.run(["rm", "-r", tmp_path / "gone"], check=True)
     os.kill(process.pid, signal.SIGCONT)
-    _, said = process.communicate()
-    assert process.returncode == 2 and said.count("\n") == 1, said
+    assert process.wait() == 2
+    said = process.stderr
+    assert said.count("\n") == 1, said
     assert "removed or renamed" in said
     if how == "renamed":
         (tmp_path / "gone").rename(run)
-        process = launch(tmp_path, "train", "--resume", "run")
+        process = start("train", "--resume", "run")
         taken = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"]
         log = run / "metrics.jsonl"
         wait_for(lambda: json.loads(log.read_bytes().split(b"\n")[-2])["step"] > taken, process)
@@ -151,10 +155,8 @@ LINKED = ["metrics.jsonl", "tensorboard", "eval", "checkpoints", "report-figures
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_nothing_is_written_through_a_link(name, tmp_path, monkeypatch, small_run, refusal):
-    monkeypatch.chdir(tmp_path)
-    main(["train", *small_run, "--method", "natural", "--max-steps", "1", "--out", "run"])
-    main(["eval", "run", "--attacks", "clean", "--n", "8"])
+def test_nothing_is_written_through_a_link(name, tmp_path, finished, refusal):
+    shutil.copytree(finished, tmp_path / "run")
     path, foreign = tmp_path / "run" / name, tmp_path / "foreign"
     if path.exists():
         path.rename(foreign)

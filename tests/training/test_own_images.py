@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -18,23 +16,7 @@ from fastuiat.interrupts import Interrupted
 from fastuiat.training import run
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import config_of
-
-
-class StopsInside:
-    """Shows nothing, and asks the run to stop in its second step, as Ctrl-C does."""
-
-    def begin(self, done, total):
-        pass
-
-    def advance(self, done):
-        if done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def step(self, epoch, done, values, rate):
-        pass
-
-    def epoch(self, epoch, values, rate):
-        pass
+from tests.training.tiny import StopsAt
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +48,7 @@ def test_a_run_on_pictures(pictures, tmp_path, capsys, monkeypatch):
     assert notes[0].startswith("light train") and "96 of 96" in notes[0]
     assert notes[1:3] == ["z: 3 × 3 × 16 × 16 in float32, 0.0 MB", "P: 96 × 3 in float32, 0.0 MB"]
     with pytest.raises(Interrupted):
-        run.train(config(pictures, tmp_path / "cut"), progress=StopsInside(), say=notes.append)
+        run.train(config(pictures, tmp_path / "cut"), progress=StopsAt(2), say=notes.append)
     cut = tmp_path / "cut" / "run"
     begun = config_of(cut)
     run.resume(begun, cut, say=notes.append)

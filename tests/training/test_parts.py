@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -181,13 +180,10 @@ def trained(name: str, ranks: Ranks, accumulate: int) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_ranks_are_two_parts(name, tmp_path):
+def test_two_ranks_are_two_parts(name, start, tmp_path):
     port = free_port()
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, name, str(rank), str(port), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    ranks = [start(name, rank, port, tmp_path, module=__file__) for rank in range(2)]
+    assert [process.wait(120) for process in ranks] == [0, 0], ranks[0].stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = trained(name, Ranks(), 2)
     for key, value in first.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,7 +15,7 @@ from fastuiat import build_model
 pytestmark = pytest.mark.slow
 
 QUICK = ["--method", "hat", "--steps", "1", "--max-steps", "6", "--epochs", "2", "--log-every", "1"]
-QUICK += ["--batch-size", "64"]
+QUICK += ["--batch-size", "64", "--val-size", "16"]
 
 
 def weights(run):
@@ -30,13 +28,7 @@ def assert_equal(a, b):
         assert torch.equal(value, b[key]), key
 
 
-def kill_after_lines(folder, lines, *words):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastuiat", "train", *words],
-        cwd=folder.parents[1] if folder.name == "helper" else folder.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def kill_after_lines(process, folder, lines):
     path = folder / "metrics.jsonl"
     while process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
@@ -46,16 +38,17 @@ def kill_after_lines(folder, lines, *words):
     process.wait()
 
 
-def test_trained_first_and_killed_twice(fastuiat, small_run, tmp_path):
+def test_trained_first_and_killed_twice(fastuiat, start, small_run, tmp_path):
     flags = [*small_run, *QUICK, "--checkpoint-minutes", "0.001"]
     done = fastuiat("train", *flags, "--out", "whole")
     assert done.returncode == 0, done.stderr
     assert "natural" in done.stdout and "whole/helper" in done.stdout
     own = json.loads((tmp_path / "whole/helper/config.json").read_text())
     assert own["method"] == "natural" and own["max_steps"] == 6
-    kill_after_lines(tmp_path / "broken/helper", 2, *flags, "--out", "broken")
+    process = start("train", *flags, "--out", "broken")
+    kill_after_lines(process, tmp_path / "broken/helper", 2)
     assert not (tmp_path / "broken/checkpoints/last.pt").exists()
-    kill_after_lines(tmp_path / "broken", 2, "--resume", "broken")
+    kill_after_lines(start("train", "--resume", "broken"), tmp_path / "broken", 2)
     again = fastuiat("train", "--resume", "broken")
     assert again.returncode == 0, again.stderr
     for part in ("", "helper"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,25 +18,18 @@ from fastuiat.report.runs import read_run
 from fastuiat.training.checkpoint import save_checkpoint
 from fastuiat.training.config import TrainConfig
 from fastuiat.training.folder import refuse_changes
+from tests.processes import Process
 
 pytestmark = pytest.mark.slow
+SHORT = ["--batch-size", "32", "--train-size", "352", "--val-size", "16"]
+"""Epochs of 11 steps."""
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastuiat", "train", *words],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def finish(process: Process) -> None:
+    assert process.wait() == 0, process.stderr
 
 
-def finish(process: subprocess.Popen[bytes], timeout: float = 240) -> None:
-    _, errors = process.communicate(timeout=timeout)
-    assert process.returncode == 0, errors.decode()
-
-
-def wait_for_steps(folder: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_steps(folder: Path, lines: int, process: Process) -> None:
     """Until the run has logged that many lines, or is over."""
     path = folder / "metrics.jsonl"
     while process.poll() is None:
@@ -76,31 +67,31 @@ def assert_same_state(a: object, b: object, name: str = "") -> None:
         (
             "uiat-oneoff",
             "--precision fp32 --epochs 3 --oneoff-epoch 2 --steps 1 --schedule linear:0.5 "
-            "--no-nesterov --batchnorm-momentum 0.01 --no-decay-batchnorm "
-            "--batch-size 32 --train-size 352",
+            "--no-nesterov --batchnorm-momentum 0.01 --no-decay-batchnorm",
             (3, 14, 25),
         ),
         # Short: a CPU without bf16 hardware takes seconds for each of these steps.
         (
             "uiat",
-            "--precision bf16 --epochs 1 --batch-size 16 --steps 1 --max-steps 9 --cycle-momentum",
+            "--precision bf16 --epochs 1 --batch-size 8 --steps 1 --max-steps 9 --cycle-momentum "
+            "--val-size 8",
             (3, 6),
         ),
     ],
 )
-def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, method, length, kills):
-    flags = [*small_run, "--method", method, *length.split(), "--log-every", "1"]
+def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, start, method, length, kills):
+    flags = [*small_run, *SHORT, "--method", method, *length.split(), "--log-every", "1"]
     flags += ["--checkpoint-minutes", "0.002", "--weight-averaging", "0.9"]
-    finish(launch(tmp_path, *flags, "--out", "whole"))
+    finish(start("train", *flags, "--out", "whole"))
     broken = tmp_path / "broken"
-    process = launch(tmp_path, *flags, "--out", "broken")
+    process = start("train", *flags, "--out", "broken")
     chance = random.Random(method)
     for lines in kills:
         wait_for_steps(broken, lines, process)
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process = launch(tmp_path, "--resume", "broken")
+        process = start("train", "--resume", "broken")
     finish(process)
     whole = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)
     resumed = torch.load(broken / "checkpoints/last.pt", weights_only=True)
@@ -110,18 +101,19 @@ def test_killed_runs_end_in_the_same_bits(tmp_path, small_run, method, length, k
     assert metrics(tmp_path / "whole") == metrics(broken)
 
 
-def test_sigterm_saves_and_says_so(tmp_path, small_run):
-    process = launch(tmp_path, *small_run, "--method", "sat", "--epochs", "50", "--out", "run")
+def test_sigterm_saves_and_says_so(tmp_path, small_run, start):
+    words = ("--method", "sat", "--steps", "1", "--epochs", "50", "--out", "run")
+    process = start("train", *small_run, *SHORT, *words)
     wait_for_steps(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert b"checkpoint saved" in errors
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "checkpoint saved" in process.stderr
     assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] > 0
 
 
 def test_what_moves_no_number_may_change(fastuiat, small_run, tmp_path):
-    done = fastuiat("train", *small_run, "--method", "natural", "--max-steps", "2", "--out", "run")
+    words = ("--method", "natural", "--max-steps", "2", "--out", "run")
+    done = fastuiat("train", *small_run, *SHORT, *words)
     assert done.returncode == 0, done.stderr
     before = (tmp_path / "run/config.json").read_bytes()
     again = fastuiat("train", "--resume", "run", "--log-every", "7", "--workers", "2")
@@ -160,7 +152,8 @@ def as_it_was(stored: dict) -> dict:
 def test_a_run_from_before_the_optimizers_settings(tmp_path, monkeypatch, small_run, capsys):
     """It goes on to the end that it would have had, keeps its settings, and is evaluated."""
     monkeypatch.chdir(tmp_path)
-    words = ["train", *small_run, "--method", "natural", "--epochs", "3", "--weight-decay", "1e-3"]
+    words = ["train", *small_run, *SHORT, "--method", "natural", "--epochs", "3"]
+    words += ["--weight-decay", "1e-3"]
     main([*words, "--max-steps", "12", "--out", "whole"])
     main([*words, "--max-steps", "3", "--out", "old"])
     config = Path("old/config.json")
@@ -189,7 +182,7 @@ def test_a_run_from_when_the_inverse_forward_was_a_mode(
 ):
     """Its `inverse_bn` is the reading, and it ends in the bits that it would have ended in."""
     monkeypatch.chdir(tmp_path)
-    words = ["train", *small_run, "--method", "uiat", "--steps", "1", "--epochs", "2"]
+    words = ["train", *small_run, *SHORT, "--method", "uiat", "--steps", "1", "--epochs", "2"]
     words += ["--momentum-epoch", "1", "--inverse-forward", reading]
     main([*words, "--max-steps", "6", "--out", "whole"])
     main([*words, "--max-steps", "2", "--out", "old"])
@@ -216,9 +209,8 @@ def test_a_run_from_when_the_inverse_forward_was_a_mode(
 
 def test_a_run_whose_loss_is_another_now_is_refused(tmp_path, monkeypatch, small_run, capsys):
     monkeypatch.chdir(tmp_path)
-    main(
-        ["train", *small_run, "--method", "mart", "--steps", "1", "--max-steps", "1", "--out", "m"]
-    )
+    words = ["--method", "mart", "--steps", "1", "--max-steps", "1", "--out", "m"]
+    main(["train", *small_run, *SHORT, *words])
     config = Path("m/config.json")
     now = json.loads(config.read_text())
     config.write_text(json.dumps(as_it_was(now) | {"max_steps": 3}))
@@ -255,7 +247,7 @@ def test_a_run_that_ended_before_its_last_validation_is_not_finished(
 ):
     """As one killed between its last step and the end of its last epoch leaves it."""
     monkeypatch.chdir(tmp_path)
-    words = ["train", *small_run, "--method", "natural", "--epochs", "2"]
+    words = ["train", *small_run, *SHORT, "--method", "natural", "--epochs", "2"]
     main([*words, "--out", "whole"])
     main([*words, "--out", "cut"])
     last = Path("cut/checkpoints/last.pt")

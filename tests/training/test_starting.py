@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,8 @@ from fastuiat.training.folder import config_of
 from fastuiat.training.optim import make_optimizer
 from fastuiat.training.starting import HeadFirst, begun
 from fastuiat.training.trainer import Trainer
+from tests.processes import Process
+from tests.training.tiny import StopsAt
 
 sys.path.insert(0, str(Path(__file__).parent))
 from library_steps import images, method_of
@@ -220,36 +221,16 @@ def test_a_parameter_that_joins_has_the_momentum_of_a_first_step():
     assert torch.allclose(net[0].weight, expected)
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fastuiat", "train", *words]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-
-
-def kill_at(process: subprocess.Popen[bytes], log: Path, lines: int) -> None:
+def kill_at(process: Process, log: Path, lines: int) -> None:
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
 
 
-class StopsAt:
-    """Progress that has the process stopped at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def advance(self, done: int) -> None:
-        if done == self.at:
-            signal.raise_signal(signal.SIGTERM)
-
-    def begin(self, *_: Any) -> None: ...
-    def step(self, *_: Any) -> None: ...
-    def epoch(self, *_: Any) -> None: ...
-
-
 @pytest.mark.slow
 def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
-    tmp_path, monkeypatch, small_run, capsys
+    tmp_path, monkeypatch, small_run, capsys, start
 ):
     """Of another library's net; the file that it began with is gone by then, its record stays."""
     monkeypatch.chdir(tmp_path)
@@ -264,10 +245,15 @@ def test_killed_while_the_head_learns_and_after_it_ends_in_the_same_bits(
     begun = json.loads(Path("whole/environment.json").read_text())["init"]
     assert begun["taken"] in said and begun["path"] == "net.pt" and len(begun["sha256"]) == 64
     log = tmp_path / "broken" / "metrics.jsonl"
-    kill_at(launch(tmp_path, *flags, "--out", "broken"), log, 3)
+    kill_at(start("train", *flags, "--out", "broken"), log, 3)
     Path("net.pt").rename("gone.pt")
     with pytest.raises(Interrupted):
-        run.resume(config_of(Path("broken")), Path("broken"), progress=StopsAt(12), say=print)
+        run.resume(
+            config_of(Path("broken")),
+            Path("broken"),
+            progress=StopsAt(12, signal.SIGTERM),
+            say=print,
+        )
     main(["train", "--resume", "broken"])
     ends = [torch.load(f"{r}/checkpoints/last.pt", weights_only=True) for r in ("whole", "broken")]
     for part in ("model", "averaged", "method"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -88,13 +87,10 @@ def weights_after(steps: int, ranks: Ranks) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
-def by_ranks(world: int, folder) -> list[dict[str, dict[str, torch.Tensor]]]:
+def by_ranks(start, world: int, folder) -> list[dict[str, dict[str, torch.Tensor]]]:
     port = free_port()
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(r), str(world), str(port), str(folder)])
-        for r in range(world)
-    ]
-    assert [child.wait(timeout=280) for child in children] == [0] * world
+    children = [start(rank, world, port, folder, module=__file__) for rank in range(world)]
+    assert [child.wait(280) for child in children] == [0] * world
     return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
 
 
@@ -116,8 +112,8 @@ def by_threads():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_agree_with_one_process(world, alone, by_threads, tmp_path):
-    first, *others = by_ranks(world, tmp_path)
+def test_ranks_agree_with_one_process(world, alone, by_threads, start, tmp_path):
+    first, *others = by_ranks(start, world, tmp_path)
     one, two = by_threads
     weights = [results.pop("weights")["weights"] for results in (first, *others)]
     assert all(torch.equal(own, weights[0]) for own in weights)
