@@ -100,8 +100,9 @@ def test_a_table_is_saved_once_a_run_and_once_for_all_that_are_finished(runs, sa
     assert (tmp_path / "o" / "table6.json").read_bytes() == before
 
 
-def test_skipping_what_is_on_record_grows_with_it(runs, tmp_path):
-    path, costs, made = tmp_path / "runs.jsonl", [], 0
+def test_skipping_what_is_on_record_grows_with_it(runs, tmp_path, monkeypatch):
+    path, costs, made, summed, summarise = tmp_path / "runs.jsonl", [], 0, [], reproduce.summarise
+    monkeypatch.setattr(reproduce, "summarise", lambda *of: summed.append(of) or summarise(*of))
     for count in (2, 15, 30):  # the first fills the caches
         seeds = tuple(range(count))
         options = small("table6", rows=("iat",), seeds=seeds, record=path, out=tmp_path / "o")
@@ -112,3 +113,4 @@ def test_skipping_what_is_on_record_grows_with_it(runs, tmp_path):
         made = count
         costs.append(calls_in(partial(reproduce.reproduce, options, lambda text: None)))
     assert not runs.calls and costs[2] < TWICE * costs[1], costs
+    assert len(summed) == 3 * 2  # to be saved, and to be shown

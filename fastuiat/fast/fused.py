@@ -168,7 +168,8 @@ class Blocks(nn.Module):
         self.shifts = [layer.shift for layer in layers]
 
     def forward(self, x: Tensor) -> Tensor:
-        return residual_blocks(x, self.strides, self.weights, self.backward_weights, self.shifts)
+        lists = self.strides, self.weights, self.backward_weights, self.shifts
+        return residual_blocks(x, *lists, activated=True)
 
 
 class PreActBlocks(nn.Module):
@@ -202,23 +203,28 @@ class PreActBlocks(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution, of images with empty channels; backward, the step of an attack."""
+    """The first convolution, of images with empty channels, and the BatchNorm and ReLU behind it,
+    if any; from the gradient of what goes into the ReLU, the step of an attack."""
 
     backward_weight: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None) -> None:
         super().__init__()
-        self.conv = conv
+        self.conv, self.norm = conv, norm
         self.register_buffer("backward_weight", pack_image_gradient(conv.weight.detach()))
 
     def fold(self) -> None:
-        """Of the weight as it is now."""
-        self.backward_weight.copy_(pack_image_gradient(self.conv.weight))
+        """Of weight and running statistics as they are now."""
+        weight = self.conv.weight
+        if self.norm is not None:
+            weight = weight * scale_and_shift(self.norm)[0][:, None, None, None]
+        self.backward_weight.copy_(pack_image_gradient(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         more = (0, 0, 0, 0, 0, STEM_CHANNELS - x.shape[1])
         weight = self.conv.weight
-        return F.conv2d(F.pad(x.to(weight.dtype), more), F.pad(weight, more), padding=1)
+        out = F.conv2d(F.pad(x.to(weight.dtype), more), F.pad(weight, more), padding=1)
+        return out if self.norm is None else F.relu(self.norm(out))
 
     def sign_step(self, x: Tensor, x_adv: Tensor, grad: Tensor, **how: Any) -> Tensor:
         return conv3x3_sign_step(x, x_adv, grad, self.backward_weight, **how)
@@ -261,14 +267,18 @@ class Fused:
         strides = [block.conv1.stride[0] for block in blocks]
         layers = [layer for block in blocks for layer in layers_of(block, dtype)]
         active: list[Activation] = []
+        norm: nn.Module | None = None
         if isinstance(live, PreActResNet18):
             active = [Activation(norm) for norm in (*(block.bn1 for block in blocks), live.bn)]
             fused: nn.Module = PreActBlocks(strides, layers, active)
             setattr(self.net, "bn", None)  # noqa: B010  # the blocks end with it
         else:
             fused = Blocks(strides, layers)
+            norm = self.net.get_submodule("bn1")
+            for name in ("bn1", "act"):  # parts of the stem
+                setattr(self.net, name, nn.Identity())
         assert isinstance(self.net.conv1, nn.Conv2d)
-        self.stem = self.net.conv1 = Stem(self.net.conv1)
+        self.stem = self.net.conv1 = Stem(self.net.conv1, norm)
         self.parts = nn.ModuleList([*layers, *active, self.stem])
         self.halves = math.prod(strides)
         setattr(self.net, STAGES[0], fused)

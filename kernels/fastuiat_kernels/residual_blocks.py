@@ -31,6 +31,7 @@ def _forward(
     weights: list[Tensor],
     backward_weights: list[Tensor],
     shifts: list[Tensor],
+    activated: bool,
 ) -> list[Tensor]:
     """h and out of every block."""
     made: list[Tensor] = []
@@ -52,18 +53,19 @@ def _relu(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = No
 
 
 @_forward.register_fake
-def _(x, strides, weights, backward_weights, shifts):  # type: ignore[no-untyped-def]
+def _(x, strides, weights, backward_weights, shifts, activated):  # type: ignore[no-untyped-def]
     return empty_blocks(x, strides, weights)
 
 
 @torch.library.custom_op("fastuiat::residual_blocks_backward", mutates_args=())
 def _backward(
-    grad: Tensor, strides: list[int], made: list[Tensor], weights: list[Tensor]
+    grad: Tensor, strides: list[int], made: list[Tensor], weights: list[Tensor], x: Tensor | None
 ) -> Tensor:
-    """The gradient of x from that of the last sum, which its ReLU has let through already."""
+    """The gradient of x from that of the last sum, which its ReLU has let through already; given x,
+    that of what went into its ReLU."""
     weights = list(weights)
     for place in reversed(range(len(strides))):
-        before = made[2 * place - 1] if place else None
+        before = made[2 * place - 1] if place else x
         inner = conv3x3_backward(grad, weights.pop(), mask=made[2 * place], masked="product")
         if strides[place] == 1:
             grad = conv3x3_backward(inner, weights.pop(), mask=before, residual=grad)
@@ -74,7 +76,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, strides, made, weights):  # type: ignore[no-untyped-def]
+def _(grad, strides, made, weights, x):  # type: ignore[no-untyped-def]
     height, width = grad.shape[2:]
     for stride in strides:
         height, width = height * stride, width * stride
@@ -82,18 +84,19 @@ def _(grad, strides, made, weights):  # type: ignore[no-untyped-def]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, ctx.strides, _, backward_weights, _ = inputs
+    x, ctx.strides, _, backward_weights, _, activated = inputs
     ctx.layers = len(backward_weights)
-    ctx.save_for_backward(*output, *backward_weights)
+    ctx.save_for_backward(x if activated else None, *output, *backward_weights)
 
 
 def _differentiate(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
-    made, weights = ctx.saved_tensors[: -ctx.layers], ctx.saved_tensors[-ctx.layers :]
+    x, *made = ctx.saved_tensors[: -ctx.layers]
+    weights = ctx.saved_tensors[-ctx.layers :]
     # Outside of the operator, so that a compiler can join it to what made the gradient.
     grad = torch.where(made[-1] > 0, gradients[-1], 0.0)
     nothing = [None] * ctx.layers
-    grad = _backward(grad, ctx.strides, list(made), list(weights))
-    return grad, None, nothing, nothing, nothing
+    grad = _backward(grad, ctx.strides, made, list(weights), x)
+    return grad, None, nothing, nothing, nothing, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
@@ -105,20 +108,23 @@ def residual_blocks(
     weights: Sequence[Tensor],
     backward_weights: Sequence[Tensor],
     shifts: Sequence[Tensor],
+    *,
+    activated: bool = False,
 ) -> Tensor:
     """Blocks of stride 1 or 2, one after another.
 
     x (B, C, H, W) channels-last. Of a block of stride 1 there are two weights, packed for either
     direction by `pack_conv3x3`; of one of stride 2 three: that of the first convolution and of the
     shortcut by `pack_strided`, and that of the second. Shifts are (K,), one for each.
+    `activated` says that x is what a ReLU gave: then its gradient is that of what went into this.
     Differentiable in x, once, and in nothing else: the weights are frozen. ValueError on other
     strides, another number of layers, and sides of x that the strides do not halve evenly.
     """
     check_blocks(x, strides, weights, backward_weights)
     if len(shifts) != len(weights):
         raise ValueError(f"{len(weights)} layers have as many shifts, got {len(shifts)}")
-    made = _forward(x, list(strides), list(weights), list(backward_weights), list(shifts))
-    return made[-1]
+    lists = list(strides), list(weights), list(backward_weights), list(shifts)
+    return _forward(x, *lists, activated)[-1]
 
 
 def check_blocks(

@@ -91,11 +91,13 @@ def test_compiled(strides):
 def test_opcheck(strides):
     blocks = Blocks(strides)
     operator = torch.ops.fastuiat.residual_blocks.default
-    arguments = (blocks.x, strides, blocks.packed, blocks.backward, blocks.shifts)
+    arguments = (blocks.x, strides, blocks.packed, blocks.backward, blocks.shifts, True)
     torch.library.opcheck(operator, arguments)
     made = [t.detach() for t in operator(*arguments)]
     backward = torch.ops.fastuiat.residual_blocks_backward.default
-    torch.library.opcheck(backward, (blocks.grad, strides, made, blocks.backward))
+    torch.library.opcheck(
+        backward, (blocks.grad, strides, made, blocks.backward, blocks.x.detach())
+    )
 
 
 def test_where_the_mask_belongs():
@@ -104,7 +106,7 @@ def test_where_the_mask_belongs():
     blocks = Blocks([1, 1])
     (wanted,) = torch.autograd.grad(blocks.plain(), [blocks.x], blocks.grad)
     made = torch.ops.fastuiat.residual_blocks(
-        blocks.x, [1, 1], blocks.packed, blocks.backward, blocks.shifts
+        blocks.x, [1, 1], blocks.packed, blocks.backward, blocks.shifts, False
     )
 
     def gradient(masked):
@@ -120,6 +122,19 @@ def test_where_the_mask_belongs():
     torch.testing.assert_close(gradient("both"), wanted)
     wrong = (gradient("product") - wanted).norm() / wanted.norm()
     assert wrong > 0.1
+
+
+@pytest.mark.parametrize("strides", [[1], [2, 1]], ids=str)
+def test_behind_a_relu_the_gradient_is_that_of_what_went_into_it(strides):
+    blocks = Blocks(strides)
+    before = blocks.x.detach().requires_grad_()
+    blocks.x = before.relu()
+    (wanted,) = torch.autograd.grad(blocks.plain(), before, blocks.grad, retain_graph=True)
+    lists = blocks.strides, blocks.packed, blocks.backward, blocks.shifts
+    out = residual_blocks(blocks.x, *lists, activated=True)
+    (actual,) = torch.autograd.grad(out, blocks.x, blocks.grad)
+    assert 0.3 < (wanted == 0).double().mean() < 0.7
+    torch.testing.assert_close(actual, wanted)
 
 
 def test_nothing_but_the_images_is_differentiated():

@@ -160,6 +160,21 @@ def test_a_difference_grows_with_the_sweeps_and_with_their_radii():
     assert costs[1] < TWICE * costs[0]
 
 
+def test_a_run_of_many_records_grows_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(page.Page, "figure", lambda self, figure, **words: None)
+
+    def reported(folder: Path) -> None:
+        made, _ = document.make_report([read_run(folder)], document.FromNets())
+        assert made.html()
+
+    counts = []
+    for levels in (3, 2, 50, 100):  # the first fills the caches
+        folder = write_run(tmp_path / f"{levels}", lines=4, each=2, levels=levels, images=8)
+        counts.append(calls_in(partial(reported, folder)))
+    _, none, few, many = counts
+    assert many - none < TWICE * (few - none), counts
+
+
 def test_radii_are_the_same_across_a_border_of_cells():
     edge = 7 * SAME_RADIUS
     near = ByRadius([(edge - 1e-9, "below"), (edge + 1e-9, "above"), (edge + 3e-6, "far")])

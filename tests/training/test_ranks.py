@@ -173,7 +173,7 @@ def test_a_requested_stop_is_one_checkpoint_of_all(tmp_path, start, whole):
 def test_a_rank_that_hangs_within_a_step(tmp_path, start):
     run = tmp_path / "run"
     process = start(
-        tmp_path, "fastuiat", "train", *RUN, "--processes", "2", "--out", "run",
+        "train", *RUN, "--processes", "2", "--out", "run",
         "--rank-timeout", "0.25",  # above what a rank starts later than another on a busy machine
     )  # fmt: skip
     wait_for_step(3, run, process)
@@ -216,7 +216,7 @@ def test_a_rank_with_other_bits_ends_the_run(tmp_path, start):
 
 def test_a_batch_that_ranks_do_not_divide(tmp_path, start):
     process = start(
-        tmp_path, "fastuiat", "train", *RUN, "--out", "run", "--batch-size", "15",
+        "train", *RUN, "--out", "run", "--batch-size", "15",
         "--processes", "2",
     )  # fmt: skip
     assert process.wait() == 2, process.stderr

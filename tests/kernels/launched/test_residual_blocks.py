@@ -84,7 +84,7 @@ def test_blocks_in_half_precision(strides, there, back, monkeypatch):
 
     x, leaf = image.to(DEVICE).requires_grad_(), image.double().requires_grad_()
     with watched(watcher):
-        made = torch.ops.fastuiat.residual_blocks(x, strides, packed, backward, shifts)
+        made = torch.ops.fastuiat.residual_blocks(x, strides, packed, backward, shifts, False)
         grad = torch.randn(made[-1].shape, generator=random).half()
         grad = grad.to(memory_format=torch.channels_last)
         (actual,) = torch.autograd.grad(made[-1], x, grad.to(DEVICE))
