@@ -57,9 +57,10 @@ def bench(argv: list[str]) -> None:
 
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ENOMEM,
 }  # fmt: skip
-"""A full or unwritable disk, a path that cannot be: the user's to mend, wherever it shows."""
+"""A full or unwritable disk, a path that cannot be, no memory: the user's to mend, wherever it
+shows."""
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -105,10 +106,20 @@ def in_a_line(text: object) -> str:
     return " ".join(w if len(w) <= MOST_LETTERS else f"{w[:100]}…{w[-40:]}" for w in words)
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # PyTorch's allocator of the CPU
+    "Cannot allocate memory",  # its mapping of a file
+    "could not create a primitive",  # oneDNN's code of a convolution
+    "failed to map segment from shared object",  # an import
+    "can't start new thread",
+)
+"""What says so in a RuntimeError or an ImportError."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """As Python and PyTorch say it; the allocator of the CPU has no class of its own."""
     kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def is_endless_link(error: BaseException) -> bool:
