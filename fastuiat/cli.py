@@ -44,9 +44,10 @@ All but bench take --quiet (the result alone) and --json (one JSON document on s
 
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ENOMEM,
 }  # fmt: skip
-"""A full or unwritable disk, a path that cannot be: the user's to mend, wherever it shows."""
+"""A full or unwritable disk, a path that cannot be, no memory: the user's to mend, wherever it
+shows."""
 
 COMMANDS = {
     "train": "train:train",
@@ -101,12 +102,22 @@ def in_a_line(text: object) -> str:
     return " ".join(w if len(w) <= MOST_LETTERS else f"{w[:100]}…{w[-40:]}" for w in words)
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # PyTorch's allocator of the CPU
+    "Cannot allocate memory",  # its mapping of a file
+    "could not create a primitive",  # oneDNN's code of a convolution
+    "failed to map segment from shared object",  # an import
+    "can't start new thread",
+)
+"""What says so in a RuntimeError or an ImportError."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """As Python and PyTorch say it; the allocator of the CPU has no class of its own."""
     kinds: tuple[type[BaseException], ...] = (MemoryError,)
     if torch := sys.modules.get("torch"):
         kinds += (torch.OutOfMemoryError,)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def is_endless_link(error: BaseException) -> bool:

@@ -44,6 +44,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"distributions", "fastuiat", "forks"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        items[:] = shared_out(items, workers)
+
+
+def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """In as many stretches, files of slow tests first in each: at the end small ones are stolen.
+
+    xdist gives each worker an equal stretch, of which another takes from the end (worksteal).
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {f: sum("slow" in i.keywords for i in own) for f, own in files.items()}
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    weights = [0] * workers
+    for file in sorted((f for f in files if slow[f]), key=lambda f: -slow[f]):
+        lightest = weights.index(min(weights))
+        weights[lightest] += slow[file]
+        shares[lightest] += files[file]
+    for file in (f for f in files if not slow[f]):
+        min(shares, key=len).extend(files[file])
+    shares.sort(key=len, reverse=True)  # what a stretch is too long for stands at its end
+    return [item for share in shares for item in share]
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,14 @@ def cut_back(folder: Path, state: dict[str, Any]) -> tuple[int, str | None]:
     write_bytes(path, b"".join(kept))
     what = "is not what it was" if content else "holds nothing of what it held"
     return path.stat().st_size, (
-        f"{path} {what} when the checkpoint was saved: it goes on behind the {len(kept)} lines "
-        "that are there from before"
+        f"{path} {what} when the checkpoint was saved: the {len(kept)} lines that are there from "
+        "before stay"
     )
+
+
+def cut_off(folder: Path, offset: int) -> None:
+    """Remove what stands behind the last line of a finished run, as half a line of a full disk."""
+    path = folder / FILE
+    with said_in_a_line(path), contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > offset:
+            os.truncate(path, offset)

@@ -49,7 +49,7 @@ from fastuiat.training.folder import (
     remove_empty,
     threads_in,
 )
-from fastuiat.training.metrics import cut_back
+from fastuiat.training.metrics import cut_back, cut_off
 from fastuiat.training.run_data import (
     load_part,
     loader_of,
@@ -353,6 +353,9 @@ def resume(
             refuse_other_data(folder, state, trainer.data, say)
             trainer.restore(state)
         if trainer.is_finished:
+            offset = log_until(folder, state, say, ranks)
+            if ranks.is_first:
+                cut_off(folder, offset)
             say(f"{folder} is finished: step {trainer.step}")
             progress.begin(trainer.step, trainer.last_step)
             trainer.loader.close()

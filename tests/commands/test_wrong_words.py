@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -115,6 +118,25 @@ def test_memory_that_is_not_enough_is_a_line(refusal, monkeypatch):
     assert "not enough memory" in refusal("doctor")
     monkeypatch.setattr(doctor, "doctor", lambda argv: torch.empty(1 << 57))
     assert "not enough memory" in refusal("doctor")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("could not create a primitive"), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory"),
+        (ImportError("libblas.so: failed to map segment from shared object"), "not enough memory"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_is_not_enough_in_other_words(refusal, monkeypatch, error, said):
+    """As `ulimit -v` brought them out of a training."""
+
+    def none_left(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "doctor", none_left)
+    assert said in refusal("doctor")
 
 
 def test_what_a_terminal_obeys_is_left_out(refusal, tmp_path):

@@ -112,6 +112,24 @@ def test_a_damaged_log_is_said_and_begun_anew_from_what_is_there(kind, runs, tmp
     assert epochs[-2:] == [3, 4] and len(set(epochs)) == len(epochs)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: None, False),
+        (DAMAGES["cut in a line"][0], True),
+        (DAMAGES["garbage amid"][0], True),
+        (DAMAGES["removed"][0], True),
+        (lambda path: path.write_bytes(path.read_bytes() + b'{"kind": "tra'), False),
+    ],
+)
+def test_the_log_of_a_finished_run_is_mended_too(damage, said, runs, tmp_path):
+    """As `report` advises of a line that is none."""
+    folder, notes = resumed(runs[0], tmp_path, damage)
+    assert len(notes) == said
+    left, expected = without_clocks(folder), without_clocks(runs[0])
+    assert left == expected if not said else all(line in expected for line in left)
+
+
 def test_lines_of_the_checkpoints_own_step():
     def line(**values) -> bytes:
         return json.dumps({"kind": "train", "step": 4, "epoch": 2} | values).encode()
