@@ -135,7 +135,7 @@ def test_memory_that_is_not_enough_in_other_words(refusal, monkeypatch, error, s
     def none_left(argv: list[str]) -> None:
         raise error
 
-    monkeypatch.setitem(COMMANDS, "doctor", none_left)
+    monkeypatch.setattr(doctor, "doctor", none_left)
     assert said in refusal("doctor")
 
 
