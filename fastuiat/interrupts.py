@@ -1,4 +1,4 @@
-"""Requests to stop: what Ctrl-C does while Python imports, and how a run says that it obeyed."""
+"""Requests to stop: Ctrl-C while Python imports or ends, and how a run says that it obeyed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import threading
 from collections.abc import Iterator
 
 
-@contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Meanwhile the system ends this process at Ctrl-C (status 130 in a shell).
-
-    Importing takes seconds in which nothing is begun that could be kept, and nobody is there to
-    catch Python's KeyboardInterrupt. What ignores Ctrl-C, or answers it in another way, goes on so.
-    """
+def end_at_once() -> bool:
+    """From now on the system ends this process at Ctrl-C (status 130 in a shell); whether that is
+    new. What ignores Ctrl-C, or answers it in a way of its own, goes on so."""
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
+        return False
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return True
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Meanwhile `end_at_once`: importing takes seconds in which nothing is begun that could be
+    kept, and nobody is there to catch Python's KeyboardInterrupt."""
+    is_new = end_at_once()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if is_new:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Interrupted(Exception):

@@ -59,6 +59,15 @@ def test_ctrl_c_in_what_a_command_imports_later(name, tmp_path):
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "", "")
 
 
+def test_ctrl_c_while_python_ends(tmp_path):
+    text = ASKED_AT.format(name=None, words=["--help"], handler="signal.default_int_handler")
+    ended = python(
+        "import atexit; atexit.register(lambda: os.kill(os.getpid(), 2))" + text, tmp_path
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+    assert ended.stdout.startswith("usage: fastuiat")
+
+
 def test_who_ignores_ctrl_c_goes_on_doing_so(tmp_path):
     """As shells start what they put in the background."""
     ended = stopped_at("fastuiat.commands.report", ["report"], tmp_path, "signal.SIG_IGN")
