@@ -61,7 +61,7 @@ READERS = {
     "a report's log": lambda f: read_metrics(f / "metrics.jsonl"),
     "an evaluation": lambda f: refuse_foreign(f / "eval/clean_n8.json", {"sha256": "0"}, True),
     "a table's record": lambda f: runs.measured(f, "clean", 0.1, 8),
-    "a table's log": lambda f: runs.logged_in(f),
+    "a table's log": lambda f: [*runs.logged_in(f)],
     "a table's machine": lambda f: runs.made(f, 1, torch.device("cpu")),
     "an export": lambda f: export.records_of(f, {}),
     "threads": threads_in,

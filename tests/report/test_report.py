@@ -262,7 +262,7 @@ def test_natural_losses_are_kept_and_belong_to_their_checkpoint(full):
     assert sweep is not None
 
     def losses(record=sweep.records[0]):
-        return losses_of(run, record, ReportOptions(runs=(folder,)), CPU, None)
+        return losses_of(run, record, ReportOptions(runs=(folder,), device="cpu"), None)
 
     kept = folder / "eval" / f"natural-loss_n{N}.json"
     kept.unlink(missing_ok=True)
