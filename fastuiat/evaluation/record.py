@@ -61,8 +61,8 @@ def record_of(
     pgd, cw: `alpha`, `steps`, `loss`, `start`, `restarts`, `inverse`, `restart_accuracy` (what
     holds after each restart, the last one being `accuracy`).
     autoattack: `version`, `package`, `parts` (accuracy after each attack, from `clean` on),
-    `part_seconds`, `part_points` (samples that it met), `runs` (the same for every target class
-    and restart), `target_classes`, `left_out` (attacks that the number of classes does not
+    `part_seconds` (without what was killed inside a batch), `part_points` (samples that it met),
+    `runs` (the same for every target class and restart), `target_classes`, `left_out` (attacks that the number of classes does not
     allow), `warnings`, `compiled`, `compile_seconds`; `version` alone at eps 0.
     """
     return {
