@@ -62,8 +62,9 @@ def record_of(
     holds after each restart, the last one being `accuracy`).
     autoattack: `version`, `package`, `parts` (accuracy after each attack, from `clean` on),
     `part_seconds` (without what was killed inside a batch), `part_points` (samples that it met),
-    `runs` (the same for every target class and restart), `target_classes`, `left_out` (attacks that the number of classes does not
-    allow), `warnings`, `compiled`, `compile_seconds`; `version` alone at eps 0.
+    `runs` (the same for every target class and restart), `target_classes`, `left_out` (attacks that
+    the number of classes does not allow), `warnings`, `compiled`, `compile_seconds`; `version`
+    alone at eps 0.
     """
     return {
         "attack": attack.name,
