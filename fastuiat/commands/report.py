@@ -141,7 +141,10 @@ def device_of(options: ReportOptions) -> torch.device:
 
 
 def data_dir_of(run: Run, options: ReportOptions) -> Path:
-    return options.data_dir or Path(run.config.get("data_dir") or "data")
+    told = options.data_dir or run.config.get("data_dir") or "data"
+    if not isinstance(told, str | Path):
+        raise UserError(f"{run.folder / 'config.json'}: data_dir must be a path, not {told!r}")
+    return Path(told)
 
 
 def test_images(run: Run, info: dict[str, Any], options: ReportOptions) -> ImageSet:

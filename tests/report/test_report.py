@@ -277,6 +277,16 @@ def test_natural_losses_are_kept_and_belong_to_their_checkpoint(full):
     assert "not in its checkpoints any more" in losses(Record(other, folder / "eval"))
 
 
+@pytest.mark.parametrize("told", [float("nan"), ["data"], {"a": 1}, True])
+def test_a_place_of_data_that_is_none_is_said(trained, tmp_path, told):
+    folder = copy(trained, tmp_path / "run")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"data_dir": told}))
+    main(["report", str(folder)])
+    text = (folder / "report.html").read_text()
+    assert "has no inverse examples (Figure 6)" in text and "data_dir must be a path" in text
+
+
 def test_what_a_run_lacks_is_named_with_its_command(trained, tmp_path, monkeypatch, capsys):
     bare = copy(trained, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")
