@@ -122,9 +122,10 @@ def state_of(pid: int) -> tuple[str, int]:
 def children_of(pid: int) -> list[int]:
     """Those that it has started and that live, in the order of their numbers."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):
-            found += map(int, (task / "children").read_text().split())
+    with contextlib.suppress(OSError):  # it, or one of its threads, may end meanwhile
+        for task in os.listdir(f"/proc/{pid}/task"):
+            listed = Path(f"/proc/{pid}/task/{task}/children").read_text()
+            found += map(int, listed.split())
     return sorted(child for child in found if state_of(child)[0] != "Z")
 
 
