@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from fastuiat import __version__
 from fastuiat.children import end_with_parent
 from fastuiat.commands.parsing import refuse_empty
 from fastuiat.commands.process import settle_process
@@ -26,7 +27,7 @@ from fastuiat.torchrun import (
     wait_for_the_first,
 )
 
-USAGE = """usage: fastuiat COMMAND [--help]
+USAGE = """usage: fastuiat COMMAND [--help] | --version
 
   train          train a robust classifier; --resume RUN goes on with one
   eval           measure clean, PGD, CW and AutoAttack accuracy of a run or checkpoint
@@ -153,6 +154,9 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger("fastuiat").setLevel(logging.ERROR)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
+        return
+    if argv[0] == "--version":
+        print(f"fastuiat {__version__}")
         return
     try:
         if argv[0] not in COMMANDS:

@@ -198,4 +198,4 @@ def refuse_replaced(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(place, os.stat(folder)):
             return refuse_links(folder, WITHIN)  # a log is written anew where it was replaced
-    raise UserError(f"{folder} was removed or renamed meanwhile: put it back and --resume the run")
+    raise UserError(f"{folder} was removed or renamed meanwhile: put it back, and go on")

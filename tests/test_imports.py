@@ -90,6 +90,7 @@ def test_public_names_are_had_when_they_are_asked_for():
     assert all(getattr(fastuiat, name) is getattr(fastuiat, name) for name in fastuiat.__all__)
     assert isinstance(fastuiat.attacks, types.ModuleType)
     assert fastuiat.pgd is fastuiat.attacks.pgd
-    for name in ("no_such_name", "__no_such_name__", "_HOME"):
+    for name in ("no_such_name", "__no_such_name__", "_HOME", "a.b", "train.x", ""):
+        assert not hasattr(fastuiat, name)
         with pytest.raises(AttributeError, match=f"'fastuiat' has no attribute '{name}'"):
             getattr(fastuiat, name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastuiat import data, progress, reproduce
+from fastuiat import __version__, data, progress, reproduce
 from fastuiat.children import Children
 from fastuiat.cli import main
 from fastuiat.commands.output import columns
@@ -209,3 +209,10 @@ def test_a_long_attack_says_a_line_a_minute(capsys, monkeypatch):
 
 def test_columns():
     assert columns([["a", "bcd", "e"], ["ab", "c", ""]]) == "a   bcd  e\nab  c"
+
+
+def test_the_version_and_the_help_of_data(capsys):
+    main(["--version"])
+    main(["data", "--help"])
+    usage = "usage: fastuiat data prepare NAME (fastuiat data prepare --help)"
+    assert capsys.readouterr().out == f"fastuiat {__version__}\n{usage}\n"

@@ -37,8 +37,12 @@ class PrepareOptions(OutputOptions):
 
 
 def prepare(argv: list[str]) -> None:
+    usage = "usage: fastuiat data prepare NAME (fastuiat data prepare --help)"
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return
     if argv[:1] != ["prepare"]:
-        raise UserError("usage: fastuiat data prepare NAME (fastuiat data prepare --help)")
+        raise UserError(usage)
     refuse_second(hyphenated(argv), "--extra-data")
     options = parse(PrepareOptions, argv[1:], prog="fastuiat data prepare")
     from fastuiat import data

@@ -14,6 +14,7 @@ from fastuiat.config import UserError, parse_radius, refuse_seed
 from fastuiat.convolutions import repeatable
 from fastuiat.data import ImageSet
 from fastuiat.evaluation import attacks as registry
+from fastuiat.evaluation.accuracy import pixels
 from fastuiat.evaluation.attacks import Evaluation, Outcome
 from fastuiat.evaluation.record import radii_of
 from fastuiat.network import modes_kept
@@ -115,6 +116,7 @@ def outcomes(
     found = {}
     with modes_kept(net):
         net.eval()
+        refuse_labels(net, evaluation)
         for attack in made:
             found[attack.name] = attack.measure(evaluation, radius)
             for warning in found[attack.name].settings.get("warnings", []):
@@ -122,8 +124,22 @@ def outcomes(
     return found
 
 
+def refuse_labels(net: nn.Module, evaluation: Evaluation) -> None:
+    """UserError on labels that the net has no logits for, which nothing would be right on."""
+    images, labels = evaluation.images.images, evaluation.images.labels
+    with torch.no_grad():
+        classes = net(pixels(images[:1], evaluation.device)).shape[-1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UserError(
+            f"y must lie in 0 … {classes - 1} for {classes} logits, got {labels.min()} … "
+            f"{labels.max()}"
+        )
+
+
 def as_images(x: Tensor, y: Tensor) -> ImageSet:
     """The samples on the CPU, pixels as they are; UserError on what is no such set."""
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise UserError(f"x and y must be tensors, got {type(x).__name__}, {type(y).__name__}")
     if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError(f"x must be (N, C, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point():

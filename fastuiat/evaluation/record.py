@@ -22,6 +22,7 @@ from fastuiat.evaluation.accuracy import Progress, Say
 from fastuiat.evaluation.attacks import Attack, Evaluation, Outcome
 from fastuiat.evaluation.attacks.gradient import STEPS
 from fastuiat.evaluation.sharing import refuse_other_work
+from fastuiat.evaluation.state import refuse_other_place
 from fastuiat.evaluation.test_set import refuse_other_test_set
 from fastuiat.files import json_in, write_json
 from fastuiat.machine import summary
@@ -181,7 +182,7 @@ def evaluate(
             records.append(record_of(evaluation, attack, radius, outcome) | about)
             with ranks.agreed():
                 if ranks.is_first:
-                    refuse_links(out, ("eval",))  # put there meanwhile
+                    refuse_other_place(folder)
                     write_json(folder / f"{name}.json", records[-1])
                     state.unlink(missing_ok=True)
     return records

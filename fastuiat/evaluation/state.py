@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastuiat.config import UserError
 from fastuiat.evaluation.package import Run
 from fastuiat.files import json_in, write_json
-from fastuiat.writer import refuse_links
+from fastuiat.writer import refuse_links, refuse_replaced
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,17 @@ def checksum_of(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def refuse_other_place(folder: Path) -> None:
+    """UserError where OUT/eval, or OUT, is another folder by now or a link that leads out of it."""
+    refuse_replaced(folder)
+    refuse_replaced(folder.parent)
+    refuse_links(folder.parent, (folder.name,))
+
+
 def write_state(path: Path, state: State) -> None:
     """Whole or not at all, with a checksum: a changed digit would be a wrong accuracy."""
     told = asdict(state)
-    refuse_links(path.parent.parent, (path.parent.name,))  # put there meanwhile
+    refuse_other_place(path.parent)
     write_json(path, {"checksum": checksum_of(told), **told})
 
 

@@ -196,7 +196,7 @@ class Report:
         self.lack(
             [run for run in self.runs if run.epochs and not tested(run)],
             "no test accuracy by epoch, which shows robust overfitting (Figure 2)",
-            "fastuiat train --test-every 1",
+            "fastuiat train --config RUN/config.json --out OTHER --test-every 1",
         )
         if not drawn:
             return

@@ -261,6 +261,7 @@ def read_run(folder: Path) -> Run:
         within = sorted(p.parent.relative_to(folder) for w in places for p in folder.glob(w))
         hint = f"; it holds runs: give {folder / within[0]} and its like" if within else ""
         what = "has no config.json" if folder.is_dir() else "does not exist"
+        what = "is a file" if folder.is_file() else what
         raise UserError(f"{folder} is no run folder: it {what}{hint}")
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
@@ -312,14 +313,14 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
     attacks = {run.label: {r.attack for r in run.records} - {"clean"} for run in runs}
     if not any(attacks.values()) or set.intersection(*attacks.values()):
         return
-    missing = next(
-        (run for run in runs[1:] if not attacks[run.label] & attacks[runs[0].label]), runs[0]
-    )
+    counts = Counter(attack for found in attacks.values() for attack in found)
+    plain = sorted(counts, key=lambda attack: ("," in attack, attack != "pgd", attack))
+    wanted = max(plain, key=lambda attack: counts[attack])
+    missing = next(run for run in runs if wanted not in attacks[run.label])
     shown = [run for run in runs[:MOST_SAID] if run is not missing] + [missing]
     said = [f"{run.label}: {', '.join(sorted(attacks[run.label])) or 'none'}" for run in shown]
     said += [f"and {len(runs) - len(said)} more"] if len(runs) > len(said) else []
-    wanted = min(attacks[runs[0].label] or {"pgd"}, key=len).split(",")[0]
     raise UserError(
         f"the runs share no attack ({'; '.join(said)}): "
-        f"fastuiat eval {missing.folder} --attacks clean {wanted}"
+        f"fastuiat eval {missing.folder} --attacks clean {wanted.split(',')[0]}"
     )

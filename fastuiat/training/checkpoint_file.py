@@ -18,4 +18,6 @@ def locate(path: str | Path, which: str = "best") -> Path:
     for name in dict.fromkeys((which, "last")):
         if (file := path / "checkpoints" / f"{name}.pt").is_file():
             return file
-    raise UserError(f"{path} holds no checkpoints/{which}.pt: is it a run folder?")
+    is_run = (path / "config.json").is_file()
+    why = "none was saved yet, or they were removed" if is_run else "is it a run folder?"
+    raise UserError(f"{path} holds no checkpoints/{which}.pt: {why}")

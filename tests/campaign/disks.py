@@ -36,8 +36,9 @@ SIZE = 48
 """Megabytes of a disk."""
 ROOMS = (0, 0, 4096, 50_000, 500_000, 1_000_000)
 """Bytes that are left on a disk when it has filled up."""
-LIMITS = (0, 100, 2_000, 100_000, 800_000)
-"""Bytes that a file may have, where disks cannot be mounted."""
+LIMITS = (100, 2_000, 100_000, 800_000)
+"""Bytes that a file may have, where disks cannot be mounted. What a command says goes to a file as
+well, so none would be too few for a line."""
 
 
 def subjects() -> list[Subject]:

@@ -45,6 +45,8 @@ WORDS = [
     (["eval", "net.pt", "--attacks"], "--attacks needs at least one value"),
     (["eval", "net.pt", "--eps-sweep", "0", "8/255", 12 * "9"], "a number from 2 to 1000"),
     (["bench", "step", "--device", "cpu", "--providers"], "--providers needs at least one value"),
+    (["bench", "layers", "--widths", "32", "2"], "--widths 32 2: choose from 4, 8, 16, 32"),
+    (["bench", "layers", "--widths", "2"], "--widths 2: choose from 4, 8, 16, 32"),
     ([*TRAIN, "--epochs", 5000 * "5"], "--epochs"),
     ([*TRAIN, "--epochs", 30 * "9"], "--epochs must be"),
     ([*TRAIN, "--processes", 5000 * "5"], "--processes needs a number from 1 to 1024"),

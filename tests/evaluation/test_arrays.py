@@ -143,6 +143,16 @@ def test_a_net_comes_back_as_it_was(few_steps, fails):
         assert same(before, state_of(net))
 
 
+@pytest.mark.parametrize("labels", [torch.arange(5), -torch.arange(5)])
+def test_labels_without_logits_are_refused(labels):
+    net, x = Partly().eval(), torch.rand(5, 3, 8, 8)
+    for run in (arrays.autoattack, arrays.evaluate):
+        with pytest.raises(UserError, match=r"y must lie in 0 … 3 for 4 logits, got "):
+            run(net, x, labels, eps=0.01)
+    with pytest.raises(UserError, match="x and y must be tensors, got ndarray, Tensor"):
+        arrays.evaluate(net, x.numpy(), labels, eps=0.01)
+
+
 def test_autoattack_is_the_package_s(few_steps):
     torch.manual_seed(1)
     net = Partly()

@@ -172,22 +172,27 @@ def test_a_report_keeps_the_choices_apart(runs, capsys):
     assert run.record("clean") is default and default.values["checkpoint"]["which"] == "best"
 
 
-@pytest.mark.parametrize("now", ["nothing", "a link"])
+@pytest.mark.parametrize("now", ["nothing", "a link", "a link beside"])
 def test_records_do_not_follow_a_folder_that_went_meanwhile(
     now, runs, tmp_path, refusal, monkeypatch
 ):
-    """Between the first and the second of two records."""
-    folder, foreign = runs / "sat" / "eval", tmp_path / "foreign"
+    """Between the first and the second of two records; that of no run is held itself."""
+    out = tmp_path / "apart" if now == "a link beside" else runs / "sat"
+    folder = out / "eval"
+    aside, foreign = tmp_path / "aside", out / "mine" if now == "a link beside" else tmp_path / "x"
     write = module.write_json
 
     def then_gone(path, value):
         write(path, value)
-        if not foreign.exists():
-            folder.rename(foreign)
-            if now == "a link":
+        if not aside.exists():
+            folder.rename(aside)
+            if now != "nothing":
+                foreign.mkdir()
                 folder.symlink_to(foreign)
 
     monkeypatch.setattr(module, "write_json", then_gone)
-    said = refusal("eval", "runs/sat", *EVAL[:2], "pgd", "--steps", "1", *EVAL[2:])
+    words = (*EVAL[:2], "pgd", "--steps", "1", *EVAL[2:], "--out", str(out))
+    said = refusal("eval", "runs/sat", *words)
     assert ("is a link to" if now == "a link" else "removed or renamed meanwhile") in said
-    assert [path.name for path in foreign.iterdir()] == ["clean_n8.json"]
+    assert [path.name for path in aside.iterdir() if path.name != ".lock"] == ["clean_n8.json"]
+    assert now == "nothing" or not [*foreign.iterdir()]

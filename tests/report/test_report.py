@@ -17,6 +17,7 @@ import fastuiat
 from fastuiat import data
 from fastuiat.cli import main
 from fastuiat.commands.report import ReportOptions, losses_of
+from fastuiat.config import UserError
 from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples, natural_losses
 from fastuiat.files import sha256_of
 from fastuiat.report import curves
@@ -305,6 +306,28 @@ def test_what_a_run_lacks_is_named_with_its_command(trained, tmp_path, monkeypat
         assert command in end, command
     assert "<figure" not in text and "Learning curves</h2>" not in text
     assert "left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "attacks, command",
+    [
+        ([["clean"], ["cw", "pgd"]], "fastuiat eval a --attacks clean pgd"),
+        ([["cw", "pgd"], ["clean"]], "fastuiat eval b --attacks clean pgd"),
+        ([["cw", "pgd"], ["pgd"], ["cw"]], "fastuiat eval c --attacks clean pgd"),
+        ([["autoattack"], ["cw"], ["cw"]], "fastuiat eval a --attacks clean cw"),
+    ],
+)
+def test_the_command_is_of_the_run_that_lacks_what_others_have(
+    attacks, command, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, kinds in zip("abc", attacks, strict=False):
+        folder = copy(trained, Path(name))
+        shutil.rmtree(folder / "eval", ignore_errors=True)
+        for kind in kinds:
+            write_record(folder, kind, 8, np.ones(N))
+    with pytest.raises(UserError, match=f"share no attack .*{command}$"):
+        read_runs([Path(name) for name, _ in zip("abc", attacks, strict=False)])
 
 
 def test_runs_of_a_sweep_are_called_by_what_tells_them_apart(tmp_path):

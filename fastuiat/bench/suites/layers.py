@@ -22,7 +22,7 @@ from fastuiat.bench.calls import Function, time_ways
 from fastuiat.bench.floors import peak_flops
 from fastuiat.bench.record import make_record
 from fastuiat.bench.suite import Columns, Done, Measuring, Record, Records, Suite, register
-from fastuiat.config import positive
+from fastuiat.config import UserError, positive
 from fastuiat.convolutions import repeatable
 from fastuiat.device import DTYPES, resolve_device
 from fastuiat.fast.fused import STEM_CHANNELS
@@ -303,6 +303,12 @@ class LayerOptions(Measuring):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(batch_size=self.batch_size)
+        known = sorted({width for _, width, _ in SHAPES})
+        if not self.widths or set(self.widths) - set(known):
+            raise UserError(
+                f"--widths {' '.join(map(str, self.widths))}: choose from "
+                f"{', '.join(map(str, known))}, the pixels a side of what ResNet-18's layers take"
+            )
 
 
 @register("layers")
