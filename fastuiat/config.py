@@ -56,7 +56,8 @@ def parse_radius(value: str | float) -> float:
 def radius_text(radius: float) -> str:
     """`8/255` for 0.0313…, the plain number where it is no whole 255th."""
     levels = radius * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{radius:g}"
+    is_whole = math.isfinite(levels) and abs(levels - round(levels)) < 1e-9
+    return f"{round(levels)}/255" if is_whole else f"{radius:g}"
 
 
 Radius = Annotated[

@@ -55,6 +55,21 @@ def document(value: Any) -> bytes:
     return sealed(json.dumps(value, indent=2).encode())
 
 
+def is_beginning(text: bytes) -> bool:
+    """Whether a killed process may have left it of a line: nothing that `line` does not write, and
+    nothing behind the value but a part of its seal."""
+    own = text.rstrip(WHITE)
+    if not own.startswith(b"{") or not all(32 <= byte < 127 for byte in own):
+        return False
+    try:
+        parsed_json(own.decode())
+    except json.JSONDecodeError as error:
+        return error.msg != "Extra data"
+    except ValueError:
+        return False
+    return True
+
+
 def unsealed(content: bytes) -> Any:
     """What a line or document says; ValueError on what is no JSON, Damaged on a wrong checksum."""
     own = content.rstrip(WHITE)

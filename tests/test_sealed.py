@@ -29,6 +29,18 @@ def flipped(content: bytes):
         yield bytes(changed)
 
 
+@pytest.mark.parametrize("value", VALUES[:3], ids=["empty", "line", "text"])
+def test_what_a_kill_leaves_of_a_line_and_what_it_does_not(value):
+    whole = sealed.line(value)
+    assert all(sealed.is_beginning(whole[:end]) for end in range(1, len(whole)))
+    for bit in range(8):  # of the end of the line
+        assert not sealed.is_beginning(whole[:-1] + bytes([whole[-1] ^ 1 << bit]))
+    for begin in range(len(whole) - 1):
+        zeros = whole[:begin] + bytes(len(whole) - begin)
+        assert not sealed.is_beginning(zeros)
+    assert not any(map(sealed.is_beginning, (b"", b"[1", b"page", b'{"a": 1} {"b"', 9**5 * b"[")))
+
+
 @pytest.mark.parametrize("form", [sealed.line, sealed.document])
 @pytest.mark.parametrize("value", VALUES, ids=["empty", "line", "text", "list"])
 def test_every_flipped_bit_shows(form, value):

@@ -76,6 +76,8 @@ def refuse_place(out: Path) -> None:
     try:
         if out.is_dir():
             raise UserError(f"{out} is a folder: give --out the name of a file")
+        if out.exists() and not out.is_file():
+            raise UserError(f"{out} is no plain file: give --out another name")
         above = next(parent for parent in out.absolute().parents if parent.exists())
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fastuiat.config import UserError, of_this_version, radius_text
+from fastuiat.config import UserError, of_this_version, parse_radius, radius_text
 from fastuiat.files import json_in
 from fastuiat.report.log import Log, read_metrics
 
@@ -18,6 +18,7 @@ Item = TypeVar("Item")
 NO_SETTING = {"recipe", "data_dir", "out", "workers", "loader", "log_every", "checkpoint_minutes"}
 """Entries of config.json that move no number."""
 RADII = ("eps", "alpha")
+LARGEST = 1e100
 """The last word of settings that are radii in pixel units."""
 USUAL = {"steps": 20, "alpha": "2/255", "restarts": 1, "version": "standard"}
 """An attack with these is called by its name alone."""
@@ -178,8 +179,14 @@ class Run:
 
     @property
     def eps(self) -> float:
-        """The radius that it was trained for; 8/255 where it knows none."""
-        return float(self.settings.get("attack.eps", 8 / 255))
+        """The radius that it was trained for; 8/255 where it knows none. UserError on no radius."""
+        return parse_radius(self.settings.get("attack.eps", 8 / 255))
+
+
+def is_number(setting: Any) -> bool:
+    """Whether it can be calculated with, and stand on an axis: no run has one beyond LARGEST."""
+    is_one = isinstance(setting, int | float) and not isinstance(setting, bool)
+    return is_one and abs(setting) <= LARGEST
 
 
 def same_radius(a: float, b: float) -> bool:
@@ -275,7 +282,12 @@ def read_run(folder: Path) -> Run:
     records = [read_record(path) for path in sorted((folder / "eval").glob("*.json"))]
     found = [record for record in records if record is not None]
     found.sort(key=Record.order)
-    return Run(folder, config, environment, epochs, steps, found, settings=flat(config))
+    run = Run(folder, config, environment, epochs, steps, found, settings=flat(config))
+    try:
+        _ = run.eps
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    return run
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:

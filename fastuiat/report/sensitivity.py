@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fastuiat.report.curves import NATURAL, ROBUST
 from fastuiat.report.page import empty_figure, page_style
-from fastuiat.report.runs import NO_SETTING, ORDER, Record, Run, text_of
+from fastuiat.report.runs import NO_SETTING, ORDER, Record, Run, is_number, text_of
 
 MOST_TICKS = 12
 """Values of a setting that an axis names."""
@@ -56,8 +56,7 @@ def sensitivities(runs: Sequence[Run]) -> list[Sensitivity]:
             continue
         groups: dict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            value = run.settings.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if is_number(run.settings.get(name)):
                 rest = {
                     k: v
                     for k, v in run.settings.items()
@@ -77,7 +76,7 @@ def sensitivity(name: str, runs: Sequence[Run], attack: Record) -> Sensitivity:
     robust: dict[float, list[float]] = defaultdict(list)
     seen = set()
     for run in runs:
-        value, seed = run.settings[name], run.settings.get("seed")
+        value, seed = run.settings[name], repr(run.settings.get("seed"))
         if (value, seed) in seen:
             continue  # the same run under two names, as where two sweeps cross
         seen.add((value, seed))

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastuiat.config import radius_text
 from fastuiat.report.page import Cell, Marked
-from fastuiat.report.runs import ByRadius, Measurements, Record, Run, text_of
+from fastuiat.report.runs import ByRadius, Measurements, Record, Run, is_number, text_of
 
 Rows = tuple[list[str], list[list[Cell]]]
 """Headings and rows."""
@@ -119,7 +119,7 @@ def environment_text(value: Any) -> str | None:
 def epoch_seconds(run: Run) -> np.ndarray:
     """Seconds of training by epoch, from its images and their rate; validation not counted."""
     batch, rates = run.settings.get("batch_size"), run.epochs["clock.images_per_second"]
-    if not isinstance(batch, int | float) or not batch:
+    if not is_number(batch) or not batch:
         return np.empty(0)
     steps, known = np.diff(run.epochs["step"], prepend=0), rates > 0
     return steps[known] * batch / rates[known]

@@ -115,6 +115,8 @@ class Ledger:
         file.seek(self._end)
         for text in file:
             if not text.endswith(b"\n"):
+                if not sealed.is_beginning(text):
+                    raise UserError(f"{self.path}, line {self._count + 1}, is damaged")
                 return True
             if text.strip():
                 self._keep(self._parsed(text))

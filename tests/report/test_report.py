@@ -20,7 +20,7 @@ from fastuiat.commands.report import ReportOptions, losses_of
 from fastuiat.config import UserError
 from fastuiat.evaluation.inverse import first_of_each_class, inverse_examples, natural_losses
 from fastuiat.files import sha256_of
-from fastuiat.report import curves
+from fastuiat.report import curves, document
 from fastuiat.report.runs import Record, labels_of, read_run, read_runs
 from fastuiat.report.sensitivity import sensitivities, sensitivity_curves
 from fastuiat.training.checkpoint_file import locate
@@ -286,6 +286,26 @@ def test_a_place_of_data_that_is_none_is_said(trained, tmp_path, told):
     main(["report", str(folder)])
     text = (folder / "report.html").read_text()
     assert "has no inverse examples (Figure 6)" in text and "data_dir must be a path" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, 10**400, [[]]])
+def test_settings_that_are_none_are_told_or_refused(trained, tmp_path, value):
+    """A report of two runs, one of which says odd things of itself."""
+    first, other = copy(trained, tmp_path / "a"), tmp_path / "b"
+    for name in ("seed", "batch_size", "momentum_epoch"):
+        shutil.rmtree(other, ignore_errors=True)
+        copy(trained, other, **{name: value})
+        document.make_report(read_runs([first, other]), document.FromNets())
+    shutil.rmtree(other)
+    copy(trained, other)
+    config = json.loads((other / "config.json").read_text())
+    config["settings"] |= {"attack": {"eps": 8 / 255, "alpha": value}, "inverse_eps": value}
+    (other / "config.json").write_text(json.dumps(config))
+    document.make_report(read_runs([first, other]), document.FromNets())
+    config["settings"]["attack"]["eps"] = value
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"b/config\.json: .* radius"):
+        read_runs([first, other])
 
 
 def test_what_a_run_lacks_is_named_with_its_command(trained, tmp_path, monkeypatch, capsys):

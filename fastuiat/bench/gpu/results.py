@@ -10,7 +10,7 @@ from typing import Any
 from fastuiat.bench import suites
 from fastuiat.config import UserError
 from fastuiat.files import json_in
-from fastuiat.sealed import Damaged, unsealed
+from fastuiat.sealed import Damaged, is_beginning, unsealed
 
 Records = list[dict[str, Any]]
 LOG_TAIL = 1 << 20
@@ -29,6 +29,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         except Damaged as error:
             raise UserError(f"{path}, line {number}: {error}") from error
         except ValueError:
+            if line.strip() and not is_beginning(line):
+                raise UserError(f"{path}, line {number} is damaged: not a line of JSON") from None
             continue
         if isinstance(value, dict):
             yield value
