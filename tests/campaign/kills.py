@@ -181,12 +181,13 @@ def said_wrong(process: Process, subject: Subject, struck: bool) -> set[str]:
     if not process.ended():
         faults.add("hang")
     complained = process.stderr
-    if "Traceback" in complained and not isinstance(subject, Torchrun):
+    is_torchrun = isinstance(subject, Torchrun)  # it speaks of its own end in its own way
+    if "Traceback" in complained and not is_torchrun:
         faults.add("traceback")
     if not struck and process.returncode != 0:
         faults.add("other bits" if "fastuiat: " in complained else "no line")
     if struck and (process.returncode or 0) > 0 and process.returncode not in STOPPED:
-        faults |= set() if "fastuiat: " in complained else {"no line"}
+        faults |= set() if is_torchrun or "fastuiat: " in complained else {"no line"}
     return faults
 
 
