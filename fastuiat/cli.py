@@ -45,7 +45,7 @@ All but bench take --quiet (the result alone) and --json (one JSON document on s
 
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ENOMEM,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOMEM,
 }  # fmt: skip
 """A full or unwritable disk, a path that cannot be, no memory: the user's to mend, wherever it
 shows."""
@@ -185,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         leave_for_good(2)
         if gone is not None:
             end(2, in_a_line(f"{gone} was removed or renamed meanwhile: put it back, and go on"))
-        where = f"{error.filename}: " if error.filename else ""
+        place = error.filename2 or error.filename  # where a file was to be moved to, or was to be
+        where = f"{place}: " if place else ""
         end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
     except Exception as error:
         if is_out_of_memory(error):

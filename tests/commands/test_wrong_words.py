@@ -13,6 +13,7 @@ from fastuiat.commands import doctor
 from fastuiat.config import UserError, printable
 from fastuiat.evaluation import record
 from fastuiat.evaluation.arrays import as_images
+from fastuiat.files import write_json
 from fastuiat.training.config import TrainConfig
 
 LONG = "n" * 300
@@ -139,6 +140,13 @@ def test_memory_that_is_not_enough_in_other_words(refusal, monkeypatch, error, s
 
     monkeypatch.setattr(doctor, "doctor", none_left)
     assert said in refusal("doctor")
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_line(refusal, monkeypatch, tmp_path):
+    (tmp_path / "state.json" / "mine").mkdir(parents=True)
+    monkeypatch.setattr(doctor, "doctor", lambda argv: write_json(tmp_path / "state.json", {}))
+    assert "state.json: Is a directory; nothing written before is lost" in refusal("doctor")
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_what_a_terminal_obeys_is_left_out(refusal, tmp_path):

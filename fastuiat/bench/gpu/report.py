@@ -218,7 +218,7 @@ def is_small_part(path: Path) -> bool:
 
 
 def lines_in(path: Path) -> list[str]:
-    return [sealed.line(record).decode().rstrip() for record in json_lines(path)]
+    return [sealed.line(record).decode().rstrip("\n") for record in json_lines(path)]
 
 
 def newest(lines: list[str]) -> list[str]:
