@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -235,3 +236,22 @@ def test_reports_are_kept_and_shown(out, tmp_path):
     assert text.endswith(f"\n\n{named}\n")
     with pytest.raises(UserError, match="name a folder that bench gpu has filled"):
         recorded.add(tmp_path, kept)
+
+
+def test_files_of_a_report_that_are_none_or_hold_too_much(tmp_path, monkeypatch):
+    """Nobody writes into these pipes."""
+    for name in ("records.jsonl", "logs.tar.gz"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"records\.jsonl cannot be read: it is no plain file"):
+        [*results.json_lines(tmp_path / "records.jsonl")]
+    assert [*results.json_lines(tmp_path / "none")] == []
+    assert not packing.unpack(tmp_path / "logs.tar.gz", tmp_path / "out")
+    (tmp_path / "large").write_bytes(bytes(1000))
+    content, _ = packing.pack([packing.Unit("large", {"large": tmp_path / "large"})])
+    (tmp_path / "kept.tar.gz").write_bytes(content)
+    monkeypatch.setattr(packing, "MOST_UNPACKED", 999)
+    assert not packing.unpack(tmp_path / "kept.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(packing, "MOST_UNPACKED", 1000)
+    assert packing.unpack(tmp_path / "kept.tar.gz", tmp_path / "out")
+    assert (tmp_path / "out" / "large").read_bytes() == bytes(1000)

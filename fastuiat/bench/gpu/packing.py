@@ -11,8 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fastuiat.bounds import opened
+
 LIMIT = 15_500_000
 """Bytes of a file that may be carried away from a lent machine: there 16 MB are the most."""
+MOST_UNPACKED = 1 << 30
+"""Bytes that one of them may hold."""
 LEVEL = 1
 """Of gzip: the GPU waits meanwhile, and higher ones are slow for little."""
 HEADERS = 2048
@@ -88,10 +92,15 @@ def pack(units: Iterable[Unit], *, seconds: float = float("inf")) -> tuple[bytes
 
 
 def unpack(archive: Path, folder: Path) -> bool:
-    """Write the files of an archive below the folder; whether there was one that could be read."""
+    """Write the files of an archive below the folder; whether there was one that could be read, and
+    was no larger than archives of ours become."""
+    room = MOST_UNPACKED
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with opened(archive) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             for member in tar:
+                room -= member.size
+                if room < 0:
+                    return False
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.is_absolute() or ".." in name.parts:
                     continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuiat.bench import suites
+from fastuiat.bounds import MOST_TEXT, plain_bytes
 from fastuiat.config import UserError
 from fastuiat.files import json_in
 from fastuiat.sealed import Damaged, is_beginning, unsealed
@@ -18,11 +19,14 @@ MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file, which may be being written; UserError where one is damaged."""
+    """The whole lines of a file, which may be being written, or none where there is none; UserError
+    where one is damaged, or where it is no file that can be read."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+        lines = plain_bytes(path, MOST_TEXT).split(b"\n")
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         try:
             value = unsealed(line)
