@@ -224,6 +224,8 @@ def pictures_of(run: Run, options: ReportOptions) -> Pictures:
     x, y = first_of_each_class(images, PICTURED)
     z = universal_perturbations(read(file))
     eps = parse_radius(run.settings.get("inverse_eps", 4 / 255))
+    if z is not None and (len(z) <= y.max() or z.shape[1:] != x.shape[1:]):
+        raise UserError(f"the z in its checkpoint, {tuple(z.shape)}, is not of its classes' images")
     made = inverse_examples(model, x, y, z, eps=eps, device=device_of(options))
 
     def picture(tensor: Any) -> Any:
@@ -244,6 +246,13 @@ def pictures_of(run: Run, options: ReportOptions) -> Pictures:
 
 
 def universal_perturbations(checkpoint: dict[str, Any]) -> Any:
-    """z (K, C, H, W) of the method's state, or None of a method without one."""
-    state = checkpoint.get("method") or {}
-    return next((value for name, value in state.items() if name.endswith("bank.z")), None)
+    """z (K, C, H, W) of the method's state, or None of a method without one; UserError on a z that
+    is none."""
+    from torch import Tensor
+
+    state = checkpoint.get("method")
+    state = state if isinstance(state, dict) else {}
+    z = next((value for name, value in state.items() if str(name).endswith("bank.z")), None)
+    if z is None or (isinstance(z, Tensor) and z.ndim == 4 and z.is_floating_point()):
+        return z
+    raise UserError("the z in its checkpoint is no tensor of images")

@@ -248,9 +248,13 @@ class Npz:
         self.path = path
         try:
             self._file = bounds.opened(path)
+        except _BROKEN as error:
+            raise self.damaged(error) from error
+        try:
             self._zip = bounds.zip_of(self._file)
             self.members = {m.filename.removesuffix(".npy"): m for m in self._zip.infolist()}
         except _BROKEN as error:
+            self._file.close()
             raise self.damaged(error) from error
 
     def __enter__(self) -> Npz:

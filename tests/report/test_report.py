@@ -288,6 +288,25 @@ def test_a_place_of_data_that_is_none_is_said(trained, tmp_path, told):
     assert "has no inverse examples (Figure 6)" in text and "data_dir must be a path" in text
 
 
+@pytest.mark.parametrize(
+    "z, said",
+    [
+        ([None, 1e266, []], "is no tensor of images"),
+        (torch.zeros(10, 3), "is no tensor of images"),
+        (torch.zeros(2, 3, 32, 32), "is not of its classes"),
+        (torch.zeros(10, 1, 28, 28), "is not of its classes"),
+    ],
+)
+def test_a_z_that_is_none_is_said(trained, tmp_path, z, said):
+    folder = copy(trained, tmp_path / "run")
+    content = torch.load(locate(folder), weights_only=True)
+    name = next(name for name in content["method"] if name.endswith("bank.z"))
+    content["method"][name] = z
+    torch.save(content, locate(folder))
+    main(["report", str(folder)])
+    assert said in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, 10**400, [[]]])
 def test_settings_that_are_none_are_told_or_refused(trained, tmp_path, value):
     """A report of two runs, one of which says odd things of itself."""
