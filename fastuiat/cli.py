@@ -134,6 +134,17 @@ def folder_that_is_gone(error: OSError) -> Path | None:
     return None if folder.exists() else folder
 
 
+def said_of_disk(error: OSError) -> str | None:
+    """What is wrong where the user can mend it, or None."""
+    if (gone := folder_that_is_gone(error)) is not None:
+        return f"{gone} was removed or renamed meanwhile: put it back, and go on"
+    if error.errno not in DISK_ERRORS:
+        return None
+    place = error.filename2 or error.filename  # where a file was to be moved to, or was to be
+    where = f"{place}: " if place else ""
+    return f"{where}{error.strerror}; nothing written before is lost"
+
+
 def end(code: int, line: str) -> NoReturn:
     """Say in one line, of all ranks once, why the command has ended, and exit."""
     wait_for_the_first(code)
@@ -179,15 +190,10 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
-        gone = folder_that_is_gone(error)
-        if error.errno not in DISK_ERRORS and gone is None:
+        if (said := said_of_disk(error)) is None:
             raise
         leave_for_good(2)
-        if gone is not None:
-            end(2, in_a_line(f"{gone} was removed or renamed meanwhile: put it back, and go on"))
-        place = error.filename2 or error.filename  # where a file was to be moved to, or was to be
-        where = f"{place}: " if place else ""
-        end(2, in_a_line(f"{where}{error.strerror}; nothing written before is lost"))
+        end(2, in_a_line(said))
     except Exception as error:
         if is_out_of_memory(error):
             leave_for_good(2)
