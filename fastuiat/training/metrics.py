@@ -19,6 +19,7 @@ from fastuiat import sealed
 from fastuiat.bounds import MOST_LOG, lines_in, own_copy, plain_bytes
 from fastuiat.config import UserError
 from fastuiat.files import write_bytes
+from fastuiat.writer import refuse_replaced
 
 FILE = "metrics.jsonl"
 
@@ -74,6 +75,11 @@ class Events:
             self._file.close()
 
 
+def existing(path: str, flags: int) -> int:
+    """Opens what is there, and makes nothing."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
 class MetricsLog:
     """One JSON object per line. Clock readings live under `clock` and are no part of identity."""
 
@@ -101,11 +107,13 @@ class MetricsLog:
         """
         with said_in_a_line(self.path):
             self._file.flush()
-            if not self._is_there():
+            while not self._is_there():
                 self._file.seek(0)
                 write_bytes(self.path, self._file.read())
-                self._file.close()
-                self._file = open(self.path, "a+b")  # noqa: SIM115 (as before)
+                with contextlib.suppress(FileNotFoundError):  # gone again
+                    there = open(self.path, "a+b", opener=existing)  # noqa: SIM115 (as before)
+                    self._file.close()
+                    self._file = there
             os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -118,6 +126,10 @@ class MetricsLog:
         return os.path.samestat(os.fstat(self._file.fileno()), there)
 
     def close(self) -> None:
+        """What went away behind the last checkpoint is there again, if this is its folder still."""
+        with contextlib.suppress(OSError, UserError):
+            refuse_replaced(self.path.parent)
+            self.sync()
         with contextlib.suppress(OSError):
             self._file.close()
         self._events.close()

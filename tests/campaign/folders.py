@@ -131,7 +131,8 @@ class Folders(Trials):
         after = content_of(target if act == "another's" else foreign)
         if held and after != before and (act == "a link" or target.name == "run"):
             faults.add("believed")  # what is another's was written
-        if target.name == "metrics.jsonl" and process.returncode == 0 and not target.is_symlink():
+        is_anew = process.returncode == 0 and target.is_file() and not target.is_symlink()
+        if target.name == "metrics.jsonl" and is_anew:
             aside.unlink(missing_ok=True)  # written anew
         elif act != "removed":
             if target.is_symlink() or target.is_file():

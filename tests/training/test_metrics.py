@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastuiat.config import UserError
 from fastuiat.report.log import read_metrics
-from fastuiat.training import run
+from fastuiat.training import metrics, run
 from fastuiat.training.folder import config_of
 from fastuiat.training.metrics import Events, MetricsLog, cut_back, is_kept
 from tests.training.tiny import TINY
@@ -212,3 +212,34 @@ def test_a_log_that_is_taken_away_while_it_is_written_is_written_anew(how, tmp_p
     log.close()
     assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == [1, 2, 3]
     assert not path.is_symlink() and foreign.read_text() == "mine"
+
+
+def test_a_log_that_goes_behind_the_last_look_is_there_at_the_end(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("epoch", 1, {"epoch": 1}, {})
+    log.sync()
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "aside")
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (tmp_path / "aside").read_bytes() != b""
+
+
+def test_a_log_that_goes_while_it_is_written_anew_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(tmp_path)
+    log.write("epoch", 1, {"epoch": 1}, {})
+    path.unlink()
+    write, times = metrics.write_bytes, 0
+
+    def then_gone(place, content):
+        nonlocal times
+        write(place, content)
+        times += 1
+        if times == 1:
+            path.unlink()
+
+    monkeypatch.setattr(metrics, "write_bytes", then_gone)
+    log.sync()
+    log.write("epoch", 2, {"epoch": 2}, {})
+    log.close()
+    assert times == 2
+    assert [line["epoch"] for line in map(json.loads, path.read_text().splitlines())] == [1, 2]
